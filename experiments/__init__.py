@@ -1,0 +1,36 @@
+"""Experiments: each is a function named after itself that returns a config, and a config knows how to run.
+
+    find('tldr_direct')(scale('micro'), seed=0).run(folder)
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from rlaif_jax.config import Mistake
+
+MODULES = ('tldr',)  # each lists its experiments in __all__
+
+
+def experiments() -> dict[str, Callable[..., Any]]:
+    """Every experiment by name, in the order in which a reader meets them."""
+    modules = [importlib.import_module(f'experiments.{name}') for name in MODULES]
+    return {name: getattr(module, name) for module in modules for name in module.__all__}
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The experiment of that name. Raises `Mistake` naming the nearest one."""
+    known = experiments()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.0)
+        raise Mistake(f'no experiment {name!r}; did you mean {near[0]}? (--list shows all)')
+    return known[name]
+
+
+def summary(experiment: Callable[..., Any]) -> str:
+    """The first line of an experiment's docstring."""
+    return (inspect.getdoc(experiment) or '').split('\n')[0]

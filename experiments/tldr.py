@@ -1,0 +1,263 @@
+"""Summarization: the paper's experiments on Reddit TL;DR.
+
+Published win rates are those of human raters (arXiv 2309.00267, Table 1), raw and at equal length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh as DeviceMesh
+
+from experiments.scales import Data, Evaluation, Mesh, Scale
+from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import dump
+from rlaif_jax.data import loader
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.evaluation import win_rate
+from rlaif_jax.generation import generate
+from rlaif_jax.labeling import direct, preference
+from rlaif_jax.models import hf
+from rlaif_jax.models.hf import LM
+from rlaif_jax.training import reinforce, sft
+
+__all__ = ['tldr_sft', 'tldr_direct']
+
+TASK = 'summarization'
+
+
+# The experiments
+
+
+def tldr_sft(scale: Scale, seed: int = 0) -> SFT:
+    """The SFT policy: the smallest base model fine-tuned on reference summaries; where all RL starts (App. G).
+
+    Command: python launch/run.py --experiment=tldr_sft
+    Cost at micro scale: a minute on 2 cores.
+    Expect: its summaries and the references are preferred about equally often; it imitates them, faults included.
+    """
+    return SFT(
+        policy=scale.xs,
+        data=scale.tldr,
+        max_prompt=scale.reinforce.max_prompt,
+        max_new_tokens=scale.reinforce.max_new_tokens,
+        sft=replace(scale.sft, seed=seed),
+        evaluation=replace(scale.evaluation, seed=seed),
+        mesh=scale.mesh,
+        dtype=scale.dtype,
+    )
+
+
+def tldr_direct(scale: Scale, seed: int = 0) -> Direct:
+    """Direct RLAIF: REINFORCE on the labeler's own ratings, no reward model (§2.2.2, §4.3; Table 1, 'd-RLAIF vs SFT').
+
+    Command: python launch/run.py --experiment=tldr_direct
+    Cost at micro scale: about 5 minutes on 2 cores, the SFT policy included.
+    Published: preferred to SFT in 74 % of comparisons, 65 % at equal length.
+    """
+    return Direct(
+        policy=scale.xs,
+        labeler=scale.labeler,
+        data=scale.tldr,
+        sft=replace(scale.sft, seed=seed),
+        rating=scale.rating,
+        reinforce=replace(scale.reinforce, seed=seed),
+        evaluation=replace(scale.evaluation, seed=seed),
+        mesh=scale.mesh,
+        dtype=scale.dtype,
+    )
+
+
+# What they run
+
+
+class Stage(NamedTuple):
+    """One line of a plan: what runs, on which models, for how many steps, and in which folder (`result.json` there: done)."""
+
+    name: str
+    models: dict[str, str]  # role -> model
+    steps: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class SFT:
+    """References → SFT policy, then the policy against the references."""
+
+    policy: str
+    data: Data
+    max_prompt: int
+    max_new_tokens: int
+    sft: sft.Config
+    evaluation: Evaluation
+    mesh: Mesh
+    dtype: str
+
+    def stages(self, folder: Path) -> list[Stage]:
+        return [supervised(self).stage(folder.parent), Stage('evaluation', judges(self.evaluation), self.evaluation.prompts, folder)]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh = axes.make_mesh(asdict(self.mesh))
+        policy = supervised(self).run(folder.parent, mesh)
+        hf.save(policy, folder / 'export')
+        prompts = test_prompts(self)
+        ours = respond(policy, prompts, self.max_new_tokens, self.evaluation, mesh)
+        theirs = [prompt.reference for prompt in prompts]
+        return report(self, folder, prompts, {'SFT': ours, 'reference': theirs}, [('SFT', 'reference', None)], mesh)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """References → SFT policy → REINFORCE on the labeler's ratings → the policy against SFT."""
+
+    policy: str
+    labeler: str
+    data: Data
+    sft: sft.Config
+    rating: direct.Config
+    reinforce: reinforce.Config
+    evaluation: Evaluation
+    mesh: Mesh
+    dtype: str
+
+    def stages(self, folder: Path) -> list[Stage]:
+        models = {'policy': self.policy, 'value': self.policy, 'reference': self.policy, 'labeler': self.labeler}
+        return [
+            supervised(self).stage(folder.parent),
+            Stage('reinforce', models, self.reinforce.steps, folder),
+            Stage('evaluation', judges(self.evaluation), self.evaluation.prompts, folder),
+        ]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh = axes.make_mesh(asdict(self.mesh))
+        start = supervised(self).run(folder.parent, mesh)
+        scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
+        train = loader.source(self.data.source, 'train', self.data.train)
+        validation = loader.source(self.data.source, 'validation', self.data.validation)
+        policy = reinforce.run(
+            self.reinforce,
+            folder,
+            start,
+            loader.batches(train, self.reinforce.batch, self.reinforce.seed),
+            scorer,
+            [validation[i] for i in range(min(self.reinforce.eval_prompts, len(validation)))],
+            mesh,
+            judge=make_judge(self.evaluation, self.dtype, mesh),
+        )
+        prompts = test_prompts(self)
+        texts = {
+            name: respond(lm, prompts, self.reinforce.max_new_tokens, self.evaluation, mesh)
+            for name, lm in (('d-RLAIF', policy), ('SFT', start))
+        }
+        return report(self, folder, prompts, texts, [('d-RLAIF', 'SFT', (74, 65))], mesh)
+
+
+# The pieces
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Everything that determines the SFT policy, and nothing else: experiments that need the same one share its folder."""
+
+    policy: str
+    data: Data
+    max_prompt: int
+    max_new_tokens: int
+    sft: sft.Config
+    dtype: str
+
+    def stage(self, root: Path) -> Stage:
+        return Stage('sft', {'policy': self.policy}, self.sft.steps, checkpoint.stage_folder(root, 'sft', self))
+
+    def run(self, root: Path, mesh: DeviceMesh) -> LM:
+        """The policy, trained now or read from where an earlier run left it."""
+        folder = self.stage(root).folder
+        with checkpoint.lock(folder):
+            checkpoint.open_folder(folder, dump(self))
+            if checkpoint.finished(folder) is None:
+                lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+                prompts_at = loader.batches(loader.source(self.data.source, 'train', self.data.train), self.sft.batch, self.sft.seed)
+                sft.run(self.sft, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh)
+                checkpoint.finish(folder, {'export': 'export'})
+            else:
+                log.say(f'sft: already there, in {folder}')
+        return hf.load(folder / 'export', dtype=self.dtype, mesh=mesh)
+
+    def batch(self, lm: LM, prompts: list[Prompt]) -> dict[str, np.ndarray]:
+        """Prompts with their references, a space before and the end token behind."""
+        tokenizer = lm.tokenizer
+        before = [[*tokenizer.start, *row][: self.max_prompt] for row in tokenizer.encode([prompt.text for prompt in prompts])]
+        after = [
+            [*row[: self.max_new_tokens - 1], tokenizer.eos]
+            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts])
+        ]
+        longest = max(len(a) + len(b) for a, b in zip(before, after))
+        return sft.example_batch(before, after, -(-longest // 32) * 32, tokenizer.pad)
+
+
+def supervised(cfg: SFT | Direct) -> Supervised:
+    """The SFT stage that an experiment starts from."""
+    lengths = cfg if isinstance(cfg, SFT) else cfg.reinforce
+    return Supervised(cfg.policy, cfg.data, lengths.max_prompt, lengths.max_new_tokens, cfg.sft, cfg.dtype)
+
+
+def test_prompts(cfg: SFT | Direct) -> list[Prompt]:
+    source = loader.source(cfg.data.source, 'test', cfg.data.test)
+    return [source[i] for i in range(min(cfg.evaluation.prompts, len(source)))]
+
+
+def respond(lm: LM, prompts: list[Prompt], max_new_tokens: int, cfg: Evaluation, mesh: DeviceMesh) -> list[str]:
+    """A policy's responses to the test prompts; every policy gets the same randomness."""
+    texts = [prompt.text for prompt in prompts]
+    with log.console().status(f'{len(texts)} responses of {lm.name}'):
+        return generate(
+            lm, texts, max_new_tokens=max_new_tokens, temperature=cfg.temperature, seed=cfg.seed, batch=cfg.batch, mesh=mesh
+        )
+
+
+def judges(cfg: Evaluation) -> dict[str, str]:
+    """The models that evaluation loads: none where the judge is simulated."""
+    return {} if cfg.judge in ('raters', 'oracle') else {'judge': cfg.judge}
+
+
+def make_judge(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:
+    """Simulated raters, the oracle, or a language model asked in both orders."""
+    if cfg.judge == 'raters':
+        return win_rate.raters(cfg.seed)
+    if cfg.judge == 'oracle':
+        return win_rate.oracle()
+    prefer = preference.make_single_order(hf.load(cfg.judge, dtype=dtype, mesh=mesh), task=TASK, mesh=mesh)
+    return win_rate.from_preference(lambda prompts, firsts, seconds: prefer([p.text for p in prompts], firsts, seconds))
+
+
+def report(
+    cfg: SFT | Direct,
+    folder: Path,
+    prompts: list[Prompt],
+    texts: dict[str, list[str]],
+    comparisons: list[tuple[str, str, tuple[int, int] | None]],
+    mesh: DeviceMesh,
+) -> dict[str, Any]:
+    """Judge policies against each other, print the tables, and return what goes into result.json."""
+    simulated = loader.simulated(cfg.data.source)
+    config = win_rate.Config(n_prompts=len(prompts), confidence=cfg.evaluation.confidence)
+    judging = {cfg.evaluation.judge: make_judge(cfg.evaluation, cfg.dtype, mesh)}
+    if simulated:
+        judging['oracle'] = win_rate.oracle()
+    rows, result = [], {'simulated': simulated, 'comparisons': []}
+    for a, b, published in comparisons:
+        for judge_name, judge in judging.items():
+            found = win_rate.compare(prompts, texts[a], texts[b], judge, config, names=(a, b))
+            paper = f'{published[0]} % / {published[1]} %' if published and judge_name == cfg.evaluation.judge else '–'
+            shown = found.row()
+            rows.append([shown['comparison'], judge_name, shown['win rate'], shown['at equal length'], shown['characters'], shown['p'], paper])
+            result['comparisons'].append({'judge': judge_name, **found.as_dict()})
+    note = 'SIMULATED world: posts, policies, raters and oracle are all artificial' if simulated else f'n = {len(prompts)} test prompts'
+    columns = ['comparison', 'judge', 'win rate', 'at equal length', 'characters', 'p', 'paper (people): raw / equal length']
+    log.figures_table(note, columns, rows)
+    samples = [{'prompt': p.text, **{name: texts[name][i] for name in texts}} for i, p in enumerate(prompts[:16])]
+    log.write_whole(folder / 'test_samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
+    return result

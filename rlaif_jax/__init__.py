@@ -1,0 +1,41 @@
+"""Align a language model with AI feedback: *RLAIF vs. RLHF* (arXiv 2309.00267) in JAX.
+
+    import rlaif_jax
+    lm = rlaif_jax.load('micro_l')
+    rlaif_jax.rate(lm, prompts, responses)
+
+The names below are the public surface; each is what our own stages call, and is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlaif_jax.generation import generate as generate
+    from rlaif_jax.labeling.direct import Rating as Rating
+    from rlaif_jax.labeling.direct import rate as rate
+    from rlaif_jax.models.hf import LM as LM
+    from rlaif_jax.models.hf import load as load
+    from rlaif_jax.models.hf import logits as logits
+    from rlaif_jax.models.hf import save as save
+
+_WHERE = {
+    'load': 'models.hf',
+    'save': 'models.hf',
+    'logits': 'models.hf',
+    'LM': 'models.hf',
+    'generate': 'generation',
+    'rate': 'labeling.direct',
+    'Rating': 'labeling.direct',
+    'Mistake': 'config',
+}
+
+__all__ = [*_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f'module rlaif_jax has no attribute {name!r}; it has {", ".join(__all__)}')
+    return getattr(importlib.import_module(f'rlaif_jax.{_WHERE[name]}'), name)

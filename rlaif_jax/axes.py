@@ -1,0 +1,136 @@
+"""The alphabet of axes, meshes, and where every array lives on them.
+
+An array's name ends in the letters of its axes (`logp_BT`, `query_LDNH`), and that is all this file needs: `RULES` maps
+letters to mesh axes, `shardings` places any tree by the names of its leaves. Another layout is another table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlaif_jax.config import Mistake
+
+ALPHABET: Mapping[str, str] = {
+    'B': 'batch', 'T': 'time', 'S': 'cache slot', 'L': 'layer', 'D': 'embed', 'N': 'query head', 'K': 'key-value head',
+    'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
+    'R': 'rating',
+}  # fmt: skip
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+Rules = Mapping[str, str | tuple[str, ...]]
+
+# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and vocabulary.
+RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are left.
+
+    `make_mesh()` is one device. Raises `Mistake` where the sizes do not fit the devices.
+    """
+    sizes = dict(sizes or {})
+    devices = list(jax.devices()) if devices is None else devices
+    if unknown := set(sizes) - set(MESH_AXES):
+        raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    if -1 in shape:
+        shape[shape.index(-1)] = max(len(devices) // fixed, 1)
+    needed = int(np.prod(shape))
+    if needed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
+        raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}')
+    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+
+
+def letters(name: str) -> str:
+    """The axes a name declares: 'query_LDNH' -> 'LDNH'; '' for a name without them (a scalar)."""
+    found = re.search(r'(?:^|_)([A-Z]+)$', name)
+    return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
+
+
+def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> PartitionSpec:
+    """The partition of an array with these letters. An axis the mesh does not divide stays whole, and each mesh axis is used once."""
+    used: set[str] = set()
+    parts: list[Any] = []
+    for letter, size in zip(axes, shape, strict=True):
+        wanted = rules.get(letter, ())
+        names = tuple(n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1)
+        if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0:
+            used.update(names)
+            parts.append(names if len(names) > 1 else names[0])
+        else:
+            parts.append(None)
+    return PartitionSpec(*parts)
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """The same tree with a `NamedSharding` at every leaf, by the leaf's name.
+
+    Works for parameters, batches and the state of an optimizer: a leaf of the state sits under its parameter's name, and where the
+    optimizer dropped an axis (Adafactor's factored moments) the remaining letters are found by their sizes.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    named = [(letters(_last_name(path)), leaf) for path, leaf in flat]
+    size_of = {c: n for axes, leaf in named if len(axes) == len(leaf.shape) for c, n in zip(axes, leaf.shape)}
+    out = []
+    for axes, leaf in named:
+        if len(axes) != len(leaf.shape):
+            axes = _kept(axes, leaf.shape, size_of)
+        out.append(NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules) if axes else PartitionSpec()))
+    return jax.tree_util.tree_unflatten(treedef, out)
+
+
+def place(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """Put every leaf where its name says."""
+    return jax.device_put(tree, shardings(tree, mesh, rules))
+
+
+def rows(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """The sharding of anything whose first axis is B."""
+    return NamedSharding(mesh, PartitionSpec(rules['B']))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
+    """Raises `Mistake` where `size` rows do not split evenly over the mesh, naming the nearest sizes that do."""
+    parts = int(np.prod([mesh.shape[n] for n in rules['B']]))
+    if size < 1 or size % parts:
+        low, high = size // parts * parts, (size // parts + 1) * parts
+        near = f'{low} or {high}' if low > 0 else f'{high}'
+        raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
+
+
+def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
+    """Tell the compiler where an activation lives, by its letters; without a mesh (see `jax.set_mesh`) a no-op."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+
+
+def _last_name(path: tuple[Any, ...]) -> str:
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and isinstance(key.key, str)]
+    return names[-1] if names else ''
+
+
+def _kept(axes: str, shape: tuple[int, ...], size_of: Mapping[str, int]) -> str:
+    """The letters of `axes`, in order, whose sizes are `shape`; '' if there are none (a placeholder leaf)."""
+    if not shape:
+        return ''
+    for i, letter in enumerate(axes):
+        if size_of.get(letter) == shape[0]:
+            rest = _kept(axes[i + 1 :], shape[1:], size_of)
+            if len(rest) == len(shape) - 1:
+                return letter + rest
+    return ''

@@ -1,0 +1,312 @@
+"""The folder of a run, and what makes it survive a crash: Orbax writes the state, everything else is written whole.
+
+    folder/config.gin      the operative config; the same folder never serves two
+    folder/checkpoints/20/ the state after 20 steps, complete or absent
+    folder/result.json     written last: its presence means that the run is finished
+    folder/.lock           held by the process that writes here
+
+    with lock(folder), Checkpoints(folder) as checkpoints:
+        if checkpoints.latest() is not None:
+            step, state = checkpoints.restore(None, state)
+        ...
+        checkpoints.save(step, state)
+
+Orbax writes a step into a temporary directory and renames it, so a process killed while it saves leaves no step behind.
+Just before the rename the size of every file goes into `sizes.json`: a step whose files are missing or cut short, by a
+copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in a file of the right size may not be.)
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from rlaif_jax.config import Mistake, differences, digest
+from rlaif_jax.log import say, to_json, write_whole
+
+State = Any  # a pytree of jax arrays
+
+
+# The run folder
+
+
+def stage_folder(root: Path, name: str, config: Any) -> Path:
+    """Where a stage of an experiment lives: the same config finds the same folder, another one another."""
+    return Path(root) / 'stages' / f'{name}-{digest(config)}'
+
+
+def open_folder(folder: Path, config_text: str) -> None:
+    """Makes `folder` and writes config.gin; raises Mistake if it already belongs to a config with other bindings."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / 'config.gin'
+    if not path.exists():
+        write_whole(path, config_text)
+    elif changed := differences(path.read_text(encoding='utf-8'), config_text):
+        shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
+        lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
+        raise Mistake(f'{lines}\ngive another --workdir, or delete it')
+
+
+def finish(folder: Path, result: dict) -> None:
+    """Writes result.json, which marks the run as finished: call it last."""
+    write_whole(Path(folder) / 'result.json', to_json(result) + '\n')
+
+
+def finished(folder: Path) -> dict | None:
+    """The result of a finished run, or None."""
+    path = Path(folder) / 'result.json'
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise Mistake(f'{path} is not JSON ({error}); delete it to finish again from the last checkpoint') from None
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one.
+
+    The system drops the lock when the process ends, however it ends. On several hosts only the first one takes it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'a+', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or '?'
+            raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it') from None
+        except OSError as error:  # some network file systems
+            say(f'{folder}: this file system has no locks ({error}); take care that one process writes here')
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+# Checkpoints
+
+
+class Checkpoints:
+    """The saved states of the run in `folder`, the newest `keep` of them.
+
+    A state is a nested dict, tuple or namedtuple of arrays. Only the process that holds the folder's lock may save; any
+    may restore. Use it in a `with`, or call `close`: a save goes on in the background after `save` returns.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f'keep must be at least 1, got {keep}')
+        self.folder = Path(folder).resolve() / 'checkpoints'  # Orbax wants an absolute path
+        self._keep = keep
+        self._written: int | None = None  # the step on disk that is, bit for bit, what this run would write again
+        self._saving: int | None = None  # the step that is being written
+        self._checkpointer = None
+
+    def save(self, step: int, state: State, block: bool = False) -> None:
+        """Saves the state after `step` steps, in the background unless `block`; a step already saved is left as it is.
+
+        Raises Mistake if the last save failed or, with `block`, this one.
+        """
+        if step != self._written:
+            self.wait()
+            checkpointer, args = self._orbax()
+            if jax.process_index() == 0:
+                for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):  # of a process that was killed
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            checkpointer.save(self.folder / str(step), args=args.PyTreeSave(state), force=True)
+            self._written = self._saving = step
+        if block:
+            self.wait()
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored: complete, and no file missing or of another size. Ascending."""
+        return [step for step in self._all_steps() if not self._damage(step)]
+
+    def latest(self) -> int | None:
+        """The newest step that can be restored."""
+        return max(self.steps(), default=None)
+
+    def restore(self, step: int | None, like: State, *, part: bool = False) -> tuple[int, State]:
+        """Loads a state: the step it was saved at, and the state with the shapes, types and shardings of `like`.
+
+        `like` is a tree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes to the first device. Any
+        mesh will do, whatever mesh it was saved on. With `part`, `like` may leave out leaves of the checkpoint.
+        Step None is the newest step that can be read, with a warning for each newer one that is damaged.
+        Raises Mistake if there is nothing to read, or if the checkpoint has other leaves than `like`.
+        """
+        self.wait()
+        steps = self._all_steps()
+        if not steps or step not in [None, *steps]:
+            wanted, there = '' if step is None else f' of step {step}', ', '.join(map(str, steps)) or 'none'
+            raise Mistake(f'{self.folder}: there is no checkpoint{wanted}; steps there: {there}')
+        like = jax.tree.map(_abstract, like)
+        for candidate in reversed(steps) if step is None else [step]:
+            path, damage = self.folder / str(candidate), self._damage(candidate)
+            if not damage:
+                try:
+                    state = self._read(path, like, part)
+                    self._written = None if part else candidate
+                    return candidate, state
+                except (Mistake, MemoryError, jax.errors.JaxRuntimeError):  # nothing is wrong with the files
+                    raise
+                except Exception as error:  # noqa: BLE001, Orbax raises whatever its parsers raise
+                    damage = _brief(error)
+            if step is None:
+                say(f'warning: {path} is damaged ({damage}); trying an older step')
+        if step is None:
+            raise Mistake(f'{self.folder}: every checkpoint is damaged (see above); delete the folder to start afresh')
+        whole = ', '.join(str(other) for other in self.steps() if other != step) or 'none'
+        hope = f'delete it or name another (whole: {whole})'
+        raise Mistake(f'{path}: the checkpoint of step {step} is damaged ({damage}); {hope}')
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk and older steps are gone. Raises Mistake if a save failed."""
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        try:
+            self._checkpointer.wait_until_finished()
+        except (OSError, ValueError) as error:  # a full disk, a folder taken away
+            self._written = None
+            reason = _brief(error)
+            raise Mistake(f'{self.folder}: the checkpoint of step {step} could not be written: {reason}') from error
+        if jax.process_index() == 0:
+            oldest = self.steps()[-self._keep :][0]
+            for old in [old for old in self._all_steps() if old < oldest]:
+                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def close(self) -> None:
+        self.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _orbax(self) -> tuple[Any, Any]:
+        """Orbax's checkpointer and its module of arguments; imported here because it takes a third of a second."""
+        import orbax.checkpoint as ocp
+
+        logging.getLogger('absl').setLevel(logging.ERROR)  # it tells every step of a save
+        if self._checkpointer is None:
+            options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
+            self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+        return self._checkpointer, ocp.args
+
+    def _read(self, path: Path, like: State, part: bool) -> State:
+        checkpointer, args = self._orbax()
+        from orbax.checkpoint.checkpoint_utils import construct_restore_args
+
+        _compare(_leaves(checkpointer.metadata(path).item_metadata.tree), _leaves(like), path, part)
+        wanted = args.PyTreeRestore(like, restore_args=construct_restore_args(like), partial_restore=part)
+        return checkpointer.restore(path, args=wanted)
+
+    def _seal(self) -> None:
+        """Notes the files of the step being saved; Orbax calls it when they are written, just before it renames."""
+        for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+            sizes = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob('*') if file.is_file()}
+            sizes.pop('_CHECKPOINT_METADATA', None)  # gets its time stamp later
+            write_whole(path / 'sizes.json', to_json(sizes))
+
+    def _damage(self, step: int) -> str:
+        """What is wrong with the files of a step, or ''."""
+        path = self.folder / str(step)
+        try:
+            sizes = json.loads((path / 'sizes.json').read_text())
+            for name, size in sizes.items():
+                if (found := (path / name).stat().st_size) != size:
+                    return f'{name} has {found} bytes of {size}'
+        except FileNotFoundError as error:
+            return f'{Path(error.filename).relative_to(path)} is missing'
+        except ValueError:
+            return 'sizes.json is not JSON'
+        return ''
+
+    def _all_steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.glob('*') if path.name.isdecimal())
+
+
+def _brief(error: Exception) -> str:
+    error = error.__cause__ or error  # Orbax wraps TensorStore's reason in pages of its settings
+    return f'{type(error).__name__}: {error}'.partition('\n')[0][:600]
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
+    sharding.shard_shape(leaf.shape)  # raises here if the mesh does not divide the shape: no file is damaged
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _leaves(tree: State) -> dict[str, str]:
+    """{'params/embed_VD': 'float32[512, 64]'} for each leaf."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='/'): f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _compare(there: dict[str, str], here: dict[str, str], path: Path, part: bool) -> None:
+    """Raises Mistake, naming the first leaf that differs, if a checkpoint is not of this architecture."""
+    for name in here if part else here | there:
+        if there.get(name) != here.get(name):
+            raise Mistake(
+                f'{path} is a checkpoint of another architecture: {name} is {there.get(name, "absent")} there and '
+                f'{here.get(name, "absent")} here; give the config it was written with, or another --workdir'
+            )
+
+
+# Stopping
+
+
+class Stop:
+    """Whether somebody asked the run to stop; see `stop_on_signal`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def exit_if_asked(self, where: str) -> None:
+        """Call it behind a save: leaves the program, status 130, saying that the same command goes on from here."""
+        if self.asked:
+            say(f'{where}; saved. The same command goes on from here.')
+            raise SystemExit(130)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Turns the first Ctrl-C or SIGTERM into a wish, `asked`, that the loop grants after its step; a second one stops at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say('stopping after this step, once it is saved; again to stop at once')
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,296 @@
+"""A config is data: frozen dataclasses inside, lines of `path.to.field = literal` (gin's syntax) outside.
+
+    bindings = parse(text, 'config.gin')      # {'reinforce.beta': 0.1, ...}
+    config = bind(config, bindings)           # a new config, checked against its annotations
+    text = dump(config)                       # bind(any, parse(dump(c))) == c
+
+A field is a bool, int, float, str, Literal[...], tuple[...], dict[str, ...], a union of these (`float | None`), another config,
+or `Config | None`. Equal configs have equal dumps, so a dict field has no order: where order matters, use a tuple of pairs.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import itertools
+import numbers
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+C = TypeVar('C')  # the class of a config
+Bindings = dict[str, Any]  # path: value
+
+_BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)  # loose, so that bind can name the nearest right path
+_BARE_WORD = re.compile(r'[A-Za-z0-9_./:-]+')
+_TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
+_NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
+
+
+class Mistake(ValueError):
+    """An error for the person who typed something: its text says what was wrong, where, and the nearest right thing."""
+
+
+# Text to bindings
+
+
+def parse(text: str, where: str = 'bindings') -> Bindings:
+    """Reads lines of `path = literal`, with `#` comments; inside brackets a literal may go on over several lines.
+
+    Bare words (`adamw`, `google/gemma-2-2b`) are strings; `inf` and `nan` are floats. `where` is the file's name, for errors.
+    Raises Mistake, naming `where` and the line, for bad syntax and for a path bound twice.
+    """
+    bindings, line_of = {}, {}
+    statement, depth, start = '', 0, 0
+    for number, line in enumerate(text.split('\n'), 1):
+        start = start if statement else number
+        tokens = list(itertools.takewhile(lambda token: token[0] != '#', _TOKEN.findall(line)))
+        statement += ''.join(tokens) + '\n'
+        depth += sum((token in '[({') - (token in '])}') for token in tokens)
+        if depth > 0:
+            continue
+        if statement.strip():
+            path, value = parse_binding(statement, f'{where}:{start}')
+            if path in bindings:
+                raise Mistake(f'{where}:{start}: {path} is already bound on line {line_of[path]}')
+            bindings[path], line_of[path] = value, start
+        statement, depth = '', 0
+    if statement:
+        raise Mistake(f'{where}:{start}: a bracket is opened here and never closed')
+    return bindings
+
+
+def parse_binding(text: str, where: str = 'command line') -> tuple[str, Any]:
+    """Reads one `path=literal`, as on a command line: ('a.b', 'adamw') for 'a.b=adamw'. Raises Mistake for bad syntax."""
+    match = _BINDING.fullmatch(text)
+    if not match:
+        raise Mistake(f'{where}: {text.strip()!r} is not a binding; write path.to.field = value')
+    path, literal = match[1], match[2].strip()
+    try:
+        return path, ast.literal_eval(_NamedFloats().visit(ast.parse(literal, mode='eval')))
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        if _BARE_WORD.fullmatch(literal):
+            return path, literal
+    problem = f'{literal} is neither a literal nor a bare word' if literal else 'there is no value'
+    raise Mistake(f"{where}: {path}: {problem}; text goes in quotes, like 'this'")
+
+
+class _NamedFloats(ast.NodeTransformer):
+    """Lets `inf` and `nan`, which repr writes but literal_eval does not read, stand anywhere in a literal."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(_NOT_FINITE[node.id]) if node.id in _NOT_FINITE else node
+
+
+# Bindings to configs
+
+
+def bind(config: C, bindings: Mapping[str, Any]) -> C:
+    """Returns `config` with each dotted path set to its value, all at once; `config` itself stays as it is.
+
+    An int becomes a float and a list a tuple where the field wants one; a bool is no int, and 2.0 is none. Binding a field of
+    an absent `Config | None` makes one from its defaults. Raises Mistake for an unknown path, a value of the wrong type, and
+    whatever ValueError a config's own `__post_init__` raises.
+    """
+    paths = _paths(type(config))
+    for path in bindings:
+        if path not in paths:
+            nearest = max(paths, key=functools.partial(_likeness, path), default=None)
+            raise Mistake(f'{path}: no such field' + (f'; did you mean {nearest}?' if nearest else ''))
+    return _rebuilt(type(config), config, bindings, '')
+
+
+def _rebuilt(cls: type[C], config: C | None, bindings: Mapping[str, Any], prefix: str) -> C:
+    """`config`, or a new `cls` where there is none, with those of the `bindings` that lie below `prefix`."""
+    changes = {}
+    for name, hint in _hints(cls).items():
+        path, nested = prefix + name, _nested(hint)
+        below = [other for other in bindings if other.startswith(path + '.')]
+        if path in bindings and nested and not _fits(bindings[path], hint):
+            fields = ', '.join(f'{path}.{field}' for field in _hints(nested))
+            raise Mistake(f'{path}: is a whole {nested.__name__}; bind its fields: {fields}')
+        if path in bindings and below:
+            raise Mistake(f'{path}: cannot be {bindings[path]!r} while {below[0]} is bound too')
+        if path in bindings:
+            changes[name] = _checked(path, bindings[path], hint)
+        elif below:
+            changes[name] = _rebuilt(nested, getattr(config, name, None), bindings, path + '.')
+    if not changes:
+        return config
+    try:
+        if config is not None:
+            return dataclasses.replace(config, **changes)
+        optional = {field.name for field in dataclasses.fields(cls) if field.default is not field.default_factory}
+        if missing := [prefix + name for name in _hints(cls) if name not in optional | changes.keys()]:
+            raise Mistake(f'a new {cls.__name__} also needs {", ".join(missing)}')
+        return cls(**changes)
+    except ValueError as error:
+        raise Mistake(f'{prefix[:-1]}: {error}' if prefix else str(error)) from error
+
+
+def _checked(path: str, value: Any, hint: Any) -> Any:
+    """`value` as the field at `path` keeps it; raises Mistake naming the path, what it wants and what it got."""
+    for fit in _fits(value, hint):
+        return fit
+    nearest = _nearest(value, hint)
+    hope = f'; did you mean {nearest}?' if nearest else ''
+    raise Mistake(f'{path}: wants {_name(hint)}, got {value!r} ({type(value).__name__}){hope}')
+
+
+def _fits(value: Any, hint: Any) -> list[Any]:
+    """[`value` in the one form in which a field annotated `hint` keeps it], or [] where it does not fit."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is float or hint is int:  # the abstract kinds let in numpy's scalars, which sweeps are full of
+        fits = isinstance(value, numbers.Real if hint is float else numbers.Integral) and not isinstance(value, bool)
+        if not fits or (hint is float and isinstance(value, int) and abs(value) > sys.float_info.max):
+            return []
+        return [hint(value) + hint(0)]  # -0.0 becomes 0.0: equal configs dump alike
+    if hint is str:
+        return [str.__str__(value)] if isinstance(value, str) else []
+    if choices := _choices(hint):
+        return [choice for choice in choices if type(choice) is type(value) and choice == value]
+    if len(_arms(hint)) > 1:
+        fits = [fit for arm in args for fit in _fits(value, arm)]
+        return sorted(fits, key=lambda fit: type(fit) is not type(value))[:1]  # for `float | int`, an int stays one
+    if origin is tuple:
+        items = list(value) if isinstance(value, list | tuple) else [...]  # an ellipsis fits nothing
+        kinds = args[:1] * len(items) if args[1:] == (...,) else args
+        fits = [fit for item, kind in zip(items, kinds, strict=False) for fit in _fits(item, kind)]
+        return [tuple(fits)] if len(fits) == len(items) == len(kinds) else []
+    if origin is dict:
+        items = list(value.items()) if isinstance(value, dict) else [(..., ...)]
+        fits = [(key, item) for k, v in items for key in _fits(k, args[0]) for item in _fits(v, args[1])]
+        return [dict(sorted(fits, key=repr))] if len(fits) == len(items) else []
+    if dataclasses.is_dataclass(hint):
+        return []  # a config is never a value: its fields are bound one by one
+    raise TypeError(f'a config field cannot be annotated {_name(hint)}')
+
+
+def _nearest(value: Any, hint: Any) -> str | None:
+    """The literal that someone who wrote `value` for a field annotated `hint` may well have meant, if there is one."""
+    guesses = [int(value)] if isinstance(value, float) and value.is_integer() else []
+    guesses += [str(value), (value,)] if isinstance(value, numbers.Real) else [(value,)]
+    for fit in itertools.chain.from_iterable(_fits(guess, hint) for guess in guesses):
+        return repr(fit)
+    spelled = {str(choice).lower(): repr(choice) for arm in _arms(hint) for choice in _choices(arm)}
+    close = difflib.get_close_matches(value.lower(), spelled, n=1, cutoff=0.4) if isinstance(value, str) else []
+    return spelled[close[0]] if close else None
+
+
+def _likeness(typed: str, path: str) -> float:
+    """How like two paths are, 0..2: as a whole, and in their last words, so that `beta` finds `reinforce.beta`."""
+    pairs = (typed, path), (typed.rpartition('.')[2], path.rpartition('.')[2])
+    return sum(difflib.SequenceMatcher(None, a, b).ratio() for a, b in pairs)
+
+
+# Configs to text
+
+
+def dump(config: Any) -> str:
+    """Every field of `config` as a line `path = literal`, in the fields' order, as parse and bind read it back.
+
+    Raises Mistake where a field holds what its annotation forbids. (nan equals nothing, so only its text round-trips.)
+    """
+    return ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config))
+
+
+def help_text(config: Any) -> list[tuple[str, str, str]]:
+    """(path, type, value as a literal) for every field of `config`, in the fields' order. Raises as dump does."""
+    return [(path, _name(hint), repr(_checked(path, value, hint))) for path, hint, value in _leaves(config)]
+
+
+def digest(config: Any) -> str:
+    """Ten hex digits that stand for the class and all values of `config`, the same in every process."""
+    return hashlib.sha256(f'{type(config).__name__}\n{dump(config)}'.encode()).hexdigest()[:10]
+
+
+def differences(there: str, here: str) -> list[str]:
+    """How two dumps differ, a line a path: 'reinforce.beta: 0.05 there, 0.1 here'; [] where they say the same."""
+    old, new = ({path: repr(value) for path, value in parse(text).items()} for text in (there, here))
+    paths = [path for path in new | old if new.get(path) != old.get(path)]
+    return [f'{path}: {old.get(path, "absent")} there, {new.get(path, "absent")} here' for path in paths]
+
+
+# Sweeps: lists of bindings, one for each run
+
+
+def over(path: str, values: Iterable[Any]) -> list[Bindings]:
+    """A run for each value of one field: over('reinforce.beta', [0.0, 0.05])."""
+    return [{path: value} for value in values]
+
+
+def product(*sweeps: list[Bindings]) -> list[Bindings]:
+    """Every combination of a run from each sweep, the last varying fastest. Raises Mistake if two bind the same path."""
+    return [_merged(runs) for runs in itertools.product(*sweeps)]
+
+
+def zipped(*sweeps: list[Bindings]) -> list[Bindings]:
+    """The first runs of all sweeps together, then the second, ... Raises Mistake for unequal lengths or a shared path."""
+    lengths = [len(sweep) for sweep in sweeps]
+    if len(set(lengths)) > 1:
+        raise Mistake(f'zipped: sweeps of unequal lengths {lengths}')
+    return [_merged(runs) for runs in zip(*sweeps, strict=True)]
+
+
+def _merged(runs: tuple[Bindings, ...]) -> Bindings:
+    merged = {}
+    for path, value in itertools.chain.from_iterable(run.items() for run in runs):
+        if path in merged:
+            raise Mistake(f'{path}: two sweeps bind it at once')
+        merged[path] = value
+    return merged
+
+
+# Fields, as their annotations have them
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotation of each field that a `cls` is made from, in order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _paths(cls: type, prefix: str = '') -> list[str]:
+    """Every path below a `cls`, those of whole configs too."""
+    below = {prefix + name: _nested(hint) for name, hint in _hints(cls).items()}
+    return [path for top, nested in below.items() for path in [top, *(_paths(nested, top + '.') if nested else ())]]
+
+
+def _leaves(config: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
+    """(path, annotation, value) of everything that is not itself a config; an absent config is a leaf, None."""
+    for name, hint in _hints(type(config)).items():
+        value, nested = getattr(config, name), _nested(hint)
+        if type(value) is nested:
+            yield from _leaves(value, f'{prefix}{name}.')
+        else:  # a subclass of the annotated config too, for dump to refuse: bind could not bring it back
+            yield prefix + name, hint, value
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; anything else is its own only one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _nested(hint: Any) -> type | None:
+    """The config class of a field annotated `Config` or `Config | None`; None for any other field."""
+    nested = next((arm for arm in _arms(hint) if dataclasses.is_dataclass(arm)), None)
+    if nested and {*_arms(hint)} - {nested, type(None)}:
+        raise TypeError(f'a config field cannot be annotated {_name(hint)}: bindings do not choose between classes')
+    return nested
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """All values of a type that has only a few: a Literal, bool, None; () for any other."""
+    few = {bool: (True, False), type(None): (None,)}
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else few.get(hint, ())
+
+
+def _name(hint: Any) -> str:
+    """An annotation as a person reads it, few choices as such: "float | None", "'adafactor' | 'adamw'"."""
+    names = [_name(arm) for arm in _arms(hint) if arm is not hint] or [repr(choice) for choice in _choices(hint)]
+    return ' | '.join(names) or (hint.__name__ if isinstance(hint, type) else str(hint).replace('typing.', ''))

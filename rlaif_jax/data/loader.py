@@ -1,0 +1,36 @@
+"""Which prompt stands where in the stream: a function of the seed and the step, so that the step is the whole position."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import grain
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
+
+SOURCES = ('micro_tldr',)
+
+
+def source(name: str, split: str, size: int) -> Sequence[Prompt]:
+    """The first `size` prompts of a split (`train`, `validation`, `test`) of a data set. Raises `Mistake` for an unknown name."""
+    if name == 'micro_tldr':
+        from rlaif_jax.data.micro import world
+
+        return world.Posts(split, size)
+    near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
+    raise Mistake(f'no data set {name!r}; did you mean {near[0]}?')
+
+
+def batches(prompts: Sequence[Prompt], batch: int, seed: int) -> Callable[[int], list[Prompt]]:
+    """`at(step)`: the step's prompts, every epoch in another order, for ever. Nothing is kept between calls."""
+    if not 0 < batch <= len(prompts):
+        raise Mistake(f'a batch of {batch} from {len(prompts)} prompts: there must be at least one batch')
+    stream = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat()
+    return lambda step: [stream[i] for i in range(step * batch, (step + 1) * batch)]
+
+
+def simulated(name: str) -> bool:
+    """Whether a data set is of a simulated world; everything printed from it says so."""
+    return name.startswith('micro')

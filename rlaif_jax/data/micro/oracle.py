@@ -1,0 +1,184 @@
+"""Reads any text against a fact sheet: which facts it states, what else is in it, and how good it is as a summary.
+
+A text is lower-cased and cut into words and marks; the longest phrase of the lexicon that starts at a word is what is
+said there. The wordings of summaries and of posts both state a fact, so a copied sentence counts, at the cost of its
+length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlaif_jax.data.micro import lexicon
+from rlaif_jax.data.micro.lexicon import SLOTS
+from rlaif_jax.data.records import Prompt
+
+WEIGHTS = {'relation': .15, 'problem': .25, 'cause': .15, 'duration': .10, 'action': .15, 'question': .20}   # sum to 1
+REPEATED_WORD = .03
+FILLER_WORD = .02
+JUNK_WORD = .04
+STEP_BACK = .04             # one slot told before a slot that comes earlier in a well-made summary
+NO_END = .06
+LONG_WORD = .02             # each word over LONG
+LONG = 26
+FREE_GLUE = 2               # small words outside phrases that cost nothing
+
+_TOKEN = re.compile(r"[a-z0-9']+|[^\sa-z0-9']")
+_MARKS = frozenset('.,?')
+_HERE = ''                  # the key under which a node of the trie keeps what ends there
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle found in a text.
+
+    Attributes:
+      verdicts: slot → 'right' (its value, and no other), 'wrong' (another one, alone or beside it), 'missing'.
+      stated: slot → the values in the order of their first mention; slots not stated are left out.
+      repetition: words that say again what was said: restated facts, and words doubled on the spot.
+      filler: words of filler and of a post's frames, and small words beyond the two free ones.
+      junk: words and marks that belong to nothing.
+      disorder: how often a slot comes right after one that should follow it.
+      ended: whether the text ends in `.` or `?`.
+      n_words: words, without marks.
+      quality: 1 for a perfect summary, near 0 for none, down to -1 for harm; see `read`.
+    """
+
+    verdicts: Mapping[str, str]
+    stated: Mapping[str, tuple[str, ...]]
+    repetition: int
+    filler: int
+    junk: int
+    disorder: int
+    ended: bool
+    n_words: int
+    quality: float
+
+
+def read(facts: Mapping, text: str) -> Reading:
+    """Parses any text.
+
+    quality = Σ weight · right − Σ weight · (1 + ½ · further wrong values) · wrong − REPEATED_WORD · repetition
+              − FILLER_WORD · filler − JUNK_WORD · junk − STEP_BACK · disorder − NO_END · not ended
+              − LONG_WORD · words over LONG
+
+    Not clipped at 0, so that bad and worse stay apart; below −½ it bends towards its bound −1.
+    """
+    tokens = _TOKEN.findall(text.lower())
+    stated: dict[str, list[str]] = {}
+    repetition = filler = junk = disorder = glue = n_words = 0
+    at, latest, before, has_stand_in = 0, -1, '', False
+    while at < len(tokens):
+        token = tokens[at]
+        if token in _MARKS or not (token[0].isalnum() or token[0] == "'"):
+            junk += token not in _MARKS or before in _MARKS or at == 0
+            before = token
+            at += 1
+            continue
+        kind, value, length = _longest(tokens, at)
+        n_words += length
+        if kind in _ORDER:
+            values = stated.setdefault(kind, [])
+            if value in values:
+                repetition += length
+            else:
+                values.append(value)
+            disorder += _ORDER[kind] < latest
+            latest = _ORDER[kind]
+        elif kind == 'filler':
+            filler += length
+        elif kind == 'free':
+            repetition += length * has_stand_in
+            has_stand_in = True
+        elif token == before:
+            repetition += 1
+        elif kind == 'glue':
+            glue += 1
+        elif kind == 'junk':
+            junk += 1
+        at += length
+        before = tokens[at - 1]
+    filler += max(0, glue - FREE_GLUE)
+    ended = text.rstrip()[-1:] in ('.', '?')
+
+    verdicts, quality = {}, 0.
+    for slot, weight in WEIGHTS.items():
+        values = stated.get(slot)
+        if not values:
+            verdicts[slot] = 'missing'
+        elif values == [facts[slot]]:
+            verdicts[slot] = 'right'
+            quality += weight
+        else:
+            verdicts[slot] = 'wrong'
+            quality -= weight * (1 + .5 * (len(values) - 1 - (facts[slot] in values)))
+    quality -= (REPEATED_WORD * repetition + FILLER_WORD * filler + JUNK_WORD * junk + STEP_BACK * disorder
+                + NO_END * (not ended) + LONG_WORD * max(0, n_words - LONG))
+    if quality < -.5:
+        quality = -.5 + .5 * math.tanh(2 * quality + 1)
+    return Reading(verdicts, {slot: tuple(values) for slot, values in stated.items()},
+                   repetition, filler, junk, disorder, ended, n_words, quality)
+
+
+def quality(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    """The oracle's score of each response to its prompt. Raises ValueError where a prompt has no facts."""
+    for prompt in prompts:
+        if prompt.facts is None:
+            raise ValueError(f'prompt {prompt.id} has no facts: the oracle reads posts of the micro world only')
+    return [read(prompt.facts, response).quality for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def rating(quality: float) -> int:
+    """The rating from 1 (none of it) to 10 (perfect) nearest to a quality."""
+    return min(10, max(1, round(1 + 9 * quality)))
+
+
+# ---------------------------------------------------------------------------------------------------- phrases
+
+_ORDER = {slot: order for order, slot in enumerate(SLOTS)}
+
+
+def _trie() -> dict:
+    """word → word → ... → {'': (kind, value)}; the kind is a slot, 'filler', 'glue', or 'free'."""
+    root: dict = {}
+
+    def put(phrase, kind, value=''):
+        node = root
+        for word in phrase.split():
+            node = node.setdefault(word, {})
+        node.setdefault(_HERE, (kind, value))
+
+    for table in (lexicon.summary_phrases(), lexicon.post_phrases()):
+        for slot, values in table.items():
+            for value, phrases in values.items():
+                for phrase in phrases:
+                    put(phrase, slot, value)
+    put(lexicon.NO_RELATION, 'free')
+    put(lexicon.NO_PROBLEM, 'free')
+    for filler in lexicon.SUMMARY_FILLERS:
+        put(filler, 'filler')
+    for word in lexicon.GLUE:
+        put(word, 'glue')
+    for frame in lexicon.frames():
+        for piece in re.split(r'my \{\}|\{\}|[.,?]', frame):
+            if piece.strip():
+                put(piece, 'filler')
+    return root
+
+
+def _longest(tokens: list[str], at: int) -> tuple[str, str, int]:
+    """Kind, value and length of the longest phrase that starts at a token; ('junk', '', 1) where none does."""
+    node, found, length = _ROOT, ('junk', ''), 1
+    for end in range(at, len(tokens)):
+        node = node.get(tokens[end])
+        if node is None:
+            break
+        if _HERE in node:
+            found, length = node[_HERE], end + 1 - at
+    return *found, length
+
+
+_ROOT = _trie()

@@ -1,0 +1,63 @@
+"""Simulated raters: the oracle's quality with noise, in the place of the people who compared summaries.
+
+A vote is a hash of who votes on what, so it is the same in every order, batch and process, and showing the pair the
+other way round gives the complementary vote.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from rlaif_jax.data.micro import oracle, world
+from rlaif_jax.data.records import Pair, Prompt
+
+SLOPE = 5.75        # of the votes' sigmoid, per unit of quality
+CLEAR = .35         # a difference in quality that raters rarely miss
+
+
+def probability(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
+    """P(a rater prefers the first) = σ(SLOPE · (quality of first − quality of second))."""
+    return [1 / (1 + math.exp(-SLOPE * gap)) for gap in _gaps(prompts, firsts, seconds)]
+
+
+def votes(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str], *, seed: int) -> list[int]:
+    """One rater's votes, 1 where the first is preferred; another seed is another rater.
+
+    Swapping the two texts gives 1 − vote; for two equal texts the vote is a coin flip that a swap does not change.
+    """
+    ps = probability(prompts, firsts, seconds)
+    return [_vote(seed, prompt.id, first, second, p)
+            for prompt, first, second, p in zip(prompts, firsts, seconds, ps, strict=True)]
+
+
+def confident(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:
+    """Whether the two qualities are further apart than CLEAR."""
+    return [abs(gap) > CLEAR for gap in _gaps(prompts, firsts, seconds)]
+
+
+def pair(split: str, index: int) -> Pair:
+    """Two different candidates for the `index`-th post of a split, with the vote of rater 0 as the preference."""
+    prompt = world.prompt(split, index)
+    rng = random.Random(prompt.id + '/pair')
+    first = second = world.candidate(prompt.facts, rng)
+    while second == first:
+        second = world.candidate(prompt.facts, rng)
+    return Pair(prompt, first, second, float(votes([prompt], [first], [second], seed=0)[0]))
+
+
+def _gaps(prompts, firsts, seconds):
+    pairs = zip(oracle.quality(prompts, firsts), oracle.quality(prompts, seconds), strict=True)
+    return [first - second for first, second in pairs]
+
+
+def _vote(seed, id, first, second, p) -> int:
+    """The draw is made for the texts in sorted order, so that it does not see which one came first."""
+    swapped = second < first
+    low, high = (second, first) if swapped else (first, second)
+    digest = blake2b(repr((seed, id, low, high)).encode(errors='surrogatepass'), digest_size=8).digest()
+    uniform = int.from_bytes(digest, 'big') / 2**64
+    low_wins = uniform < (1 - p if swapped else p)
+    return int(low_wins != swapped)

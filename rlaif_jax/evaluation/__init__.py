@@ -1,0 +1,1 @@
+"""How good is it: agreement with people, policy against policy, harmlessness, and the intervals round all of these."""

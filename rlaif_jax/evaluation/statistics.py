@@ -1,0 +1,144 @@
+"""Intervals and tests for the numbers that an evaluation reports. Rows are prompts, and prompts are taken as independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from math import lgamma, log, sqrt
+from statistics import NormalDist  # the standard library's module of this name
+
+import numpy as np
+
+from rlaif_jax.config import Mistake
+
+__all__ = ['Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 't_quantile', 'wilson']
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, the interval round it, and the number of prompts behind it. Rates are fractions in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        """As a percentage: `68.9 % [66.0, 71.6] n=1024`."""
+        return f'{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] n={self.n}'
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def clipped(self, low: float = 0.0, high: float = 1.0) -> Interval:
+        """The same with its ends held within [low, high], for a quantity that cannot leave that range."""
+        return Interval(self.value, max(self.low, low), min(self.high, high), self.n)
+
+
+def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion: stays in [0, 1] and has a width even at 0 or n wins.
+
+    With n = 0 the value is nan and the interval all of [0, 1]. Fractional wins are allowed and make the interval wider
+    than need be, as a vote within [0, 1] never varies more than a coin of the same mean.
+    Mistake: wins outside [0, n], confidence outside (0, 1).
+    """
+    z = normal_quantile(confidence)
+    if not 0 <= wins <= n:
+        raise Mistake(f'wins must lie between 0 and n={n}, not {wins}')
+    if n == 0:
+        return Interval(float('nan'), 0.0, 1.0, 0)
+    rate = wins / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    # At 0 and n wins the end is exactly 0 and 1; rounding would leave it a hair off, and the value outside.
+    low, high = (0.0 if wins == 0 else centre - half), (1.0 if wins == n else centre + half)
+    return Interval(float(rate), float(low), float(high), int(n))
+
+
+def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Student's t interval of the mean over prompts: for votes averaged over orders or raters, scores and lengths.
+
+    The t quantile is used at every n, not only small ones. One value has an infinite interval; no value is nan in
+    [-inf, inf]; equal values have an interval of no width. Values must be finite.
+    """
+    value_B = _column(values_B)
+    n = value_B.size
+    if n < 2:
+        return Interval(float(value_B[0]) if n else float('nan'), -np.inf, np.inf, n)
+    mean, half = value_B.mean(), t_quantile(confidence, n - 1) * value_B.std(ddof=1) / sqrt(n)
+    return Interval(float(mean), float(mean - half), float(mean + half), n)
+
+
+def bootstrap(
+    values_B: np.ndarray,
+    statistic: Callable[[np.ndarray], float],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap over prompts of any statistic of the rows.
+
+    values_B is (B, ...): a row is one prompt and is drawn whole, so columns stay paired. `statistic` maps rows of the same
+    shape to one number. A statistic that is nan on some resample makes the ends nan: dropping those would bias them.
+    The same seed gives the same interval. Mistake: no rows, resamples < 1.
+    """
+    value_B = np.asarray(values_B)
+    n = len(value_B)
+    normal_quantile(confidence)
+    if n == 0 or resamples < 1:
+        raise Mistake(f'a bootstrap needs at least one row and one resample, not {n} and {resamples}')
+    rng = np.random.default_rng(seed)
+    draws = np.array([float(statistic(value_B[rng.integers(n, size=n)])) for _ in range(resamples)])
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(statistic(value_B)), float(low), float(high), n)
+
+
+def binomial_test(k: int, n: int, p: float = 0.5) -> float:
+    """Exact two-sided p value of k wins in n votes when each is won with probability p.
+
+    The sum of the probabilities of all outcomes no likelier than k, where probabilities within a relative 1e-7 count as
+    equal (so that the mirror image of k is not lost to rounding). No votes: 1. Mistake: k outside 0..n, p outside [0, 1].
+    """
+    if k != int(k) or n != int(n) or not 0 <= k <= n or not 0 <= p <= 1:
+        raise Mistake(f'need whole numbers 0 <= k <= n and 0 <= p <= 1, not k={k}, n={n}, p={p}')
+    k, n = int(k), int(n)
+    if p in (0, 1):
+        return float(k == n * p)
+    log_factorial = np.array([lgamma(i + 1) for i in range(n + 1)])
+    wins = np.arange(n + 1)
+    logp = log_factorial[n] - log_factorial - log_factorial[::-1] + wins * log(p) + (n - wins) * log(1 - p)
+    return float(min(1.0, np.exp(logp[logp <= logp[k] + np.log1p(1e-7)]).sum()))
+
+
+def normal_quantile(confidence: float) -> float:
+    """z such that a standard normal lies within ±z with this probability. Mistake: confidence outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise Mistake(f'confidence is a probability between 0 and 1, such as 0.95, not {confidence}')
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+@lru_cache
+def t_quantile(confidence: float, degrees: int) -> float:
+    """t such that Student's t with `degrees` degrees of freedom lies within ±t with this probability.
+
+    With T = sqrt(degrees) tan(angle) the density of the angle is proportional to cos(angle)^(degrees - 1) on a finite range,
+    so one cumulative sum inverts it; good to about six digits. Above 10,000 degrees it is the normal's quantile.
+    """
+    z = normal_quantile(confidence)
+    if degrees < 1:
+        raise Mistake(f"Student's t needs at least one degree of freedom, not {degrees}")
+    if degrees > 10_000:
+        return z
+    angle = np.linspace(0.0, np.pi / 2, 2**15 + 1)
+    density = np.clip(np.cos(angle), 0.0, None) ** (degrees - 1)
+    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return float(sqrt(degrees) * np.tan(np.interp(confidence * mass[-1], mass, angle)))
+
+
+def _column(values_B: np.ndarray) -> np.ndarray:
+    value_B = np.asarray(values_B, np.float64)
+    if value_B.ndim != 1 or not np.isfinite(value_B).all():
+        raise Mistake(f'expected one row of finite numbers, not shape {value_B.shape} with nan or infinity among them')
+    return value_B

@@ -1,0 +1,189 @@
+"""Policy against policy: whose responses are preferred, how sure that is, and what is left of it at equal length.
+
+A *judge* is any function `(prompts, responses_a, responses_b) -> win_B`, floats in [0, 1]: 1 where A is preferred, 0 where B
+is, 1/2 where the two cannot be told apart (the same quality, or opposite verdicts in the two orders), and nan where the
+judge could not say. An unscorable vote weighs nothing and is counted; it is never a half. Makers of judges are here: the
+simulated raters, a quality that can be computed (the oracle's), and an LM that is shown both in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, wilson
+
+__all__ = ['Config', 'Judge', 'WinRate', 'compare', 'from_preference', 'from_quality', 'length_adjusted_win_rate', 'oracle', 'raters', 'win_rate']
+
+# Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it reads.
+Judge = Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a comparison is reported. The prompts are drawn by the caller, who answers them with both policies."""
+
+    n_prompts: int = 1024
+    confidence: float = 0.95
+    length_ratio: LengthRatio = 'plain'
+
+    def __post_init__(self) -> None:
+        if self.n_prompts < 1 or not 0 < self.confidence < 1:
+            raise Mistake(f'need n_prompts >= 1 and 0 < confidence < 1, not {self.n_prompts} and {self.confidence}')
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Policy A against policy B. Rates are A's, in [0, 1]; lengths are characters, averaged over the scorable prompts."""
+
+    raw: Interval
+    length_adjusted: Interval
+    mean_length_a: float
+    mean_length_b: float
+    n: int  # prompts with a vote
+    unscorable: int  # prompts without: the judge could not say
+    ties: int  # votes of exactly one half
+    p_value: float  # two-sided sign test of raw against 1/2, ties left out
+    name_a: str = 'A'
+    name_b: str = 'B'
+
+    def row(self) -> dict[str, str]:
+        """One line of a table: column name to text."""
+        return {
+            'comparison': f'{self.name_a} vs {self.name_b}',
+            'win rate': str(self.raw),
+            'at equal length': str(self.length_adjusted),
+            'characters': f'{self.mean_length_a:.0f} : {self.mean_length_b:.0f}',
+            'p': '<0.001' if self.p_value < 0.001 else f'{self.p_value:.3f}',
+            'unscorable': str(self.unscorable),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values, nan as null."""
+
+        def plain(value):
+            if isinstance(value, dict):
+                return {key: plain(inner) for key, inner in value.items()}
+            return None if isinstance(value, float) and not np.isfinite(value) else value
+
+        return plain(asdict(self))
+
+
+def win_rate(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Share of prompts on which A is preferred. nan votes are left out, and n counts the rest (none: nan in [0, 1]).
+
+    Wilson's interval where every vote is 0 or 1; where some are ties or averages, Student's t over prompts, within [0, 1].
+    Mistake: a vote outside [0, 1].
+    """
+    vote_B = _votes(win_B)
+    vote_B = vote_B[~np.isnan(vote_B)]
+    if np.isin(vote_B, (0, 1)).all():
+        return wilson(vote_B.sum(), vote_B.size, confidence)
+    return mean_interval(vote_B, confidence).clipped()
+
+
+def compare(
+    prompts: Sequence[Any],
+    responses_a: Sequence[str],
+    responses_b: Sequence[str],
+    judge: Judge,
+    config: Config = Config(),
+    *,
+    names: tuple[str, str] = ('A', 'B'),
+) -> WinRate:
+    """Judges two policies' responses to the same prompts. Mistake: sequences, or votes, of different length."""
+    if not len(prompts) == len(responses_a) == len(responses_b):
+        raise Mistake(f'{len(prompts)} prompts, but {len(responses_a)} and {len(responses_b)} responses')
+    vote_B = _votes(judge(prompts, responses_a, responses_b))
+    if vote_B.size != len(prompts):
+        raise Mistake(f'the judge gave {vote_B.size} votes for {len(prompts)} prompts')
+    scorable_B = ~np.isnan(vote_B)
+    length_a_B, length_b_B = characters(responses_a), characters(responses_b)
+    how = {'length_ratio': config.length_ratio, 'confidence': config.confidence}
+    n, ties, wins = (int(which_B.sum()) for which_B in (scorable_B, vote_B == 0.5, vote_B > 0.5))
+    mean_a, mean_b = (float(x_B[scorable_B].mean()) if n else float('nan') for x_B in (length_a_B, length_b_B))
+    return WinRate(
+        raw=win_rate(vote_B, config.confidence),
+        length_adjusted=length_adjusted_win_rate(vote_B, length_a_B, length_b_B, **how),
+        mean_length_a=mean_a,
+        mean_length_b=mean_b,
+        n=n,
+        unscorable=len(prompts) - n,
+        ties=ties,
+        p_value=binomial_test(wins, n - ties),
+        name_a=names[0],
+        name_b=names[1],
+    )
+
+
+def raters(seed: int = 0) -> Judge:
+    """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal texts are a tie."""
+    from rlaif_jax.data.micro.raters import votes
+
+    def judge(prompts, responses_a, responses_b):
+        vote_B = np.array(votes(prompts, responses_a, responses_b, seed=seed), np.float64)
+        return np.where([a == b for a, b in zip(responses_a, responses_b, strict=True)], 0.5, vote_B)
+
+    return judge
+
+
+def oracle() -> Judge:
+    """The micro world's oracle: the response of higher quality wins."""
+    from rlaif_jax.data.micro.oracle import quality
+
+    return from_quality(quality)
+
+
+def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) -> Judge:
+    """A judge that knows the quality of a response, `quality(prompts, responses) -> (B,)`, nan where there is none (so is the vote).
+
+    The higher quality wins and equals are 1/2.
+    """
+
+    def judge(prompts, responses_a, responses_b):
+        q_a_B = np.asarray(quality(prompts, responses_a), np.float64)
+        q_b_B = np.asarray(quality(prompts, responses_b), np.float64)
+        return np.where(np.isnan(q_a_B) | np.isnan(q_b_B), np.nan, 0.5 * (q_a_B > q_b_B) + 0.5 * (q_a_B >= q_b_B))
+
+    return judge
+
+
+def from_preference(
+    prefer: Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray],
+    *,
+    rule: Literal['averaged', 'both_agree'] = 'averaged',
+    soft: bool = False,
+) -> Judge:
+    """A judge from an LM that reads one order: `prefer(prompts, firsts, seconds) -> P(first is better)`, (B,), nan if unscorable.
+
+    It is asked in both orders. 'averaged': A wins if the averaged preference is above one half (a tie at exactly that);
+    with `soft` the averaged preference is itself the vote. 'both_agree' (PERL, arXiv 2403.10704): A wins only if it wins
+    in both orders, loses only if it loses in both, and all else is a tie.
+    """
+    if rule not in ('averaged', 'both_agree'):
+        raise Mistake(f"the rule is 'averaged' or 'both_agree', not {rule!r}")
+    if soft and rule == 'both_agree':
+        raise Mistake("soft votes are averaged preferences: with soft=True use rule='averaged'")
+
+    def judge(prompts, responses_a, responses_b):
+        a_first_B = np.asarray(prefer(prompts, responses_a, responses_b), np.float64)
+        b_first_B = np.asarray(prefer(prompts, responses_b, responses_a), np.float64)
+        if rule == 'both_agree':
+            margin_B = np.sign(a_first_B - 0.5) - np.sign(b_first_B - 0.5)
+            return 0.5 + 0.5 * np.trunc(margin_B / 2)
+        margin_B = a_first_B - b_first_B  # the difference changes sign exactly when A and B are swapped
+        return 0.5 + 0.5 * (margin_B if soft else np.sign(margin_B))
+
+    return judge
+
+
+def _votes(win_B: np.ndarray) -> np.ndarray:
+    vote_B = np.asarray(win_B, np.float64)
+    if vote_B.ndim != 1 or ((vote_B < 0) | (vote_B > 1)).any():
+        raise Mistake(f'votes are one row of numbers in [0, 1], or nan; got shape {vote_B.shape}')
+    return vote_B

@@ -1,0 +1,169 @@
+"""Generation: prefill, then decode until every row has ended. `sample` is one jitted function of tokens; `generate` is it for texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.models import heads
+from rlaif_jax.models.hf import LM
+from rlaif_jax.models.transformer import Config, Params, forward, make_cache
+from rlaif_jax.text import pad_left
+
+BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
+
+
+class Sample(NamedTuple):
+    """What was written. The end token belongs to the response; behind it everything is padding."""
+
+    token_BT: jax.Array  # int32, T = max_new_tokens
+    mask_BT: jax.Array  # bool, True on the response's tokens
+    logp_BT: jax.Array  # nats, of each token under the distribution it was sampled from; 0 on padding and at temperature 0
+    ended_B: jax.Array  # bool, False where the response was cut at max_new_tokens
+
+
+@partial(jax.jit, static_argnames=('cfg', 'max_new_tokens'))
+def sample(
+    cfg: Config,
+    params: Params,
+    prompt_BT: jax.Array,
+    valid_BT: jax.Array,
+    key: jax.Array,
+    allowed_V: jax.Array,
+    stop_V: jax.Array,
+    *,
+    max_new_tokens: int,
+    temperature: jax.Array | float = 1.0,
+    top_k: jax.Array | int = 0,
+    top_p: jax.Array | float = 1.0,
+    pad: jax.Array | int = 0,
+) -> Sample:
+    """Continue ragged prompts, padded on the **left** (`valid_BT` False on padding) so that all rows write the same cache slot.
+
+    allowed_V: False for what must never be sampled (padded vocabulary rows, control tokens). stop_V: True for tokens that end a response.
+    temperature, top_k (0: all) and top_p (1: all) are traced: changing them compiles nothing. Temperature 0 is greedy.
+    """
+    B, P = prompt_BT.shape
+    slot_S = jnp.arange(P + max_new_tokens)
+    seen_BS = jnp.pad(valid_BT.astype(bool), ((0, 0), (0, max_new_tokens)))
+    position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
+    length_B = jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
+
+    mask_BTS = seen_BS[:, None, :] & (slot_S[None, :P, None] >= slot_S[None, None, :])
+    hidden_BTD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, make_cache(cfg, B, P + max_new_tokens))
+
+    def going(state: dict) -> jax.Array:
+        return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
+
+    def decode(state: dict) -> dict:
+        step, ended_B = state['step'], state['ended_B']
+        logit_BV = truncate(heads.logits(cfg, params, state['hidden_BD'], allowed_V), temperature, top_k, top_p)
+        token_B, logp_B = draw(logit_BV, jax.random.fold_in(key, step), temperature)
+        token_B = jnp.where(ended_B, pad, token_B).astype(jnp.int32)
+
+        # Row b's new token takes position length_b + step, and slot P + step like everyone's.
+        mask_BTS = (seen_BS | ((slot_S >= P) & (slot_S <= P + step)))[:, None, :]
+        hidden_BTD, cache = forward(cfg, params, token_B[:, None], (length_B + step)[:, None], mask_BTS, state['cache'])
+        return {
+            'step': step + 1,
+            'hidden_BD': hidden_BTD[:, 0],
+            'cache': cache,
+            'ended_B': ended_B | stop_V[token_B],
+            'token_BT': state['token_BT'].at[:, step].set(token_B),
+            'mask_BT': state['mask_BT'].at[:, step].set(~ended_B),
+            'logp_BT': state['logp_BT'].at[:, step].set(jnp.where(ended_B, 0.0, logp_B)),
+        }
+
+    state = jax.lax.while_loop(
+        going,
+        decode,
+        {
+            'step': jnp.int32(0),
+            'hidden_BD': hidden_BTD[:, -1],
+            'cache': cache,
+            'ended_B': jnp.zeros(B, bool),
+            'token_BT': jnp.full((B, max_new_tokens), pad, jnp.int32),
+            'mask_BT': jnp.zeros((B, max_new_tokens), bool),
+            'logp_BT': jnp.zeros((B, max_new_tokens), jnp.float32),
+        },
+    )
+    return Sample(state['token_BT'], state['mask_BT'], state['logp_BT'], state['ended_B'])
+
+
+def truncate(
+    logit_BV: jax.Array, temperature: jax.Array | float, top_k: jax.Array | int, top_p: jax.Array | float
+) -> jax.Array:
+    """Logits / temperature with everything outside the top k, then outside the nucleus p, set to -1e30. Sorts only when asked to."""
+    temperature = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
+    top_k, top_p = jnp.asarray(top_k), jnp.asarray(top_p)
+
+    def cut(logit_BV: jax.Array) -> jax.Array:
+        V = logit_BV.shape[-1]
+        sorted_BV = jnp.flip(jnp.sort(logit_BV, axis=-1), axis=-1)
+        kept_BV = jnp.arange(V) < jnp.where(top_k > 0, top_k, V)
+        p_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, heads.NEVER), axis=-1)
+        kept_BV &= (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) | (jnp.arange(V) == 0)  # the token that crosses p stays
+        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(logit_BV >= least_B1, logit_BV, heads.NEVER)
+
+    logit_BV = logit_BV / temperature
+    return jax.lax.cond((top_k > 0) | (top_p < 1), cut, lambda x: x, logit_BV)
+
+
+def draw(logit_BV: jax.Array, key: jax.Array, temperature: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+    """`(token_B, logp_B)`: one token a row and its log-probability, in nats; the largest one, with 0, at temperature 0."""
+    greedy = jnp.asarray(temperature) <= 0
+    token_B = jnp.where(greedy, jnp.argmax(logit_BV, axis=-1), jax.random.categorical(key, logit_BV))
+    logp_BV = logit_BV - jax.nn.logsumexp(logit_BV, axis=-1, keepdims=True)
+    logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, jnp.where(greedy, 0.0, logp_B)
+
+
+def generate(
+    lm: LM,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.9,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch: int = 64,
+    mesh: Mesh | None = None,
+) -> list[str]:
+    """Continue each prompt with at most `max_new_tokens` tokens; the texts come without end tokens and in the order of the prompts.
+
+    The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model.
+    """
+    mesh = mesh or axes.make_mesh()
+    axes.check_batch('batch', batch, mesh)
+    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(prompts)]
+    for i, row in enumerate(rows):
+        if not row or len(row) + max_new_tokens > lm.config.max_length:
+            raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it must have 1 to {lm.config.max_length}')
+    allowed_V, stop_V = lm.tokenizer.allowed(lm.config.vocab), lm.tokenizer.stops(lm.config.vocab)
+    texts = [''] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length go together
+    with jax.set_mesh(mesh):
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            filled = [rows[i] for i in chosen] + [rows[chosen[0]]] * (batch - len(chosen))
+            length = -(-max(map(len, filled)) // BUCKET) * BUCKET
+            token_BT, valid_BT = jax.device_put(pad_left(filled, length, lm.tokenizer.pad), axes.rows(mesh))
+            key = jax.random.fold_in(jax.random.key(seed), start)
+            out = sample(
+                lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=max_new_tokens,
+                temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad,
+            )  # fmt: skip
+            new_BT, mask_BT = np.asarray(out.token_BT), np.asarray(out.mask_BT)
+            for i, text in zip(chosen, lm.tokenizer.decode([row[mask] for row, mask in zip(new_BT, mask_BT)])):
+                texts[i] = text
+    return texts

@@ -1,0 +1,94 @@
+"""The direct labeler: a rating from 1 to 10, its expectation as the score (§2.2.2 of the paper).
+
+    score = (Σ i·P(i) − 5.5) / 4.5,   P(i) over the ten ratings only
+
+One forward pass, no chain of thought, nothing swapped. A rating whose ten answers hold too little of the model's probability is
+`unscorable`: its score is NaN, it trains nothing, it is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jax.sharding import Mesh
+
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.labeling import prompts as templates
+from rlaif_jax.labeling.scoring import Scorer, read_answers
+from rlaif_jax.models.hf import LM
+
+RATINGS = tuple(str(i) for i in range(1, 11))
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the direct labeler asks, and when an answer is none."""
+
+    task: str = 'summarization'
+    least_mass: float = 0.2  # of the ten ratings together; below it a rating is unscorable
+    most_unscorable: float = 0.2  # of the responses of one call; above it the run stops and says why
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
+            raise ValueError('least_mass must be in [0, 1) and most_unscorable in (0, 1]')
+        if self.batch < 1:
+            raise ValueError(f'batch must be positive, not {self.batch}')
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A rating as a distribution. `score` is in [-1, 1], NaN where the status is 'unscorable'."""
+
+    score: float
+    distribution: tuple[float, ...]  # P(1) … P(10), renormalised over the ten
+    mass: float  # what the ten held before
+    status: str  # 'ok' | 'unscorable'
+
+
+def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
+    """`(prompts, responses) -> ratings`, with the preamble read once."""
+    template = templates.read(cfg.task, 'rating')
+    mesh = mesh or axes.make_mesh()
+    scorer = Scorer(lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch)
+
+    def rate(prompts: Sequence[str], responses: Sequence[str]) -> list[Rating]:
+        samples = [
+            {'context': templates.context_of(prompt, cfg.task), 'response': response}
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        ratings = [_rating(prob_R, cfg.least_mass) for prob_R in scorer(template.encode(lm.tokenizer, samples))]
+        bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
+        if ratings and len(bad) > cfg.most_unscorable * len(ratings):
+            raise Mistake(
+                f'the labeler {lm.name} answered {len(bad)} of {len(ratings)} prompts with something else than a rating (mass of the ten '
+                f'ratings below {cfg.least_mass}), for example on the response {responses[bad[0]][:200]!r} (mass {ratings[bad[0]].mass:.3f}). '
+                'Use an instruction-tuned labeler, or lower labeler.least_mass'
+            )
+        return ratings
+
+    return rate
+
+
+def rate(lm: LM, prompts: Sequence[str], responses: Sequence[str], *, task: str = 'summarization', batch: int = 64) -> list[Rating]:
+    """Rate each response to its prompt, 1 to 10. Raises `Mistake` where most answers are no ratings."""
+    return make_rater(lm, Config(task=task, batch=batch))(prompts, responses)
+
+
+def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
+    """`(prompts, responses) -> score_B`, the type of every scorer: float32 in [-1, 1], NaN for unscorable."""
+    rater = make_rater(lm, cfg, mesh)
+    return lambda prompts, responses: np.array([r.score for r in rater(prompts, responses)], np.float32)
+
+
+def _rating(prob_R: np.ndarray, least_mass: float) -> Rating:
+    mass = float(prob_R.sum())
+    # `not >=` also catches a NaN.
+    if not mass >= max(least_mass, 1e-12):
+        return Rating(float('nan'), tuple(map(float, prob_R)), mass, 'unscorable')
+    distribution = prob_R / mass
+    score = (float(distribution @ np.arange(1, 11)) - 5.5) / 4.5
+    return Rating(min(max(score, -1.0), 1.0), tuple(map(float, distribution)), mass, 'ok')

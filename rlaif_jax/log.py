@@ -1,0 +1,252 @@
+"""What a run tells the world: metrics (JSON lines always, TensorBoard, optional W&B), progress, tables of samples.
+
+    with Metrics(folder, start_step=step) as metrics, progress('reinforce', steps, step) as bar:
+        metrics.write(step, {'objective/kl': 0.3})
+        bar.advance('kl 0.30')
+
+Nothing here knows jax: numbers come in, lines go out. Where several hosts share a run, only the first one logs.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import math
+import numbers
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+# Files
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part."""
+    partial = path.with_name(f'.{path.name}.partial')
+    with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def to_json(value: Any) -> str:
+    """One line of strict JSON: a number that is not finite becomes null; numpy and jax scalars become numbers."""
+    return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not isinstance(value, float) and hasattr(value, 'tolist'):  # of numpy or jax; int and bool stay what they are
+        return _plain(value.tolist())
+    return float(value) if math.isfinite(value) else None
+
+
+class Metrics:
+    """The metrics of one run, in `folder`: metrics.jsonl, samples.jsonl, TensorBoard's events, W&B if asked.
+
+    A run resumed at `start_step` forgets what an earlier one wrote at that step and after, and a line cut short by a
+    crash, so that every step is there once. Without tensorboardX (or wandb) installed it says so and writes the rest.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool = False):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = _open_lines(folder / 'metrics.jsonl', start_step)
+        self._samples = _open_lines(folder / 'samples.jsonl', start_step)
+        self._board = self._wandb = None
+        if module := _optional('tensorboardX', 'TensorBoard'):
+            self._board = module.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
+        if wandb and (module := _optional('wandb', 'W&B')):
+            same = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:16]  # a folder is one run there
+            self._wandb = module.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one line {"step", "time" (Unix seconds), name: value, ...}, flushed; what is not finite is null."""
+        if clash := {'step', 'time'} & set(values):
+            raise ValueError(f'a metric cannot be named {clash.pop()!r}')
+        numbers = {name: float(value) for name, value in values.items()}
+        self._lines.write(to_json({'step': int(step), 'time': round(time.time(), 3), **numbers}) + '\n')
+        self._lines.flush()
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        if self._board:
+            for name, value in finite.items():
+                self._board.add_scalar(name, value, int(step))
+        if self._wandb:
+            self._wandb.log(finite, step=int(step))
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds one line {"step", ...} to samples.jsonl for each row, flushed."""
+        for row in rows:
+            self._samples.write(to_json({'step': int(step), **row}) + '\n')
+        self._samples.flush()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._samples.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_lines(path: Path, start_step: int) -> TextIO:
+    """`path` opened to append, holding only whole lines of the steps before `start_step`."""
+    if path.exists():
+        old = path.read_text(encoding='utf-8', errors='replace')
+        new = ''.join(line + '\n' for line in old.split('\n') if _is_before(line, start_step))
+        if new != old:
+            write_whole(path, new)
+    return open(path, 'a', encoding='utf-8', errors='backslashreplace')
+
+
+def _is_before(line: str, start_step: int) -> bool:
+    try:
+        return json.loads(line)['step'] < start_step
+    except (ValueError, TypeError, KeyError):  # cut short when a process was killed, or not ours
+        return False
+
+
+@functools.cache  # so that it is said once
+def _optional(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        say(f'{module} is not installed: no {what}; the metrics are in metrics.jsonl (pip install {module})')
+        return None
+
+
+# The screen
+
+
+@functools.cache
+def console() -> Console:
+    """The one console that everything goes through, on stdout; 120 columns wide where there is no terminal to ask."""
+    narrow = sys.stdout.isatty() or 'COLUMNS' in os.environ
+    return Console(highlight=False, width=None if narrow else 120)
+
+
+def say(text: str) -> None:
+    """Prints one line: above a live progress bar, not wrapped, and with no markup read into it."""
+    console().print(_text(text), soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """Prints one message to stderr, as it stands."""
+    Console(stderr=True, highlight=False).print(_text(f'error: {text}'), soft_wrap=True)
+
+
+def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Prints a table of texts, one line or more a row, long cells folded; a row without a column leaves it empty."""
+    table = Table(title=_text(title), title_justify='left', show_lines=True)
+    for name in columns:
+        table.add_column(_text(name), overflow='fold')
+    for row in rows:
+        table.add_row(*(_text(_figure(row.get(name, ''))) for name in columns))
+    console().print(table)
+
+
+def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table of numbers, four digits each; the first column names the rows. None is a dash."""
+    table = Table(title=_text(title), title_justify='left')
+    for index, name in enumerate(columns):
+        table.add_column(_text(name), justify='right' if index else 'left', overflow='fold')
+    for row in rows:
+        table.add_row(*(_text(_figure(cell)) for cell in row))
+    console().print(table)
+
+
+def _figure(cell: Any) -> str:
+    if cell is None:
+        return '-'
+    if isinstance(cell, str | numbers.Integral):
+        return str(cell)
+    return f'{cell:.4g}' if hasattr(cell, '__float__') else str(cell)
+
+
+def _text(text: str) -> Text:
+    """`text` as it stands: a sample's `[b]` is no markup, and its control characters do not reach the terminal."""
+    return Text(''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text))
+
+
+class Bar:
+    """A piece of work being done: `advance` once a unit, with the latest numbers as `text`."""
+
+    def __init__(self, description: str, total: int, start: int, live: Progress | None):
+        self._description, self._total, self._start, self._live = description, total, start, live
+        self._done, self._began = start, time.monotonic()
+        self._printed = self._began
+        if live:
+            self._task = live.add_task(description, total=total, completed=start, text=Text())
+
+    def advance(self, text: str = '') -> None:
+        self._done += 1
+        if self._live:
+            self._live.update(self._task, advance=1, text=_text(text))
+        elif time.monotonic() - self._printed >= PLAIN_SECONDS or self._done == self._total:
+            now = self._printed = time.monotonic()
+            speed = (self._done - self._start) / max(now - self._began, 1e-9)
+            left = f'{max(self._total - self._done, 0) / speed:.0f} s left'
+            say(f'{self._description} {self._done}/{self._total}  {_rate(speed)}  {left}  {text}'.rstrip())
+
+
+@contextmanager
+def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
+    """Shows `total` units of work of which `start` are done: a live bar on a terminal, else a line each ten seconds."""
+    if not console().is_terminal:
+        yield Bar(description, total, start, None)
+        return
+    columns = (
+        TextColumn('{task.description}', markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), _RateColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(), _LatestColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console()) as live:
+        yield Bar(description, total, start, live)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(_rate(speed) if speed else '')
+
+
+class _LatestColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return task.fields['text']
+
+
+def _rate(speed: float) -> str:
+    """Units a second in words: '3.2 it/s', or for slow ones '4.1 s/it'."""
+    return f'{speed:.1f} it/s' if speed >= 1 else f'{1 / speed:.1f} s/it'

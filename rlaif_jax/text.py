@@ -1,0 +1,95 @@
+"""Text to tokens and back, safely: text of users and policies is data, so control tokens are never parsed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_jax.config import Mistake
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A fast Hugging Face tokenizer, and the four things the project asks of one."""
+
+    hf: Any  # transformers.PreTrainedTokenizerFast
+    ends: tuple[int, ...]  # tokens that end a response
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read `tokenizer.json` from a directory. Raises `Mistake` where there is none."""
+        import json
+
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        folder = Path(folder)
+        if not (folder / 'tokenizer.json').exists():
+            raise Mistake(f'{folder}: no tokenizer.json here; only fast tokenizers are read')
+        named = folder / 'tokenizer_config.json'
+        # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless told to.
+        hf = AutoTokenizer.from_pretrained(folder) if named.exists() else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
+        generation = folder / 'generation_config.json'
+        ends = json.loads(generation.read_text()).get('eos_token_id') if generation.exists() else None
+        ends = hf.eos_token_id if ends is None else ends
+        if ends is None:
+            raise Mistake(f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json')
+        return cls(hf, tuple(ends) if isinstance(ends, list) else (int(ends),))
+
+    @property
+    def eos(self) -> int:
+        """The token we write at the end of a response in training."""
+        return self.ends[0] if self.hf.eos_token_id is None else int(self.hf.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """Fills rows and is always masked, so a checkpoint without a pad token needs none: its end token serves."""
+        return int(self.hf.pad_token_id) if self.hf.pad_token_id is not None else self.eos
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What the checkpoint wants before any text: `<bos>` for most Llamas, nothing for the micro world."""
+        return tuple(i for i in self.hf('', add_special_tokens=True)['input_ids'] if i not in self.ends)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of plain text, one list each; '<eos>' in the text is five characters, not the control token."""
+        if not texts:
+            return []
+        return self.hf(list(texts), add_special_tokens=False, split_special_tokens=True)['input_ids']
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Text of each row, control tokens left out."""
+        return self.hf.batch_decode([list(map(int, row)) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def allowed(self, vocab: int) -> np.ndarray:
+        """(V,) bool: what a policy may sample. Not padded rows of the embedding, not control tokens, except those that end a response."""
+        allowed_V = np.arange(vocab) < len(self.hf)
+        allowed_V[[i for i in self.hf.all_special_ids if i < vocab]] = False
+        allowed_V[list(self.ends)] = True
+        return allowed_V
+
+    def stops(self, vocab: int) -> np.ndarray:
+        """(V,) bool: True for tokens that end a response."""
+        return np.isin(np.arange(vocab), self.ends)
+
+
+def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(token_BT, valid_BT)` of T = length, padding first. Raises ValueError for a row that does not fit."""
+    token_BT, valid_BT = pad_right([row[::-1] for row in rows], length, pad)
+    return token_BT[:, ::-1].copy(), valid_BT[:, ::-1].copy()
+
+
+def pad_right(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(token_BT, valid_BT)` of T = length, padding last. Raises ValueError for a row that does not fit."""
+    token_BT = np.full((len(rows), length), pad, np.int32)
+    valid_BT = np.zeros((len(rows), length), bool)
+    for b, row in enumerate(rows):
+        if len(row) > length:
+            raise ValueError(f'row {b} has {len(row)} tokens, more than {length}')
+        token_BT[b, : len(row)] = row
+        valid_BT[b, : len(row)] = True
+    return token_BT, valid_BT

@@ -1,0 +1,346 @@
+"""Modified REINFORCE for language models (App. F of the paper): one gradient step on each batch of fresh responses.
+
+    r_t = (1−β)·score·[t is last] − β·(log π(y_t) − log π_SFT(y_t))          reward units; logs in nats
+    Z_t = Σ_{u≥t} r_u                                                         the return, γ = 1
+    L_π = −Σ_t log π(y_t) · stopgrad(Z_t − V(prefix_t))                       summed over tokens, averaged over responses
+    L_V = Σ_t (Z_t − V(prefix_t))²
+
+The paper gives the objective E[(1−β)·score − β·KL(π‖π_SFT)] and not where its KL enters; here it is a reward of each token, with the k1
+estimator, so that credit for it is as local as it can be. π and π_SFT both have the sampling temperature: what is optimised is what is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from rlaif_jax import axes, checkpoint, generation, log
+from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.models import heads, hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.text import pad_left
+from rlaif_jax.training import state as training
+
+Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> score_B, NaN: unscorable
+Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray]  # (prompts, ours, SFT's) -> win_B in [0, 1]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The paper: batch 128, 8 epochs, Adafactor at 1e-5, T 0.9, β 0.05, lengths 1024 + 128. The rest it leaves open."""
+
+    steps: int = 7300
+    batch: int = 128
+    parts: int = 1  # the update goes through the device in this many parts
+    beta: float = 0.05
+    temperature: float = 0.9
+    baseline: Literal['value', 'shared_value', 'batch_mean'] = 'value'  # own network, a head on the policy's trunk, or no network
+    missing_end_penalty: float = 0.0  # taken off the score of a response cut at max_new_tokens
+    max_prompt: int = 1024
+    max_new_tokens: int = 128
+    policy_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    value_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    most_kl: float = 100.0  # nats a response; a policy further than that from SFT has left the language: the run stops
+    eval_every: int = 500
+    eval_prompts: int = 256
+    save_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        training.check_parts('batch', self.batch, self.parts)
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f'beta = {self.beta} must be in [0, 1]: it weighs KL against the score')
+        if not self.temperature > 0:
+            raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
+        for name in ('steps', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'save_every'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+
+
+# The equations, for one response. vmap does the batch.
+
+
+def returns(
+    score: jax.Array, logp_T: jax.Array, ref_logp_T: jax.Array, mask_T: jax.Array, beta: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
+    """`(reward_T, return_T)` as in the head of this file; zero behind the response's last token, where mask_T ends."""
+    t = jnp.arange(mask_T.shape[0])
+    last = t == jnp.sum(mask_T) - 1
+    reward_T = jnp.where(mask_T, (1 - beta) * score * last - beta * (logp_T - ref_logp_T), 0.0)
+    return reward_T, jnp.flip(jnp.cumsum(jnp.flip(reward_T))) * mask_T
+
+
+def policy_loss(logp_T: jax.Array, advantage_T: jax.Array, mask_T: jax.Array) -> jax.Array:
+    """−Σ_t log π(y_t) · stopgrad(advantage_t): its gradient, averaged over samples, is that of −J."""
+    return -jnp.sum(jnp.where(mask_T, logp_T * jax.lax.stop_gradient(advantage_T), 0.0))
+
+
+def value_loss(value_T: jax.Array, return_T: jax.Array, mask_T: jax.Array) -> jax.Array:
+    """Σ_t (Z_t − V_t)², reward units squared."""
+    return jnp.sum(jnp.where(mask_T, (jax.lax.stop_gradient(return_T) - value_T) ** 2, 0.0))
+
+
+# The batch
+
+
+def response_states(model: transformer.Config, params: transformer.Params, batch: training.Batch) -> jax.Array:
+    """hidden_BTD over the response, T = max_new_tokens: the state in which token t is chosen, which has not seen it."""
+    token_BT = jnp.concatenate([batch['prompt_BT'], batch['token_BT']], axis=1)
+    valid_BT = jnp.concatenate([batch['valid_BT'], batch['mask_BT']], axis=1)
+    position_BT, mask_BTS = transformer.causal(valid_BT)
+    hidden_BTD, _ = transformer.forward(model, params, token_BT, position_BT, mask_BTS)
+    return hidden_BTD[:, batch['prompt_BT'].shape[1] - 1 : -1]
+
+
+def response_logp(
+    cfg: Config, model: transformer.Config, allowed_V: jax.Array, params: transformer.Params, hidden_BTD: jax.Array, token_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`(logp_BT, entropy_BT)` in nats, under the distribution that is sampled from."""
+    return heads.token_logprob(model, params, hidden_BTD, token_BT, allowed_V=allowed_V, temperature=cfg.temperature)
+
+
+def loss(
+    cfg: Config, model: transformer.Config, allowed_V: jax.Array, networks: dict[str, Any], batch: training.Batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L_π + L_V summed over responses, and the sums that the log shows. A response of weight 0 (unscorable) adds nothing.
+
+    batch: prompt_BT and valid_BT (padded on the left), token_BT and mask_BT (the response), sampled_logp_BT, ref_logp_BT, score_B, weight_B,
+    mean_B (the batch's mean return, the same in every row).
+    """
+    mask_BT, weight_B = batch['mask_BT'], batch['weight_B']
+    hidden_BTD = response_states(model, networks['policy'], batch)
+    logp_BT, entropy_BT = response_logp(cfg, model, allowed_V, networks['policy'], hidden_BTD, batch['token_BT'])
+    fixed_BT = jax.lax.stop_gradient(logp_BT)
+    reward_BT, return_BT = jax.vmap(returns, (0, 0, 0, 0, None))(batch['score_B'], fixed_BT, batch['ref_logp_BT'], mask_BT, cfg.beta)
+    if cfg.baseline == 'batch_mean':
+        value_BT = jnp.broadcast_to(batch['mean_B'][:, None], return_BT.shape)
+    elif cfg.baseline == 'shared_value':
+        value_BT = heads.scalar(networks['value']['head'], jax.lax.stop_gradient(hidden_BTD))
+    else:
+        value_BT = heads.scalar(networks['value']['head'], response_states(model, networks['value']['trunk'], batch))
+
+    policy_B = jax.vmap(policy_loss)(logp_BT, return_BT - value_BT, mask_BT)
+    value_B = jax.vmap(value_loss)(value_BT, return_BT, mask_BT)
+    log_ratio_BT = jnp.where(mask_BT, fixed_BT - batch['ref_logp_BT'], 0.0)
+    length_B = jnp.maximum(mask_BT.sum(1), 1)
+    total = lambda x_B: jnp.sum(weight_B * x_B)  # noqa: E731
+    sums = {
+        'count': weight_B.sum(),
+        'loss/policy': total(policy_B),
+        'loss/value': total(value_B / length_B),
+        'objective/scores': total(batch['score_B']),
+        'objective/kl': total(log_ratio_BT.sum(1)),
+        'objective/kl_k3': total((jnp.expm1(-log_ratio_BT) + log_ratio_BT).sum(1)),
+        'objective/rlhf_reward': total(reward_BT.sum(1)),
+        'objective/entropy': total(jnp.where(mask_BT, entropy_BT, 0.0).sum(1) / length_B),
+        'completions/mean_length': total(mask_BT.sum(1)),
+        'sampler/mismatch': total(jnp.abs(jnp.where(mask_BT, fixed_BT - batch['sampled_logp_BT'], 0.0)).sum(1) / length_B),
+    }
+    value_term = 0.0 if cfg.baseline == 'batch_mean' else total(value_B)
+    return total(policy_B) + value_term, sums
+
+
+class Steps(NamedTuple):
+    """The jitted functions of a run, with their shardings; `update` donates the state."""
+
+    init: Callable[..., Any]  # (policy params) -> state
+    sample: Callable[..., generation.Sample]  # (policy params, prompt_BT, valid_BT, key) -> generation.Sample
+    update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics)
+    measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
+
+
+def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
+    """Compile-ready functions for this model on this mesh."""
+    model = lm.config
+    allowed_V, stop_V = jnp.asarray(lm.tokenizer.allowed(model.vocab)), jnp.asarray(lm.tokenizer.stops(model.vocab))
+    optimizers = {
+        'policy': training.make_optimizer(cfg.policy_optimizer, cfg.steps),
+        'value': training.make_optimizer(cfg.value_optimizer, cfg.steps),
+    }
+
+    def init(params: transformer.Params) -> dict[str, Any]:
+        value: dict[str, Any] = {} if cfg.baseline == 'batch_mean' else {'head': heads.scalar_head(model.width)}
+        if cfg.baseline == 'value':
+            value['trunk'] = params
+        # A copy each, so that donating the state destroys neither the other network nor what was handed in.
+        copy = jax.tree.map(lambda x: x + 0, {'policy': params, 'value': value})
+        return {name: training.init_state(copy[name], optimizers[name]) for name in copy}
+
+    def reference(params: transformer.Params, batch: training.Batch) -> jax.Array:
+        return response_logp(cfg, model, allowed_V, params, response_states(model, params, batch), batch['token_BT'])[0]
+
+    def update(state: dict[str, Any], sft: transformer.Params, batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        known_B = jnp.isfinite(batch['score_B'])
+        score_B = jnp.where(known_B, batch['score_B'], 0.0) - cfg.missing_end_penalty * ~batch['ended_B']
+        batch = batch | {'score_B': score_B, 'weight_B': known_B.astype(jnp.float32)}
+        split = jax.tree.map(lambda x: x.reshape(cfg.parts, -1, *x.shape[1:]), batch)
+        batch['ref_logp_BT'] = jax.lax.map(partial(reference, sft), split).reshape(batch['token_BT'].shape)
+        kl_B = jnp.sum(jnp.where(batch['mask_BT'], batch['sampled_logp_BT'] - batch['ref_logp_BT'], 0.0), axis=1)
+        mean = jnp.sum(known_B * ((1 - cfg.beta) * score_B - cfg.beta * kl_B)) / jnp.maximum(known_B.sum(), 1)
+        batch['mean_B'] = jnp.full_like(score_B, mean)
+
+        networks = {name: state[name]['params'] for name in state}
+        grads, metrics = training.gradients(partial(loss, cfg, model, allowed_V), networks, batch, cfg.parts)
+        finite = jnp.isfinite(optax.global_norm(grads))
+        for name in state:
+            moved, more = training.update(optimizers[name], state[name], grads[name], finite)
+            state = state | {name: moved}
+            metrics |= {f'{key}/{name}': x for key, x in more.items()}
+        metrics['val/num_eos_tokens'] = batch['ended_B'].sum()
+        metrics['val/eos_rate'] = batch['ended_B'].mean()
+        metrics['val/unscorable'] = (~known_B).sum()
+        return state, metrics
+
+    def measure(params: transformer.Params, sft: transformer.Params, batch: training.Batch) -> jax.Array:
+        return jnp.sum(jnp.where(batch['mask_BT'], reference(params, batch) - reference(sft, batch), 0.0), axis=1)
+
+    here, everywhere = axes.rows(mesh), axes.replicated(mesh)
+    where_params = axes.shardings(lm.params, mesh)
+    where_state = axes.shardings(jax.eval_shape(init, lm.params), mesh)
+    sample = partial(
+        generation.sample.__wrapped__, model, allowed_V=allowed_V, stop_V=stop_V, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
+        pad=lm.tokenizer.pad,
+    )  # fmt: skip
+    return Steps(
+        init=jax.jit(init, in_shardings=(where_params,), out_shardings=where_state),
+        sample=jax.jit(sample, in_shardings=(where_params, here, here, everywhere), out_shardings=here),
+        update=jax.jit(update, in_shardings=(where_state, where_params, here), out_shardings=(where_state, everywhere), donate_argnums=0),
+        measure=jax.jit(measure, in_shardings=(where_params, where_params, here), out_shardings=here),
+    )
+
+
+# The run
+
+
+def run(
+    cfg: Config,
+    folder: Path,
+    lm: LM,
+    prompts_at: Callable[[int], list[Prompt]],
+    scorer: Scorer,
+    validation: Sequence[Prompt],
+    mesh: Mesh,
+    judge: Judge | None = None,
+) -> LM:
+    """Train the policy `lm` (the SFT policy, which also becomes value network and frozen reference) and export it to `folder/export`.
+
+    `prompts_at(step)` is the step's batch. Goes on from the last checkpoint; everything random is a function of (seed, step), so a
+    resumed run ends with the parameters of an uninterrupted one. Raises `Mistake` where the KL runs away or steps are not finite.
+    """
+    axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
+    steps = make_steps(cfg, lm, mesh)
+    seed = jax.random.key(cfg.seed)
+
+    def respond(params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array) -> tuple[training.Batch, list[str]]:
+        """Sample a response to each prompt: the arrays of a batch, and the texts."""
+        rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode([prompt.text for prompt in prompts])]
+        for prompt, row in zip(prompts, rows):
+            if len(row) > cfg.max_prompt:
+                raise Mistake(f'prompt {prompt.id} has {len(row)} tokens; reinforce.max_prompt = {cfg.max_prompt}')
+        prompt_BT, valid_BT = jax.device_put(pad_left(rows, cfg.max_prompt, lm.tokenizer.pad), axes.rows(mesh))
+        sample = steps.sample(params, prompt_BT, valid_BT, key)
+        batch = {
+            'prompt_BT': prompt_BT, 'valid_BT': valid_BT, 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,
+            'sampled_logp_BT': sample.logp_BT, 'ended_B': sample.ended_B,
+        }  # fmt: skip
+        token_BT, mask_BT = np.asarray(sample.token_BT), np.asarray(sample.mask_BT)
+        return batch, lm.tokenizer.decode([row[mask] for row, mask in zip(token_BT, mask_BT)])
+
+    def respond_all(params: transformer.Params, key: jax.Array) -> tuple[list[training.Batch], list[str]]:
+        """The validation prompts, a batch at a time; the last batch is filled up from the front."""
+        count = math.ceil(len(validation) / cfg.batch)
+        filled = [validation[i % len(validation)] for i in range(count * cfg.batch)]
+        parts = [respond(params, filled[i * cfg.batch : (i + 1) * cfg.batch], jax.random.fold_in(key, i)) for i in range(count)]
+        return [batch for batch, _ in parts], [text for _, texts in parts for text in texts][: len(validation)]
+
+    def evaluate(step: int, params: transformer.Params) -> tuple[dict[str, float], list[dict[str, str]]]:
+        batches, texts = respond_all(params, jax.random.fold_in(jax.random.fold_in(seed, 1), step))
+        n = len(validation)
+        kl_B = np.concatenate([np.asarray(steps.measure(params, lm.params, batch)) for batch in batches])[:n]
+        ended_B = np.concatenate([np.asarray(batch['ended_B']) for batch in batches])[:n]
+        length_B = np.concatenate([np.asarray(batch['mask_BT']).sum(1) for batch in batches])[:n]
+        score_B = scorer([prompt.text for prompt in validation], texts)
+        numbers = {
+            'eval/score': float(np.nanmean(score_B)),
+            'eval/kl': float(kl_B.mean()),
+            'eval/reward': float((1 - cfg.beta) * np.nanmean(score_B) - cfg.beta * kl_B.mean()),
+            'eval/mean_length': float(length_B.mean()),
+            'eval/eos_rate': float(ended_B.mean()),
+            'eval/unscorable': float(np.isnan(score_B).sum()),
+        }
+        if judge is not None:
+            numbers['eval/win_rate'] = float(np.nanmean(judge(validation, texts, sft_texts)))
+        rows = [
+            {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)} for p, s, t, q in zip(validation, sft_texts, texts, score_B)
+        ][:4]
+        return numbers, rows
+
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
+        state = steps.init(lm.params)
+        start = 0
+        if checkpoints.latest() is not None:
+            start, state = checkpoints.restore(None, state)
+            log.say(f'reinforce: going on from step {start} of {cfg.steps}')
+        _, sft_texts = respond_all(lm.params, jax.random.fold_in(seed, 2))
+        with (
+            log.Metrics(folder, start_step=start) as metrics,
+            log.progress('reinforce', cfg.steps, start) as bar,
+            checkpoint.stop_on_signal() as stop,
+        ):
+            for i in range(start, cfg.steps):
+                began = time.perf_counter()
+                prompts = prompts_at(i)
+                batch, texts = respond(state['policy']['params'], prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i))
+                sampled = time.perf_counter()
+                score_B = scorer([prompt.text for prompt in prompts], texts)
+                scored = time.perf_counter()
+                batch['score_B'] = jax.device_put(np.asarray(score_B, np.float32), axes.rows(mesh))
+                state, numbers = steps.update(state, lm.params, batch)
+                shown = {name: float(x) for name, x in numbers.items()}
+                shown |= {'seconds/sample': sampled - began, 'seconds/score': scored - sampled, 'seconds/update': time.perf_counter() - scored}
+                bar.advance(f'score {shown["objective/scores"]:+.3f}  KL {shown["objective/kl"]:.2f}  {shown["completions/mean_length"]:.0f} tokens')
+                done = i + 1
+                if done % cfg.eval_every == 0 or done == cfg.steps:
+                    numbers, rows = evaluate(done, state['policy']['params'])
+                    shown |= numbers
+                    metrics.samples(i, rows)
+                    log.say(_line(done, numbers))
+                    log.sample_table(f'samples at step {done}', rows[:2], ['prompt', 'sft', 'policy', 'score'])
+                metrics.write(i, shown)
+                training.check_finite('reinforce', i, int(state['policy']['skipped']))
+                _check_kl(cfg, i, shown['objective/kl'])
+                if done % cfg.save_every == 0 or done == cfg.steps or stop.asked:
+                    checkpoints.save(done, state, block=stop.asked)
+                stop.exit_if_asked(f'reinforce: stopped at step {done} of {cfg.steps}')
+        trained = LM(lm.config, state['policy']['params'], lm.tokenizer, str(folder / 'export'))
+        hf.save(trained, folder / 'export')
+    return trained
+
+
+def _check_kl(cfg: Config, step: int, kl: float) -> None:
+    if kl > cfg.most_kl:
+        raise Mistake(
+            f'reinforce: KL to the SFT policy reached {kl:.1f} nats a response at step {step}, above reinforce.most_kl = {cfg.most_kl}: the '
+            'policy is leaving the language that the scorer knows. Try a larger reinforce.beta or a lower '
+            'reinforce.policy_optimizer.learning_rate; the last checkpoint before is kept'
+        )
+
+
+def _line(step: int, numbers: dict[str, float]) -> str:
+    line = (
+        f'step {step}: reward {numbers["eval/reward"]:+.3f}, score {numbers["eval/score"]:+.3f}, KL {numbers["eval/kl"]:.2f} nats, '
+        f'{numbers["eval/mean_length"]:.1f} tokens, ended {numbers["eval/eos_rate"]:.0%}'
+    )
+    return line + (f', win rate against SFT {numbers["eval/win_rate"]:.1%}' if 'eval/win_rate' in numbers else '')

@@ -1,0 +1,124 @@
+"""Supervised fine-tuning: next-token prediction on the tokens that carry weight.
+
+The same stage makes a policy from references (weight 1 on the response) and a base model from labelling prompts (weight on the answers);
+what differs is the batches that it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.heads import token_logprob
+from rlaif_jax.models.hf import LM
+from rlaif_jax.training import state as training
+
+
+@dataclass(frozen=True)
+class Config:
+    """App. G: batch 128, one epoch, Adafactor at 1e-5."""
+
+    steps: int = 900
+    batch: int = 128
+    parts: int = 1  # the batch goes through the device in this many parts
+    optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    seed: int = 0
+    save_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        training.check_parts('batch', self.batch, self.parts)
+        if self.steps < 1 or self.save_every < 1 or self.log_every < 1:
+            raise ValueError('steps, save_every and log_every must be positive')
+
+
+def loss(model: transformer.Config, params: transformer.Params, batch: training.Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """−Σ weight·log p(target), in nats, with the sums to divide by.
+
+    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and mask_BTS (branches that share a
+    prefix). target_BT is what follows token_BT: in a branch that is not always the next column.
+    """
+    position_BT, mask_BTS = (
+        (batch['position_BT'], batch['mask_BTS']) if 'mask_BTS' in batch else transformer.causal(batch['valid_BT'])
+    )
+    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], position_BT, mask_BTS)
+    logp_BT, _ = token_logprob(model, params, hidden_BTD, batch['target_BT'])
+    weight_BT = batch['weight_BT']
+    return -(weight_BT * logp_BT).sum(), {'count': weight_BT.sum()}
+
+
+def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`(init, step)`, jitted: `init(params) -> state`, `step(state, batch) -> (state, metrics)`. The state is donated."""
+    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
+    shapes = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
+    where = axes.shardings(jax.eval_shape(partial(training.init_state, optimizer=optimizer), shapes), mesh)
+
+    def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        grads, metrics = training.gradients(partial(loss, model), state['params'], batch, cfg.parts)
+        state, more = training.update(optimizer, state, grads)
+        return state, metrics | more
+
+    # A copy, so that donating the state never destroys the parameters that were handed in.
+    init = jax.jit(lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where)
+    jitted = jax.jit(step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0)
+    return init, jitted
+
+
+def run(cfg: Config, folder: Path, lm: LM, batch_at: Callable[[int], training.Batch], mesh: Mesh, *, title: str = 'sft') -> LM:
+    """Train `lm` on `batch_at(0), batch_at(1), …` and export it to `folder/export`; goes on from the last checkpoint.
+
+    `batch_at` is a function of the step alone, so a resumed run sees what an uninterrupted one does.
+    """
+    axes.check_batch(f'{title}.batch', cfg.batch // cfg.parts, mesh)
+    init, step = make_step(cfg, lm.config, mesh)
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
+        state = init(lm.params)
+        start = 0
+        if checkpoints.latest() is not None:
+            start, state = checkpoints.restore(None, state)
+            log.say(f'{title}: going on from step {start} of {cfg.steps}')
+        with (
+            log.Metrics(folder, start_step=start) as metrics,
+            log.progress(title, cfg.steps, start) as bar,
+            checkpoint.stop_on_signal() as stop,
+        ):
+            for i in range(start, cfg.steps):
+                state, numbers = step(state, jax.device_put(batch_at(i), axes.rows(mesh)))
+                if i % cfg.log_every == 0 or i + 1 == cfg.steps:
+                    training.check_finite(title, i, int(state['skipped']))
+                    metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
+                    text = f'loss {float(numbers["loss"]):.3f} nats'
+                bar.advance(text)
+                if (i + 1) % cfg.save_every == 0 or stop.asked or i + 1 == cfg.steps:
+                    checkpoints.save(i + 1, state, block=stop.asked)
+                stop.exit_if_asked(f'{title}: stopped at step {i + 1} of {cfg.steps}')
+    trained = LM(lm.config, state['params'], lm.tokenizer, str(folder / 'export'))
+    hf.save(trained, folder / 'export')
+    return trained
+
+
+def example_batch(prompts: list[list[int]], responses: list[list[int]], length: int, pad: int) -> dict[str, np.ndarray]:
+    """Prompts and responses (end token included) as one batch of T = length: weight 1 on the response's tokens, 0 elsewhere."""
+    token_BT = np.full((len(prompts), length + 1), pad, np.int32)
+    weight_BT = np.zeros((len(prompts), length + 1), np.float32)
+    valid_BT = np.zeros((len(prompts), length + 1), bool)
+    for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        row = (prompt + response)[: length + 1]
+        token_BT[b, : len(row)] = row
+        valid_BT[b, : len(row)] = True
+        weight_BT[b, len(prompt) : len(row)] = 1.0
+    return {
+        'token_BT': token_BT[:, :-1],
+        'target_BT': token_BT[:, 1:],
+        'weight_BT': weight_BT[:, 1:],
+        'valid_BT': valid_BT[:, :-1],
+    }

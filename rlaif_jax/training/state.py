@@ -1,0 +1,117 @@
+"""What every training step does once the loss is written: gradients in parts, one guarded update, one optimizer by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlaif_jax.config import Mistake
+
+Batch = dict[str, jax.Array]
+Loss = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch) -> sum, sums; with sums['count']
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The paper trains with Adafactor, factored and without momentum (App. G); AdamW by name."""
+
+    name: Literal['adafactor', 'adamw'] = 'adafactor'
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    decay: Literal['constant', 'linear', 'cosine'] = 'constant'  # from the end of the warm-up to the last step, down to a tenth
+    clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f'learning_rate must be positive, not {self.learning_rate}')
+        if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
+            raise ValueError('warmup_steps, clip_norm and weight_decay must not be negative')
+
+
+def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The optimizer for a run of `steps` steps."""
+    rest = max(steps - cfg.warmup_steps, 1)
+    after = {
+        'constant': optax.constant_schedule(cfg.learning_rate),
+        'linear': optax.linear_schedule(cfg.learning_rate, cfg.learning_rate / 10, rest),
+        'cosine': optax.cosine_decay_schedule(cfg.learning_rate, rest, alpha=0.1),
+    }[cfg.decay]
+    warmup = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup_steps)
+    # Step 0 already moves: a warm-up of n steps takes 1/n, 2/n, ... of the rate.
+    schedule = optax.join_schedules([lambda count: warmup(count + 1), after], [cfg.warmup_steps]) if cfg.warmup_steps else after
+    clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
+    if cfg.name == 'adamw':
+        return optax.chain(*clip, optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay))
+    # Not scaled by the size of each parameter: 1e-5 would then be far below what moves a policy, and a head that starts at zero would stay.
+    return optax.chain(*clip, optax.adafactor(schedule, momentum=None, multiply_by_parameter_scale=False, weight_decay_rate=cfg.weight_decay or None))
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str, Any]:
+    """One network's trained state: its parameters, its optimizer, and how many non-finite steps in a row were skipped."""
+    return {'params': params, 'optimizer': optimizer.init(params), 'skipped': jnp.int32(0)}
+
+
+def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[Any, dict[str, jax.Array]]:
+    """The gradient of (Σ sum) / (Σ count) over `parts` equal parts of the batch, and every sum divided likewise.
+
+    The sums are divided once, at the end, so a batch in parts gives the same gradient as the batch whole: parts with fewer tokens do not
+    weigh more per token (the mistake of averaging averages).
+    """
+
+    def part(batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+        (total, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return grads, sums | {'loss': total}
+
+    if parts == 1:
+        grads, sums = part(batch)
+    else:
+        split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jax.tree.map(lambda x: x[0], split)))
+        add = lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None)  # noqa: E731
+        (grads, sums), _ = jax.lax.scan(add, zero, split)
+    count = jnp.maximum(sums.pop('count'), 1)
+    return jax.tree.map(lambda g: g / count, (grads, sums))  # type: ignore[return-value]
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: dict[str, Any], grads: Any, finite: jax.Array | None = None
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One step of the optimizer; a gradient that is not finite changes nothing but the count of steps skipped in a row.
+
+    Networks that are trained together hand in `finite` for all of them: they step together or not at all.
+    """
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(norm) if finite is None else finite
+    safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
+    updates, moved = optimizer.update(safe, state['optimizer'], state['params'])
+    new = {
+        'params': optax.apply_updates(state['params'], updates),
+        'optimizer': moved,
+        'skipped': jnp.int32(0),
+    }
+    old = state | {'skipped': state['skipped'] + 1}
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), {'grad_norm': norm, 'skipped': 1.0 - finite}
+
+
+def check_finite(stage: str, step: int, skipped_in_a_row: int, patience: int = 3) -> None:
+    """Raises `Mistake` once `patience` steps in a row were not finite: more of the same will not help."""
+    if skipped_in_a_row >= patience:
+        raise Mistake(
+            f'{stage}: the last {skipped_in_a_row} steps, up to step {step}, had a gradient that is not finite and were skipped. Try a '
+            f'lower learning rate ({stage}.optimizer.learning_rate), a smaller {stage}.optimizer.clip_norm, or float32; the last good '
+            'checkpoint is kept'
+        )
+
+
+def check_parts(name: str, batch: int, parts: int) -> None:
+    """Raises ValueError where a batch does not fall into equal parts."""
+    if batch < 1:
+        raise ValueError(f'{name} must be positive, not {batch}')
+    if parts < 1 or batch % parts:
+        raise ValueError(f'{name} = {batch} does not fall into {parts} equal parts')

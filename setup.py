@@ -1,0 +1,39 @@
+"""Packaging. Accelerator builds of JAX are extras, so that the plain install is a small CPU one that works anywhere."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name='rlaif_jax',
+    version='0.1.0',
+    description='RLAIF vs. RLHF (arXiv 2309.00267) in JAX: align a language model with AI feedback, on TPU and GPU meshes or a laptop',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*', 'experiments', 'experiments.*']),
+    package_data={
+        'rlaif_jax.labeling': ['templates/*/*.txt'],
+        'rlaif_jax.data.micro': ['models/*/*'],
+    },
+    install_requires=[
+        'jax>=0.10,<0.13',
+        'flax>=0.12',
+        'optax>=0.2.5',
+        'orbax-checkpoint>=0.11',
+        'transformers>=5',
+        'tensorflow-datasets>=4.9',
+        'grain>=0.2.10',
+        'safetensors>=0.6',
+        'rich>=13',
+        'tensorboardX>=2.6',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'gpu': ['jax[cuda12]'],
+        'test': ['pytest>=8'],
+        'dev': ['pytest>=8', 'ruff>=0.8'],
+        'wandb': ['wandb'],
+    },
+)

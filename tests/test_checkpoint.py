@@ -1,0 +1,290 @@
+"""Laws of rlaif_jax.checkpoint: what comes back is bit for bit what went in, or a Mistake says what to do."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlaif_jax import checkpoint
+from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.config import Mistake, digest
+
+Moments = namedtuple('Moments', ['mu', 'nu', 'empty'])
+
+
+def make_state(seed=0, width=256):
+    weights = jax.random.normal(jax.random.key(seed), (8, width)).at[0, 0].set(jnp.nan)
+    return {
+        'params': {'w_DF': weights, 'half_D': weights[:, 0].astype(jnp.bfloat16)},
+        'optimizer': (Moments(weights * 2, weights[0], ()), None, {}),
+        'step': jnp.int32(seed),
+        'bits': jnp.array([seed, 2**32 - 1], jnp.uint32),
+        'flags': jnp.array([True, False]),
+    }
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert left.dtype == right.dtype and left.shape == right.shape
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+
+
+def place(state, sharding):
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, sharding(leaf)), state)
+
+
+def over_all_devices(leaf):
+    mesh = Mesh(np.array(jax.devices()), ('data',))
+    whole = leaf.ndim == 0 or leaf.shape[0] % len(jax.devices())
+    return NamedSharding(mesh, PartitionSpec() if whole else PartitionSpec('data'))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    """A run folder with steps 10 and 20; a test that changes it copies it."""
+    folder = tmp_path_factory.mktemp('written')
+    with Checkpoints(folder) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, make_state(step))
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    return shutil.copytree(written, tmp_path / 'run')
+
+
+# The run folder
+
+
+@dataclass(frozen=True)
+class Config:
+    beta: float = 0.05
+    steps: int = 100
+
+
+def test_a_stage_has_a_folder_for_each_config(tmp_path):
+    folder = checkpoint.stage_folder(tmp_path, 'sft', Config())
+    assert folder == tmp_path / 'stages' / f'sft-{digest(Config())}'
+    assert folder != checkpoint.stage_folder(tmp_path, 'sft', Config(beta=0.1))
+
+
+def test_a_folder_serves_one_config(tmp_path):
+    folder = tmp_path / 'a' / 'b'
+    checkpoint.open_folder(folder, 'beta = 0.05\nsteps = 100\n')
+    checkpoint.open_folder(folder, '# a comment\n\nsteps = 100\nbeta = 0.05\n')
+    assert (folder / 'config.gin').read_text() == 'beta = 0.05\nsteps = 100\n'
+    with pytest.raises(Mistake, match=r'(?s)another config.*beta.*0\.05.*0\.1.*--workdir'):
+        checkpoint.open_folder(folder, 'beta = 0.1\nsteps = 100\n')
+    with pytest.raises(Mistake, match='and 4 more'):
+        checkpoint.open_folder(folder, ''.join(f'field_{n} = 1\n' for n in range(10)))
+
+
+def test_a_run_is_finished_when_its_result_is_there(tmp_path):
+    assert checkpoint.finished(tmp_path / 'absent') is None
+    checkpoint.finish(tmp_path, {'win_rate': np.float32(0.5), 'kl': float('nan')})
+    assert checkpoint.finished(tmp_path) == {'win_rate': 0.5, 'kl': None}
+    (tmp_path / 'result.json').write_text('{"win')
+    with pytest.raises(Mistake, match='result.json'):
+        checkpoint.finished(tmp_path)
+
+
+HOLD = """
+import sys, time
+from rlaif_jax.checkpoint import lock
+with lock(sys.argv[1]):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path):
+    root = Path(checkpoint.__file__).parents[1]
+    other = subprocess.Popen([sys.executable, '-c', HOLD, tmp_path], stdout=subprocess.PIPE, cwd=root)
+    with other:
+        assert other.stdout.readline() == b'held\n'
+        with pytest.raises(Mistake, match=f'process {other.pid} '), checkpoint.lock(tmp_path):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with checkpoint.lock(tmp_path), pytest.raises(Mistake, match=f'process {os.getpid()} '), checkpoint.lock(tmp_path):
+        pass
+    with checkpoint.lock(tmp_path):
+        pass
+
+
+# Checkpoints
+
+
+def test_what_comes_back_is_what_went_in(written):
+    checkpoints = Checkpoints(written)
+    for step in (10, 20):
+        found, state = checkpoints.restore(step, make_state())
+        assert found == step
+        same(state, make_state(step))
+    assert checkpoints.restore(None, make_state())[0] == checkpoints.latest() == 20
+    checkpoints.close()
+
+
+@pytest.mark.parametrize('there, here', [('one', 'all'), ('all', 'one')])
+def test_a_state_moves_between_meshes(tmp_path, there, here):
+    shardings = {'one': lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), 'all': over_all_devices}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, place(make_state(1), shardings[there]))
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[here](leaf)), make_state()
+        )
+        _, state = checkpoints.restore(1, like)
+    same(state, make_state(1))
+    assert jax.tree.all(jax.tree.map(lambda got, want: got.sharding == want.sharding, state, like))
+
+
+def test_a_leaf_without_a_sharding_goes_to_the_first_device(written):
+    _, state = Checkpoints(written).restore(20, jax.eval_shape(make_state))
+    assert {leaf.sharding for leaf in jax.tree.leaves(state)} == {jax.sharding.SingleDeviceSharding(jax.devices()[0])}
+
+
+def test_a_part_of_a_state_can_be_read_alone(written):
+    like = {'params': make_state()['params']}
+    same(Checkpoints(written).restore(None, like, part=True)[1], {'params': make_state(20)['params']})
+    with pytest.raises(Mistake, match=r'params/more is absent there and int32\[\] here'):
+        Checkpoints(written).restore(None, {'params': {'more': jnp.int32(0)}}, part=True)
+
+
+def test_a_save_is_of_the_state_at_that_moment(tmp_path):
+    move = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0, state), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        state = make_state(1)
+        checkpoints.save(1, state)
+        jax.block_until_ready(move(state))  # overwrites the buffers while Orbax writes
+        same(checkpoints.restore(1, make_state())[1], make_state(1))
+
+
+def test_the_newest_are_kept_and_a_step_saved_twice_is_saved_once(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest() is None
+        for step in (5, 10, 15):
+            checkpoints.save(step, make_state(step))
+        checkpoints.save(15, make_state(15), block=True)
+        assert checkpoints.steps() == [10, 15]
+    assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['10', '15']
+
+
+def test_a_checkpoint_half_written_is_not_seen_and_is_cleared_away(folder):
+    half = folder / 'checkpoints' / '30.orbax-checkpoint-tmp-7'
+    shutil.copytree(folder / 'checkpoints' / '20', half)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 20 and checkpoints.restore(None, make_state())[0] == 20
+        checkpoints.save(30, make_state(30))
+    assert sorted(os.listdir(folder / 'checkpoints')) == ['20', '30']
+
+
+def largest(path):
+    return max((file for file in path.rglob('*') if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def cut(path):
+    os.truncate(largest(path), 100)
+
+
+def remove(path):
+    largest(path).unlink()
+
+
+def unseal(path):
+    (path / 'sizes.json').unlink()
+
+
+def scribble(path):  # the sizes agree, so it is Orbax that finds it
+    metadata = path / '_METADATA'
+    metadata.write_bytes(b'#' * metadata.stat().st_size)
+
+
+@pytest.mark.parametrize('harm', [cut, remove, unseal, scribble])
+def test_a_damaged_checkpoint_is_passed_over_then_written_again(folder, harm, capsys):
+    harm(folder / 'checkpoints' / '20')
+    with Checkpoints(folder) as checkpoints:
+        with pytest.raises(Mistake, match=rf'(?s){folder}.*step 20 is damaged.*delete it.*whole: 10'):
+            checkpoints.restore(20, make_state())
+        step, state = checkpoints.restore(None, make_state())
+        same(state, make_state(10))
+        assert step == 10 and capsys.readouterr().out.count('is damaged') == 1
+        checkpoints.save(20, make_state(21), block=True)
+        step, state = checkpoints.restore(None, make_state())
+        same(state, make_state(21))
+
+
+def test_if_all_are_damaged_it_says_so(folder):
+    cut(folder / 'checkpoints' / '10')
+    remove(folder / 'checkpoints' / '20')
+    assert Checkpoints(folder).latest() is None
+    with pytest.raises(Mistake, match='every checkpoint is damaged'):
+        Checkpoints(folder).restore(None, make_state())
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda state: make_state(width=128), r'\w+ is float32\[8, 256\] there and float32\[8, 128\] here'),
+        (lambda state: state | {'step': jnp.float32(0)}, r'step is int32\[\] there and float32\[\] here'),
+        (lambda state: state | {'value': jnp.zeros(2)}, r'value is absent there and float32\[2\] here'),
+        (lambda state: {'params': state['params']}, r'\w+ is \w+\[.*\] there and absent here'),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(written, change, message):
+    for step in (None, 20):
+        with pytest.raises(Mistake, match=f'another architecture: .*{message}'):
+            Checkpoints(written).restore(step, change(make_state()))
+
+
+def test_a_mesh_that_does_not_divide_a_shape_is_not_called_damage(written):
+    if 256 % (len(jax.devices()) - 1 or 256) == 0:
+        pytest.skip('every mesh divides it')
+    mesh = Mesh(np.array(jax.devices()[1:]), ('data',))
+    sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
+    like = make_state()
+    like['params']['w_DF'] = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=sharding)
+    with pytest.raises(ValueError, match='divi'):
+        Checkpoints(written).restore(None, like)
+
+
+def test_where_there_is_nothing_it_says_so(tmp_path, written):
+    with pytest.raises(Mistake, match='no checkpoint'):
+        Checkpoints(tmp_path / 'absent').restore(None, make_state())
+    assert Checkpoints(tmp_path / 'absent').latest() is None and not (tmp_path / 'absent').exists()
+    with pytest.raises(Mistake, match='no checkpoint of step 15; steps there: 10, 20'):
+        Checkpoints(written).restore(15, make_state())
+
+
+def test_a_save_that_fails_in_the_background_is_a_mistake(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(checkpoint, 'write_whole', full)
+    checkpoints.save(1, make_state(1))
+    with pytest.raises(Mistake, match='step 1 could not be written.*No space left'):
+        checkpoints.wait()
+    monkeypatch.undo()
+    checkpoints.save(1, make_state(1))
+    checkpoints.close()
+    assert checkpoints.steps() == [1]
+
+
+def test_sizes_are_of_every_file_that_counts(written):
+    path = written / 'checkpoints' / '20'
+    files = {str(file.relative_to(path)) for file in path.rglob('*') if file.is_file()}
+    unlisted = files - set(json.loads((path / 'sizes.json').read_text()))
+    assert unlisted <= {'sizes.json', 'commit_success.txt', '_CHECKPOINT_METADATA'}

@@ -1,0 +1,161 @@
+"""Laws of rlaif_jax.log: every step is in the file once, every line is JSON, and a sample's text is only text."""
+
+import importlib
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rlaif_jax import log
+
+
+def lines(path):
+    def refuse(constant):
+        raise AssertionError(f'{constant} is not JSON')
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding='utf-8').splitlines()]
+
+
+def run(folder, steps, **options):
+    with log.Metrics(folder, start_step=steps[0], **options) as metrics:
+        for step in steps:
+            metrics.write(step, {'objective/kl': step / 2})
+            metrics.samples(step, [{'prompt': 'a'}, {'prompt': 'b'}])
+
+
+def test_a_resumed_run_has_every_step_once(tmp_path):
+    run(tmp_path, range(8))
+    run(tmp_path, range(5, 10))
+    assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == list(range(10))
+    assert [line['step'] for line in lines(tmp_path / 'samples.jsonl')] == [step for step in range(10) for _ in 'ab']
+    run(tmp_path, range(2))
+    assert [line['step'] for line in lines(tmp_path / 'metrics.jsonl')] == [0, 1]
+
+
+@pytest.mark.parametrize('cut', range(1, 40, 3))
+def test_a_line_cut_short_is_repaired(tmp_path, cut):
+    run(tmp_path, range(3))
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(path.read_bytes()[:-cut])
+    run(tmp_path, [2])
+    assert [line['step'] for line in lines(path)] == [0, 1, 2]
+    run(tmp_path, [3])
+    assert [line['objective/kl'] for line in lines(path)] == [0, 0.5, 1, 1.5]
+
+
+def test_a_crash_while_a_file_is_rewritten_leaves_the_old_one(tmp_path, monkeypatch):
+    run(tmp_path, range(3))
+    before = (tmp_path / 'metrics.jsonl').read_text()
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(log.os, 'replace', crash)
+    with pytest.raises(KeyboardInterrupt):
+        log.Metrics(tmp_path, start_step=1)
+    assert (tmp_path / 'metrics.jsonl').read_text() == before
+
+
+def test_each_line_is_on_disk_when_write_returns(tmp_path):
+    with log.Metrics(tmp_path) as metrics:
+        metrics.write(0, {'x': 1})
+        assert len(lines(tmp_path / 'metrics.jsonl')) == 1
+
+
+def test_what_is_not_finite_is_null_and_every_kind_of_scalar_is_a_number(tmp_path):
+    with log.Metrics(tmp_path) as metrics:
+        metrics.write(np.int64(0), {'a': float('nan'), 'b': -np.inf, 'c': np.float32(0.5), 'd': np.array(2), 'e': True})
+        metrics.samples(0, [{'score': np.float32('nan'), 'text': 'å\u2028\ud800\n[b]', 'scores': np.arange(2)}])
+    (line,) = lines(tmp_path / 'metrics.jsonl')
+    assert line.pop('time') > 1e9
+    assert line == {'step': 0, 'a': None, 'b': None, 'c': 0.5, 'd': 2, 'e': 1}
+    (sample,) = map(json.loads, (tmp_path / 'samples.jsonl').read_text(encoding='utf-8').split('\n')[:-1])
+    assert sample == {'step': 0, 'score': None, 'text': 'å\u2028\ud800\n[b]', 'scores': [0, 1]}
+
+
+def test_a_metric_cannot_take_the_name_of_the_step(tmp_path):
+    with log.Metrics(tmp_path) as metrics, pytest.raises(ValueError, match='step'):
+        metrics.write(0, {'step': 3})
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path):
+    run(tmp_path, range(3))
+    proto = importlib.import_module('tensorboardX.proto.event_pb2')
+    (file,) = (tmp_path / 'tensorboard').iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # a record: its length in 8 bytes, a checksum in 4, itself, a checksum in 4
+        size = int.from_bytes(data[:8], 'little')
+        events.append(proto.Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    scalars = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert scalars == [(step, 'objective/kl', step / 2) for step in range(3)]
+
+
+def test_without_tensorboardx_or_wandb_the_lines_are_written_and_it_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    log._optional.cache_clear()
+    run(tmp_path, range(2), wandb=True)
+    run(tmp_path, range(2, 4), wandb=True)
+    log._optional.cache_clear()
+    assert len(lines(tmp_path / 'metrics.jsonl')) == 4 and not (tmp_path / 'tensorboard').exists()
+    said = capsys.readouterr().out
+    assert said.count('tensorboardX is not installed') == said.count('wandb is not installed') == 1
+
+
+def test_wandb_gets_the_same_numbers_and_a_folder_is_one_run(tmp_path, monkeypatch):
+    logged, ids = [], []
+    one = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **options: ids.append(options['id']) or one)
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    log._optional.cache_clear()
+    run(tmp_path, [0], wandb=True)
+    run(tmp_path, [1], wandb=True)
+    log._optional.cache_clear()
+    assert logged == [(0, {'objective/kl': 0}), (1, {'objective/kl': 0.5})] and ids[0] == ids[1]
+
+
+def test_without_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 2))  # seconds; read once a step, and once more for a line
+    monkeypatch.setattr(log.time, 'monotonic', lambda: next(clock))
+    with log.progress('sft', 40, start=10) as bar:
+        for step in range(30):
+            bar.advance(f'loss {step} [b]')
+    printed = capsys.readouterr().out.splitlines()
+    assert 5 <= len(printed) <= 7
+    assert printed[0].startswith('sft 15/40  2.4 s/it  60 s left  loss 4 [b]')
+    assert printed[-1].startswith('sft 40/40') and '  0 s left  loss 29 [b]' in printed[-1]
+
+
+def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbers(monkeypatch, tmp_path):
+    with open(tmp_path / 'screen', 'w+', encoding='utf-8') as screen:
+        terminal = Console(file=screen, force_terminal=True, width=120, _environ={'TERM': 'xterm'})
+        monkeypatch.setattr(log, 'console', lambda: terminal)
+        with log.progress('sft [1]', 12, start=10) as bar:
+            bar.advance('loss 1')
+            log.say('a line between')
+            bar.advance('loss [b] 2')
+        screen.seek(0)
+        shown = screen.read()
+    assert '12/12' in shown and 'sft [1]' in shown and 'loss [b] 2' in shown and 'a line between' in shown
+
+
+def test_text_is_shown_as_it_stands_and_control_characters_are_not(capsys):
+    log.say('[red]x[/red] \x1b[31m ' + 'z' * 300)
+    assert capsys.readouterr().out == '[red]x[/red] \\x1b[31m ' + 'z' * 300 + '\n'
+
+
+def test_a_long_cell_is_folded_and_nothing_of_it_is_lost(capsys):
+    log.sample_table('samples [b]', [{'prompt': 'w' * 500, 'score': 0.123456}, {'prompt': '[/b]'}], ['prompt', 'score'])
+    out = capsys.readouterr().out
+    assert out.count('w') == 500 and '0.1235' in out and '[/b]' in out and 'samples [b]' in out
+    assert max(map(len, out.splitlines())) <= log.console().width
+
+
+def test_figures(capsys):
+    log.figures_table('result', ['name', 'x', 'n'], [['a', 1.23456789, np.int64(12345)], ['b', None, float('nan')]])
+    out = capsys.readouterr().out
+    assert '1.235' in out and '12345' in out and ' - ' in out and 'nan' in out

@@ -1,0 +1,184 @@
+"""Laws of the intervals, the tests and the fit at equal length: coverage, exactness, and answers where fits break down."""
+
+from fractions import Fraction
+from math import comb
+
+import numpy as np
+import pytest
+
+from rlaif_jax.evaluation.length import characters, length_adjusted_win_rate, logistic_at, logistic_at_equal_length
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, bootstrap, mean_interval, t_quantile, wilson
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_an_interval_reads_as_a_percentage():
+    assert str(Interval(0.689, 0.66, 0.716, 1024)) == '68.9 % [66.0, 71.6] n=1024'
+
+
+@pytest.mark.parametrize('p', [0.05, 0.3, 0.5, 0.69, 0.95])
+def test_wilson_covers_the_truth(p):
+    n = 1000
+    intervals = [wilson(k, n) for k in range(n + 1)]
+    probability = np.array([comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)])
+    assert probability @ [p in interval for interval in intervals] == pytest.approx(0.95, abs=0.015)
+
+
+def test_wilson_is_symmetric_bounded_and_wide_at_the_ends():
+    for wins, n in [(0, 5), (5, 5), (3, 8), (700, 1024), (0, 1)]:
+        a, b = wilson(wins, n), wilson(n - wins, n)
+        assert (a.low, a.high) == pytest.approx((1 - b.high, 1 - b.low), abs=1e-12)
+        assert 0 <= a.low <= a.value <= a.high <= 1 and a.high - a.low > 0.02
+    assert wilson(50, 100, 0.99).low < wilson(50, 100, 0.9).low
+    nothing = wilson(0, 0)
+    assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0, 1, 0)
+
+
+def test_t_quantiles_are_those_of_the_tables():
+    table = {1: 12.7062047, 2: 4.3026527, 5: 2.5705818, 30: 2.0422725, 100: 1.9839715, 1000: 1.9623391, 10**6: 1.9599663}
+    for degrees, quantile in table.items():
+        assert t_quantile(0.95, degrees) == pytest.approx(quantile, rel=3e-6)
+    assert t_quantile(0.99, 10) == pytest.approx(3.1692727, rel=3e-6)
+
+
+@pytest.mark.parametrize('n', [3, 10, 40])
+def test_mean_interval_covers_the_truth_for_few_prompts(n):
+    sample = np.random.default_rng(n).normal(0.3, 2.0, size=(4000, n))
+    assert np.mean([0.3 in mean_interval(values_B) for values_B in sample]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_mean_interval_says_what_it_cannot_know():
+    assert mean_interval(np.array([0.2])) == Interval(0.2, -np.inf, np.inf, 1)
+    assert np.isnan(mean_interval(np.array([])).value)
+
+
+def test_bootstrap_agrees_with_theory_is_repeatable_and_keeps_rows_whole():
+    values_B = np.random.default_rng(0).exponential(size=800)
+    drawn, exact = bootstrap(values_B, np.mean, seed=1), mean_interval(values_B)
+    assert (drawn.value, drawn.n) == (exact.value, 800)
+    assert (drawn.low, drawn.high) == pytest.approx((exact.low, exact.high), abs=0.015)
+    assert drawn == bootstrap(values_B, np.mean, seed=1) != bootstrap(values_B, np.mean, seed=2)
+    paired = np.stack([values_B, values_B + 0.5], axis=-1)
+    difference = bootstrap(paired, lambda rows: np.mean(rows[:, 1] - rows[:, 0]), resamples=50)
+    assert (difference.low, difference.high) == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize('p', [Fraction(1, 2), Fraction(1, 3), Fraction(9, 10)])
+def test_binomial_test_equals_enumeration(p):
+    for n in (1, 2, 7, 20, 61):
+        probability = [comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+        for k in range(n + 1):
+            exact = sum(other for other in probability if other <= probability[k])
+            assert binomial_test(k, n, float(p)) == pytest.approx(float(exact), rel=1e-9)
+
+
+def test_binomial_test_at_its_edges():
+    assert binomial_test(0, 0) == 1 and binomial_test(500, 1000) == pytest.approx(1)
+    assert binomial_test(3, 3, 1.0) == 1 and binomial_test(2, 3, 1.0) == 0
+    assert binomial_test(400, 1000) == binomial_test(600, 1000) == pytest.approx(2.728e-10, rel=1e-3)
+
+
+def draw(rng, n, intercept, slope):
+    """Length ratios and votes, P(A) = sigmoid(intercept + slope (ratio - 1)); A is a quarter longer on average."""
+    ratio_B = np.exp(rng.normal(0.2, 0.35, n))
+    return ratio_B, (rng.random(n) < sigmoid(intercept + slope * (ratio_B - 1))).astype(float)
+
+
+@pytest.mark.parametrize(('intercept', 'slope'), [(0.5, 1.5), (-1.0, 0.0)])
+def test_the_rate_at_equal_length_covers_the_truth(intercept, slope):
+    rng = np.random.default_rng(0)
+    fits = [logistic_at_equal_length(*draw(rng, 300, intercept, slope)) for _ in range(2000)]
+    assert np.mean([sigmoid(intercept) in fit.rate for fit in fits]) == pytest.approx(0.95, abs=0.015)
+    assert np.mean([abs(fit.slope - slope) < 1.96 * fit.slope_error for fit in fits]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_length_is_taken_out_where_it_is_all_and_changes_nothing_where_it_is_nothing():
+    rng = np.random.default_rng(1)
+    ratio_B, win_B = draw(rng, 4000, 0.0, 3.0)
+    adjusted = length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0))
+    assert wilson(win_B.sum(), 4000).low > 0.6 and 0.5 in adjusted
+    ratio_B, win_B = draw(rng, 4000, 0.8, 0.0)
+    assert length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0)).value == pytest.approx(win_B.mean(), abs=0.01)
+
+
+@pytest.mark.parametrize('jeffreys', [False, True])
+def test_the_fit_is_the_top_of_the_likelihood(jeffreys):
+    rng = np.random.default_rng(3)
+    x_B, y_B, weight_B = rng.normal(1.1, 0.6, 40), rng.random(40).round(1), rng.integers(1, 4, 40)
+    low, high = np.array([-4.0, -4.0]), np.array([4.0, 4.0])
+    for _ in range(7):  # a grid, and again round its best point
+        a, b = np.meshgrid(*np.linspace(low, high, 41).T, indexing='ij')
+        p = sigmoid(a[..., None] + b[..., None] * (x_B - 1))
+        value = (weight_B * (y_B * np.log(p) + (1 - y_B) * np.log(1 - p))).sum(-1)
+        if jeffreys:
+            w = weight_B * p * (1 - p)
+            moment = [(w * (x_B - 1) ** power).sum(-1) for power in range(3)]
+            value = value + 0.5 * np.log(moment[0] * moment[2] - moment[1] ** 2)
+        best = np.array([x[np.unravel_index(value.argmax(), value.shape)] for x in (a, b)])
+        low, high = best - (high - low) / 10, best + (high - low) / 10
+    fit = logistic_at(x_B, y_B, weight_B, at=1.0, jeffreys=jeffreys)
+    assert (np.log(fit.rate.value / (1 - fit.rate.value)), fit.slope) == pytest.approx(best, abs=2e-4)
+
+
+def test_a_weight_is_a_number_of_votes_and_an_unscorable_vote_is_none():
+    ratio_B, win_B = draw(np.random.default_rng(4), 60, 0.3, 1.0)
+    weight_B = np.arange(60) % 3
+    weighted = logistic_at_equal_length(ratio_B, win_B, weight_B)
+    repeated = logistic_at_equal_length(ratio_B.repeat(weight_B), win_B.repeat(weight_B))
+    absent = logistic_at_equal_length(ratio_B, np.where(weight_B, win_B, np.nan), weight_B)
+    assert weighted.rate.value == pytest.approx(repeated.rate.value) and weighted.rate.low == pytest.approx(repeated.rate.low)
+    assert weighted == absent and weighted.rate.n == 40
+    nothing = logistic_at_equal_length(ratio_B, np.full(60, np.nan))
+    assert np.isnan(nothing.rate.value) and (nothing.rate.low, nothing.rate.high, nothing.rate.n) == (0, 1, 0)
+
+
+def test_the_log_ratio_treats_both_policies_alike():
+    rng = np.random.default_rng(5)
+    a_B, b_B = rng.integers(0, 300, 200), rng.integers(0, 300, 200)  # with empty responses among them
+    win_B = (a_B > b_B).astype(float) * rng.random(200)
+    ab = length_adjusted_win_rate(win_B, a_B, b_B, length_ratio='log')
+    ba = length_adjusted_win_rate(1 - win_B, b_B, a_B, length_ratio='log')
+    assert (ab.value, ab.low, ab.high) == pytest.approx((1 - ba.value, 1 - ba.high, 1 - ba.low), abs=1e-9)
+
+
+@pytest.mark.parametrize('jeffreys', [False, True])
+def test_fits_that_likelihood_leaves_open_stay_finite(jeffreys):
+    ratio_B = np.linspace(0.5, 2.0, 64)
+    cases = {
+        'all wins': (ratio_B, np.ones(64)),
+        'all losses': (ratio_B, np.zeros(64)),
+        'length decides': (ratio_B, (ratio_B > 1).astype(float)),
+        'one ratio, equal': (np.ones(64), np.arange(64) % 4 == 0),
+        'one ratio, longer': (np.full(64, 1.3), np.arange(64) % 4 == 0),
+        'one vote': (np.array([1.2]), np.array([1.0])),
+        'an empty answer': (np.append(ratio_B, 900.0), np.append(np.arange(64) % 2, 1.0)),
+    }
+    rates = {name: logistic_at_equal_length(*case, jeffreys=jeffreys).rate for name, case in cases.items()}
+    for name, rate in rates.items():
+        assert np.isfinite([rate.value, rate.low, rate.high]).all() and 0 <= rate.low <= rate.value <= rate.high <= 1, name
+    assert rates['one ratio, equal'].value == pytest.approx(0.25, abs=0.01) and rates['one ratio, equal'].high < 0.4
+    assert rates['one ratio, longer'].low < 0.01 and rates['one ratio, longer'].high > 0.99  # nothing says what happens at 1
+    if jeffreys:
+        assert rates['all wins'].low > 0.8 and rates['all losses'].high < 0.2
+
+
+def test_an_empty_text_counts_as_one_character():
+    assert characters(['', 'é', 'abc']).tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize('call', [
+    lambda: wilson(3, 2),
+    lambda: wilson(1, 2, 1.0),
+    lambda: mean_interval(np.array([np.nan, 1.0])),
+    lambda: bootstrap(np.array([]), np.mean),
+    lambda: binomial_test(3, 2),
+    lambda: logistic_at_equal_length(np.array([0.0, 1.0]), np.array([0.0, 1.0])),
+    lambda: logistic_at_equal_length(np.ones(2), np.array([0.0, 1.5])),
+    lambda: logistic_at_equal_length(np.ones(3), np.zeros(2)),
+    lambda: logistic_at_equal_length(np.ones(2), np.zeros(2), form='square'),
+])
+def test_bad_input_is_refused(call):
+    with pytest.raises(ValueError, match='.'):
+        call()

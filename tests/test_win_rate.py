@@ -1,0 +1,161 @@
+"""Laws of comparing two policies: swapping them swaps the answer, votes belong to a pair and not to a batch, nan is no vote."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlaif_jax.evaluation.statistics import binomial_test, mean_interval, wilson
+from rlaif_jax.evaluation.win_rate import Config, compare, from_preference, from_quality, win_rate
+
+PROMPTS = [f'prompt {i}' for i in range(200)]
+A = [f'answer {i} ' + 'x' * (i % 40) for i in range(200)]
+B = [f'answer {i} ' + 'y' * (17 * i % 37) for i in range(200)]
+
+
+def quality(prompts, responses):
+    """Something that varies, with ties: a checksum of the text."""
+    return np.array([sum(map(ord, prompt + response)) % 11 / 10 for prompt, response in zip(prompts, responses, strict=True)])
+
+
+def prefer(prompts, firsts, seconds):
+    """One order of a labeler that likes the first place."""
+    return 1 / (1 + np.exp(-(quality(prompts, firsts) - quality(prompts, seconds)) * 2 - 0.4))
+
+
+JUDGES = {
+    'oracle': from_quality(quality),
+    'raters': from_quality(quality, slope=2.0, seed=3),
+    'averaged': from_preference(prefer),
+    'soft': from_preference(prefer, soft=True),
+    'both agree': from_preference(prefer, rule='both_agree'),
+}
+each_judge = pytest.mark.parametrize('judge', JUDGES.values(), ids=JUDGES.keys())
+
+
+@each_judge
+def test_swapping_the_policies_swaps_the_answer(judge):
+    forth_B, back_B = judge(PROMPTS, A, B), judge(PROMPTS, B, A)
+    np.testing.assert_allclose(forth_B, 1 - back_B, rtol=0, atol=1e-15)  # soft votes round; all others are exact
+    forth, back = win_rate(forth_B), win_rate(back_B)
+    assert (forth.value, forth.low, forth.high) == pytest.approx((1 - back.value, 1 - back.high, 1 - back.low), abs=1e-12)
+    log = Config(length_ratio='log')
+    forth, back = compare(PROMPTS, A, B, judge, log), compare(PROMPTS, B, A, judge, log)
+    assert forth.length_adjusted.value == pytest.approx(1 - back.length_adjusted.value, abs=1e-9)
+    assert (forth.p_value, forth.ties, forth.mean_length_a) == (back.p_value, back.ties, back.mean_length_b)
+
+
+@each_judge
+def test_a_vote_belongs_to_its_pair_not_to_its_batch(judge):
+    whole_B = judge(PROMPTS, A, B)
+    order = np.random.default_rng(0).permutation(200)
+    shuffled_B = judge(*([texts[i] for i in order] for texts in (PROMPTS, A, B)))
+    np.testing.assert_array_equal(shuffled_B, whole_B[order])
+    np.testing.assert_array_equal(judge(PROMPTS[5:6], A[5:6], B[5:6]), whole_B[5:6])
+
+
+@each_judge
+def test_a_policy_against_itself_is_a_tie_on_every_prompt(judge):
+    assert (judge(PROMPTS, A, A) == 0.5).all()
+
+
+def test_the_oracle_prefers_the_better_and_splits_equals():
+    judge = from_quality(lambda prompts, responses: np.array([len(r) for r in responses]))
+    assert judge(['p'] * 3, ['aa', 'b', 'c'], ['a', 'bb', 'd']).tolist() == [1, 0, 0.5]
+
+
+@pytest.mark.parametrize('gap', [-0.6, 0.0, 0.2, 1.0])
+def test_raters_prefer_the_better_as_often_as_the_sigmoid_says(gap):
+    judge = from_quality(lambda prompts, responses: np.array([gap * r.startswith('good') for r in responses]), slope=2.0)
+    prompts = [str(i) for i in range(8000)]
+    votes_B = judge(prompts, ['good'] * 8000, ['other'] * 8000)
+    assert set(votes_B) <= {0.0, 1.0}
+    assert votes_B.mean() == pytest.approx(1 / (1 + np.exp(-2.0 * gap)), abs=0.02)
+
+
+def test_another_seed_is_another_rater():
+    flat = [from_quality(lambda prompts, responses: np.zeros(len(prompts)), slope=1.0, seed=s)(PROMPTS, A, B) for s in (0, 1)]
+    assert 0.3 < np.mean(flat[0] == flat[1]) < 0.7
+
+
+def test_raters_read_the_text_of_a_record_and_survive_any_text():
+    class Prompt:
+        def __init__(self, text):
+            self.text = text
+
+    judge = JUDGES['raters']
+    texts = ['a', '', '\ud800', '"]']
+    flat = from_quality(lambda prompts, responses: np.zeros(4), slope=1.0)
+    np.testing.assert_array_equal(flat(texts, A[:4], B[:4]), flat([Prompt(text) for text in texts], A[:4], B[:4]))
+    assert judge([], [], []).shape == (0,)
+
+
+def test_both_agree_is_a_tie_where_the_orders_differ():
+    first = from_preference(lambda prompts, firsts, seconds: np.full(len(prompts), 0.9), rule='both_agree')
+    assert (first(PROMPTS, A, B) == 0.5).all()  # it always likes the first place
+    votes_B, averaged_B = JUDGES['both agree'](PROMPTS, A, B), JUDGES['averaged'](PROMPTS, A, B)
+    assert set(votes_B) == {0, 0.5, 1}
+    assert (votes_B[votes_B != 0.5] == averaged_B[votes_B != 0.5]).all()
+
+
+def test_a_soft_vote_is_the_average_of_both_orders():
+    expected_B = (prefer(PROMPTS, A, B) + 1 - prefer(PROMPTS, B, A)) / 2
+    np.testing.assert_allclose(JUDGES['soft'](PROMPTS, A, B), expected_B, atol=1e-12)
+
+
+def test_an_unscorable_vote_is_counted_and_weighs_nothing():
+    hole_B = np.arange(200) % 5 == 0
+    kept = np.flatnonzero(~hole_B)
+    judge = JUDGES['averaged']
+    whole = compare(PROMPTS, A, B, lambda *texts: np.where(hole_B, np.nan, judge(*texts)))
+    without = compare(*([texts[i] for i in kept] for texts in (PROMPTS, A, B)), judge)
+    assert (whole.n, whole.unscorable, without.unscorable) == (160, 40, 0)
+    for field in ('raw', 'length_adjusted', 'mean_length_a', 'mean_length_b', 'ties', 'p_value'):
+        assert getattr(whole, field) == getattr(without, field), field
+
+
+@pytest.mark.parametrize('rule', ['averaged', 'both_agree'])
+def test_nan_in_either_order_makes_the_vote_nan(rule):
+    def holes(prompts, firsts, seconds):
+        return np.where([first.endswith('x') for first in firsts], np.nan, 0.6)
+
+    votes_B = from_preference(holes, rule=rule)(['p'] * 3, ['ax', 'b', 'c'], ['d', 'ex', 'f'])
+    assert np.isnan(votes_B).tolist() == [True, True, False]
+    unknown = from_quality(lambda prompts, responses: np.array([np.nan, 1.0]))
+    assert np.isnan(unknown(['p'] * 2, ['a', 'b'], ['c', 'd'])).tolist() == [True, False]
+
+
+def test_hard_votes_get_wilson_and_averaged_ones_the_mean_and_ties_no_part_in_the_sign_test():
+    assert win_rate(np.array([1, 0, 1, np.nan])) == wilson(2, 3)
+    soft_B = np.array([0.9, 0.5, 0.4, 0.8])
+    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4) and win_rate(soft_B).high <= 1
+    result = compare(PROMPTS[:4], A[:4], B[:4], lambda *_: soft_B)
+    assert (result.ties, result.p_value) == (1, binomial_test(2, 3))
+
+
+def test_nothing_scorable_is_reported_as_nothing():
+    result = compare(PROMPTS, A, B, lambda *_: np.full(200, np.nan))
+    assert (result.n, result.unscorable, result.p_value) == (0, 200, 1.0)
+    assert result.as_dict()['raw'] == {'value': None, 'low': 0.0, 'high': 1.0, 'n': 0}
+    assert result.row()['win rate'].startswith('nan')
+
+
+def test_a_result_goes_to_json_and_to_a_table():
+    result = compare(PROMPTS, A, B, JUDGES['raters'], names=('rl', 'sft'))
+    assert json.loads(json.dumps(result.as_dict(), allow_nan=False))['raw']['value'] == result.raw.value
+    assert result.row()['comparison'] == 'rl vs sft' and result.row()['win rate'] == str(result.raw)
+    assert all(isinstance(cell, str) for cell in result.row().values())
+    assert result.mean_length_a == np.mean([len(text) for text in A])
+
+
+@pytest.mark.parametrize('call', [
+    lambda: win_rate(np.array([1.2])),
+    lambda: compare(PROMPTS, A[:3], B, JUDGES['oracle']),
+    lambda: compare(PROMPTS, A, B, lambda *_: np.zeros(3)),
+    lambda: from_preference(prefer, rule='first'),
+    lambda: from_preference(prefer, rule='both_agree', soft=True),
+    lambda: Config(confidence=95),
+])
+def test_bad_input_is_refused(call):
+    with pytest.raises(ValueError, match='.'):
+        call()
