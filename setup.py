@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name='rlaif_jax',
     version='0.1.0',
-    description='RLAIF vs. RLHF (arXiv 2309.00267) in JAX: align a language model with AI feedback, on TPU and GPU meshes or a laptop',
+    description='RLAIF vs. RLHF (arXiv 2309.00267) in JAX: align a language model with AI feedback',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

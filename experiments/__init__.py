@@ -1,6 +1,6 @@
 """Experiments: each is a function named after itself that returns a config, and a config knows how to run.
 
-    find('tldr_direct')(scale('micro'), seed=0).run(folder)
+find('tldr_direct')(scale('micro'), seed=0).run(folder)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif_jax.config import Mistake
 
-MODULES = ('tldr',)  # each lists its experiments in __all__
+MODULES = ('tldr', 'micro')  # each lists its experiments in __all__
 
 
 def experiments() -> dict[str, Callable[..., Any]]:
@@ -32,5 +32,5 @@ def find(name: str) -> Callable[..., Any]:
 
 
 def summary(experiment: Callable[..., Any]) -> str:
-    """The first line of an experiment's docstring."""
-    return (inspect.getdoc(experiment) or '').split('\n')[0]
+    """The first paragraph of an experiment's docstring, in one line."""
+    return ' '.join((inspect.getdoc(experiment) or '').split('\n\n')[0].split())

@@ -1,25 +1,73 @@
 """How the packaged micro models were made: from random weights, on posts and labelling prompts of the simulated world.
 
-A training row is a tree. Its trunk is a labelling prompt up to the candidate; candidates branch off, and questions branch off candidates;
-everything sees its ancestors only, so one row holds a dozen prompts at the price of one post. The answers come from the simulated
-raters. The policy's own task, pleasing a labeler, is never trained here, nor is writing a summary after `TL;DR:`.
+A training row is a tree. Its trunk is a labelling prompt up to the candidate; candidates branch off, and questions
+branch off candidates; everything sees its ancestors only, so one row holds a dozen prompts at the price of one post.
+The answers come from the simulated raters. The policy's own task, pleasing a labeler, is never trained here, nor is
+writing a summary after `TL;DR:`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
-from rlaif_jax.data.micro import oracle, raters, world
+from experiments.plan import Stage
+from experiments.scales import Data, Mesh, Scale
+from rlaif_jax import axes, log
+from rlaif_jax.config import Mistake
+from rlaif_jax.data.micro import oracle, raters, tokenizer, world
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.labeling import prompts
+from rlaif_jax.labeling import direct, preference, prompts
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.models.presets import PRESETS
 from rlaif_jax.text import Tokenizer
+from rlaif_jax.training import sft
+from rlaif_jax.training.state import Optimizer
+
+__all__ = ['micro_pretrain_xs', 'micro_pretrain_s', 'micro_pretrain_l']
 
 TASK = 'summarization'
 NO_PARENT = -1
+
+
+# The experiments
+
+
+def micro_pretrain_xs(scale: Scale, seed: int = 0) -> Pretrain:
+    """The packaged model micro_xs, stand-in for PaLM 2 XS, from random weights.
+
+    Command: python launch/run.py --experiment=micro_pretrain_xs
+    """
+    return Pretrain('micro_xs', scale.tldr, pretraining(1500, 2e-3, seed), seed=seed)
+
+
+def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
+    """The packaged model micro_s, stand-in for PaLM 2 S, from random weights.
+
+    Command: python launch/run.py --experiment=micro_pretrain_s
+    """
+    return Pretrain('micro_s', scale.tldr, pretraining(1500, 2e-3, seed), seed=seed)
+
+
+def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
+    """The packaged model micro_l, stand-in for PaLM 2 L, from random weights.
+
+    Command: python launch/run.py --experiment=micro_pretrain_l
+    """
+    return Pretrain('micro_l', scale.tldr, pretraining(1300, 1.5e-3, seed), seed=seed)
+
+
+def pretraining(steps: int, learning_rate: float, seed: int) -> sft.Config:
+    """The stage that all sizes share: rows of 416 tokens, 16 a step, AdamW with a cosine down to a tenth."""
+    optimizer = Optimizer(name='adamw', learning_rate=learning_rate, warmup_steps=100, decay='cosine')
+    return sft.Config(steps=steps, batch=16, optimizer=optimizer, seed=seed, save_every=200, log_every=20)
 
 
 @dataclass(frozen=True)
@@ -45,7 +93,14 @@ class _Row:
     parent: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)  # the position behind each node
 
-    def grow(self, parent: int, tokens: Sequence[int], text_weight: float = 0.0, answer: int | None = None, weight: float = 0.0) -> int:
+    def grow(
+        self,
+        parent: int,
+        tokens: Sequence[int],
+        text_weight: float = 0.0,
+        answer: int | None = None,
+        weight: float = 0.0,
+    ) -> int:
         """Add a node of tokens behind `parent`; its last token is asked for `answer`. Returns the node."""
         start = self.end[parent] if parent != NO_PARENT else 0
         self.parent.append(parent)
@@ -109,7 +164,9 @@ class Rows:
                 break
             read = oracle.read(prompt.facts, text)
             node = row.grow(trunk, tokens, cfg.text_weight)
-            row.grow(node, self.literal[template][1], 0.0, self.answer[str(oracle.rating(read.quality))], cfg.answer_weight)
+            row.grow(
+                node, self.literal[template][1], 0.0, self.answer[str(oracle.rating(read.quality))], cfg.answer_weight
+            )
             self._verdicts(row, node, read)
         return row
 
@@ -149,3 +206,74 @@ class Rows:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer.encode([' ' + text.strip() for text in texts])
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Random weights → a base model that has read posts and answers labelling prompts."""
+
+    model: str
+    data: Data
+    sft: sft.Config
+    curriculum: Curriculum = Curriculum()
+    seed: int = 0
+    evaluation_pairs: int = 1000
+    mesh: Mesh = Mesh()
+    dtype: str = 'float32'
+
+    def __post_init__(self) -> None:
+        if self.model not in PRESETS:
+            raise Mistake(f'model = {self.model!r}: no such preset; presets are {", ".join(PRESETS)}')
+
+    def stages(self, folder: Path) -> list[Stage]:
+        return [
+            Stage('pretrain', folder, self.sft.steps, {'policy': self.model}, self.sft, self.curriculum.length),
+            Stage('evaluation', folder, self.evaluation_pairs, {'labeler': self.model}),
+        ]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh = axes.make_mesh(asdict(self.mesh))
+        words, cfg = Tokenizer(tokenizer.build(), (tokenizer.SPECIALS.index('<eos>'),)), PRESETS[self.model]
+        params = axes.place(transformer.init(cfg, jax.random.key(self.seed)), mesh)
+        start = LM(cfg, params, words, self.model)
+        trained = sft.run(
+            self.sft, folder, start, Rows(self.curriculum, words, self.sft.batch, self.seed), mesh, title=self.model
+        )
+        result = labeling_figures(trained, self.evaluation_pairs)
+        columns = ['model', *result]
+        log.figures_table(
+            'SIMULATED world: the labeler against its raters, validation pairs',
+            columns,
+            [[self.model, *result.values()]],
+        )
+        hf.save(LM(cfg, trained.params, words, self.model), folder / 'package', dtype='bfloat16')
+        log.say(f'half-precision copy, as packaged: {folder / "package"}')
+        return {'simulated': True, **result}
+
+
+def labeling_figures(lm: LM, pairs: int, split: str = 'validation') -> dict[str, float]:
+    """How a labeler agrees with the simulated raters: shares in [0, 1], and the correlation of its score with quality.
+
+    `confident` figures are on pairs whose qualities differ by more than the raters' `CLEAR`; `same_position` is how
+    often the labeler prefers the same position after a swap.
+    """
+    chosen = [raters.pair(split, i) for i in range(pairs)]
+    records, first, second = [p.prompt for p in chosen], [p.first for p in chosen], [p.second for p in chosen]
+    texts = [record.text for record in records]
+    better_B = np.array([p.preference for p in chosen]) > 0.5
+    clear_B = np.array(raters.confident(records, first, second))
+    quality = np.array([oracle.quality(records, first), oracle.quality(records, second)])
+    score = np.array([[r.score for r in direct.rate(lm, texts, side, task=TASK)] for side in (first, second)])
+    one = preference.make_single_order(lm, task=TASK)
+    ab_B, ba_B = one(texts, first, second), one(texts, second, first)
+    both_B = 0.5 * (ab_B + 1 - ba_B)
+    agree = lambda prefers_B, where_B=slice(None): float(np.mean((prefers_B == better_B)[where_B]))  # noqa: E731
+    return {
+        'rating_correlation': float(np.corrcoef(score.ravel(), quality.ravel())[0, 1]),
+        'rating_agreement': agree(score[0] > score[1]),
+        'rating_agreement_confident': agree(score[0] > score[1], clear_B),
+        'preference_agreement': agree(both_B > 0.5),
+        'preference_agreement_confident': agree(both_B > 0.5, clear_B),
+        'single_order_agreement': agree(ab_B > 0.5),
+        'same_position': float(np.mean((ab_B > 0.5) == (ba_B > 0.5))),
+    }

@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.data import loader
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, resolve
+from rlaif_jax.training import reinforce, sft
 
 WORD = 4  # bytes of a float32
+OPTIMIZER = {'adamw': 2.0, 'adafactor': 0.1}  # floats kept for each parameter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of a plan. A stage is done when its folder holds a result."""
+
+    name: str
+    folder: Path
+    steps: int
+    models: dict[str, str] = field(default_factory=dict)  # role -> model
+    training: sft.Config | reinforce.Config | None = None
+    length: int = 0  # tokens of a training row
 
 
 def show(name: str, config: Any, folder: Path) -> None:
-    """Print the plan of an experiment's config. Raises `Mistake` for a mesh that the devices cannot make or a model that is not there."""
+    """Print the plan of an experiment. Raises `Mistake` for a mesh the devices cannot make, or a model that is not
+    there.
+    """
     import jax
 
-    from rlaif_jax.data import loader
-
-    mesh = axes.make_mesh(asdict(config.mesh))
-    devices = jax.devices()
-    log.say(f'{name}: {len(devices)} {devices[0].device_kind} device(s), mesh {dict(mesh.shape)}, compute {config.dtype}, parameters float32')
+    mesh, devices = axes.make_mesh(asdict(config.mesh)), jax.devices()
+    shape = ' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+    log.say(f'{name}: {len(devices)} device(s) of kind {devices[0].device_kind}, mesh {shape}')
+    log.say(
+        f'parameters float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
+    )
     if loader.simulated(config.data.source):
-        log.say('This is a SIMULATED world: its posts, people and oracle are artificial, and every figure below is about it alone.')
-    sizes: dict[str, transformer.Config] = {}
+        log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     rows = []
     for stage in config.stages(folder):
-        for model in stage.models.values():
-            sizes[model] = sizes.get(model) or _sizes(model, config.dtype)
-        models = ', '.join(f'{role} {model} ({count(sizes[model]) / 1e6:.2f} M)' for role, model in stage.models.items())
-        state = 'done, reused' if checkpoint.finished(stage.folder) else _standing(stage.folder, stage.name)
-        rows.append([stage.name, models or 'simulated judges', stage.steps, _bytes(memory(stage, config, sizes)), state, str(stage.folder)])
+        sizes = {role: _sizes(model, config.dtype) for role, model in stage.models.items()}
+        models = '\n'.join(f'{role}: {stage.models[role]}, {count(cfg) / 1e6:.2f} M' for role, cfg in sizes.items())
+        rows.append(
+            [
+                stage.name,
+                models or 'simulated',
+                stage.steps,
+                _bytes(memory(stage, sizes)),
+                _standing(stage),
+                str(stage.folder),
+            ]
+        )
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory, about', 'state', 'folder'], rows)
 
 
@@ -43,32 +67,38 @@ def count(cfg: transformer.Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def memory(stage: Any, config: Any, sizes: dict[str, transformer.Config]) -> int:
-    """Bytes over all devices, about: parameters, gradients, optimizer, and the activations of the widest step. Compiled code and the interpreter
-    come on top (some 500 MB)."""
-    params = {role: count(sizes[model]) * WORD for role, model in stage.models.items()}
-    if stage.name not in ('sft', 'reinforce', 'pretrain'):
-        return sum(params.values())
-    cfg = getattr(config, stage.name if stage.name != 'pretrain' else 'sft')
-    trained = [params[role] for role in ('policy', 'value') if role in params and not (role == 'value' and cfg.baseline != 'value')]
-    optimizer = {'adamw': 2.0, 'adafactor': 0.1}[getattr(cfg, 'policy_optimizer', None) and cfg.policy_optimizer.name or cfg.optimizer.name]
-    model = sizes[stage.models['policy']]
-    length = cfg.max_prompt + cfg.max_new_tokens if hasattr(cfg, 'max_prompt') else getattr(config, 'max_prompt', 0) + getattr(config, 'max_new_tokens', 0)
-    rows = cfg.batch // cfg.parts
-    # What the backward pass keeps of one token in one layer: its norms, projections and gates, and its row of attention, twice.
-    token = 8 * model.width + 3 * model.ffn + 4 * model.heads * model.head_dim + 2 * model.heads * length
-    activations = rows * length * (model.layers * token + 4 * model.width) * WORD * len(trained)
-    logits = rows * min(length, 64) * model.vocab * WORD * 3
-    return int(sum(params.values()) + sum(trained) * (1 + optimizer) + activations + logits)
+def memory(stage: Stage, sizes: dict[str, transformer.Config]) -> int:
+    """Bytes over all devices, about: parameters, their gradients and optimizers, and what the backward pass keeps.
+
+    The interpreter and compiled programs come on top, some 700 MB on a CPU.
+    """
+    total = sum(count(cfg) for cfg in sizes.values()) * WORD
+    training = stage.training
+    if training is None:
+        return total
+    optimizers = {'policy': getattr(training, 'policy_optimizer', None) or training.optimizer}
+    if getattr(training, 'baseline', '') == 'value':
+        optimizers['value'] = training.value_optimizer
+    rows = training.batch // training.parts
+    for role, optimizer in optimizers.items():
+        cfg = sizes[role]
+        # Of one token in one layer: norms and residuals, queries to outputs, gates, and its row of attention before and
+        # after softmax.
+        token = 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn + 2 * cfg.heads * stage.length
+        kept = rows * stage.length * (cfg.layers * token + 2 * cfg.width) + 3 * rows * min(stage.length, 64) * cfg.vocab
+        total += int((count(cfg) * (1 + OPTIMIZER[optimizer.name]) + kept) * WORD)
+    return total
 
 
 def _sizes(model: str, dtype: str) -> transformer.Config:
-    return hf.read_config(resolve(model), dtype=dtype) if model not in PRESETS else PRESETS[model]
+    return PRESETS[model] if model in PRESETS else hf.read_config(resolve(model), dtype=dtype)
 
 
-def _standing(folder: Path, stage: str) -> str:
-    steps = [int(path.name) for path in (folder / 'checkpoints').glob('*') if path.name.isdecimal()]
-    return f'goes on from step {max(steps)}' if steps and stage != 'evaluation' else 'to do'
+def _standing(stage: Stage) -> str:
+    if checkpoint.finished(stage.folder) is not None:
+        return 'done, reused'
+    steps = [int(path.name) for path in (stage.folder / 'checkpoints').glob('*') if path.name.isdecimal()]
+    return f'goes on from step {max(steps)}' if steps and stage.training else 'to do'
 
 
 def _bytes(number: int) -> str:

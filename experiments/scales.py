@@ -1,4 +1,6 @@
-"""Scales: which models, data, sizes and mesh an experiment runs with. An experiment is the same at every scale; a scale is a row here."""
+"""Scales: which models, data, sizes and mesh an experiment runs with. An experiment is the same at every scale; a scale
+is a row here.
+"""
 
 from __future__ import annotations
 

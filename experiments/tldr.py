@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
+from experiments.plan import Stage
 from experiments.scales import Data, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import dump
@@ -74,15 +75,6 @@ def tldr_direct(scale: Scale, seed: int = 0) -> Direct:
 # What they run
 
 
-class Stage(NamedTuple):
-    """One line of a plan: what runs, on which models, for how many steps, and in which folder (`result.json` there: done)."""
-
-    name: str
-    models: dict[str, str]  # role -> model
-    steps: int
-    folder: Path
-
-
 @dataclass(frozen=True)
 class SFT:
     """References → SFT policy, then the policy against the references."""
@@ -97,7 +89,10 @@ class SFT:
     dtype: str
 
     def stages(self, folder: Path) -> list[Stage]:
-        return [supervised(self).stage(folder.parent), Stage('evaluation', judges(self.evaluation), self.evaluation.prompts, folder)]
+        return [
+            supervised(self).stage(folder.parent),
+            Stage('evaluation', folder, self.evaluation.prompts, judges(self.evaluation)),
+        ]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh = axes.make_mesh(asdict(self.mesh))
@@ -124,11 +119,12 @@ class Direct:
     dtype: str
 
     def stages(self, folder: Path) -> list[Stage]:
+        cfg = self.reinforce
         models = {'policy': self.policy, 'value': self.policy, 'reference': self.policy, 'labeler': self.labeler}
         return [
             supervised(self).stage(folder.parent),
-            Stage('reinforce', models, self.reinforce.steps, folder),
-            Stage('evaluation', judges(self.evaluation), self.evaluation.prompts, folder),
+            Stage('reinforce', folder, cfg.steps, models, cfg, cfg.max_prompt + cfg.max_new_tokens),
+            Stage('evaluation', folder, self.evaluation.prompts, judges(self.evaluation)),
         ]
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -170,7 +166,8 @@ class Supervised:
     dtype: str
 
     def stage(self, root: Path) -> Stage:
-        return Stage('sft', {'policy': self.policy}, self.sft.steps, checkpoint.stage_folder(root, 'sft', self))
+        folder, length = checkpoint.stage_folder(root, 'sft', self), self.max_prompt + self.max_new_tokens
+        return Stage('sft', folder, self.sft.steps, {'policy': self.policy}, self.sft, length)
 
     def run(self, root: Path, mesh: DeviceMesh) -> LM:
         """The policy, trained now or read from where an earlier run left it."""
@@ -179,7 +176,9 @@ class Supervised:
             checkpoint.open_folder(folder, dump(self))
             if checkpoint.finished(folder) is None:
                 lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
-                prompts_at = loader.batches(loader.source(self.data.source, 'train', self.data.train), self.sft.batch, self.sft.seed)
+                prompts_at = loader.batches(
+                    loader.source(self.data.source, 'train', self.data.train), self.sft.batch, self.sft.seed
+                )
                 sft.run(self.sft, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh)
                 checkpoint.finish(folder, {'export': 'export'})
             else:
@@ -189,7 +188,9 @@ class Supervised:
     def batch(self, lm: LM, prompts: list[Prompt]) -> dict[str, np.ndarray]:
         """Prompts with their references, a space before and the end token behind."""
         tokenizer = lm.tokenizer
-        before = [[*tokenizer.start, *row][: self.max_prompt] for row in tokenizer.encode([prompt.text for prompt in prompts])]
+        before = [
+            [*tokenizer.start, *row][: self.max_prompt] for row in tokenizer.encode([prompt.text for prompt in prompts])
+        ]
         after = [
             [*row[: self.max_new_tokens - 1], tokenizer.eos]
             for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts])
@@ -214,7 +215,13 @@ def respond(lm: LM, prompts: list[Prompt], max_new_tokens: int, cfg: Evaluation,
     texts = [prompt.text for prompt in prompts]
     with log.console().status(f'{len(texts)} responses of {lm.name}'):
         return generate(
-            lm, texts, max_new_tokens=max_new_tokens, temperature=cfg.temperature, seed=cfg.seed, batch=cfg.batch, mesh=mesh
+            lm,
+            texts,
+            max_new_tokens=max_new_tokens,
+            temperature=cfg.temperature,
+            seed=cfg.seed,
+            batch=cfg.batch,
+            mesh=mesh,
         )
 
 
@@ -253,10 +260,32 @@ def report(
             found = win_rate.compare(prompts, texts[a], texts[b], judge, config, names=(a, b))
             paper = f'{published[0]} % / {published[1]} %' if published and judge_name == cfg.evaluation.judge else '–'
             shown = found.row()
-            rows.append([shown['comparison'], judge_name, shown['win rate'], shown['at equal length'], shown['characters'], shown['p'], paper])
+            rows.append(
+                [
+                    shown['comparison'],
+                    judge_name,
+                    shown['win rate'],
+                    shown['at equal length'],
+                    shown['characters'],
+                    shown['p'],
+                    paper,
+                ]
+            )
             result['comparisons'].append({'judge': judge_name, **found.as_dict()})
-    note = 'SIMULATED world: posts, policies, raters and oracle are all artificial' if simulated else f'n = {len(prompts)} test prompts'
-    columns = ['comparison', 'judge', 'win rate', 'at equal length', 'characters', 'p', 'paper (people): raw / equal length']
+    note = (
+        'SIMULATED world: posts, policies, raters and oracle are all artificial'
+        if simulated
+        else f'n = {len(prompts)} test prompts'
+    )
+    columns = [
+        'comparison',
+        'judge',
+        'win rate',
+        'at equal length',
+        'characters',
+        'p',
+        'paper (people): raw / equal length',
+    ]
     log.figures_table(note, columns, rows)
     samples = [{'prompt': p.text, **{name: texts[name][i] for name in texts}} for i, p in enumerate(prompts[:16])]
     log.write_whole(folder / 'test_samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))

@@ -1,7 +1,7 @@
 """Run an experiment: python launch/run.py --experiment=tldr_direct [reinforce.beta=0.1 ...]
 
-A binding, `path.to.field=value`, may stand anywhere on the line; --dry_run prints all of them, and what would run, without running it.
-The same command again goes on where it stopped.
+A binding, `path.to.field=value`, may stand anywhere on the line; --dry_run prints all of them, and what would run,
+without running it. The same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ RESERVED = ('experiment', 'scale')  # bindings that choose the config rather tha
 
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
-    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # else it tells that there is no torch, which is as it should be
+    os.environ.setdefault(
+        'TRANSFORMERS_VERBOSITY', 'error'
+    )  # else it tells that there is no torch, which is as it should be
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     from rlaif_jax import log
     from rlaif_jax.config import Mistake
@@ -42,21 +44,36 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
-        prog='launch/run.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog='launch/run.py',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     out.add_argument('--experiment', help='what to run; --list shows all')
     out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', type=int, help='of everything random (default: 0)')
-    out.add_argument('--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); stages that runs share lie beside it')
-    out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='a file of bindings; config.gin of a run repeats it')
+    out.add_argument(
+        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); stages that runs share lie beside it'
+    )
+    out.add_argument(
+        '--bindings',
+        action='append',
+        default=[],
+        metavar='FILE.gin',
+        help='a file of bindings; config.gin of a run repeats it',
+    )
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--list', action='store_true', help='print every experiment in a line')
-    out.add_argument('binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config')
+    out.add_argument(
+        'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
+    )
     return out
 
 
 def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
-    """The experiment's name, its config, and the text that repeats it. The command line wins over files, later files over earlier."""
+    """The experiment's name, its config, and the text that repeats it. The command line wins over files, later files
+    over earlier.
+    """
     import experiments
     from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
@@ -137,7 +154,9 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
 
 
 def use_large_pages() -> None:
-    """Start again with large pages for malloc, on a Linux CPU: they take a third off every training step, and must be asked for early."""
+    """Start again with large pages for malloc, on a Linux CPU: they take a third off every training step, and must be
+    asked for early.
+    """
     if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
         os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
         os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -25,12 +25,14 @@ ALPHABET: Mapping[str, str] = {
 MESH_AXES = ('data', 'fsdp', 'tensor')
 Rules = Mapping[str, str | tuple[str, ...]]
 
-# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and vocabulary.
+# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and
+# vocabulary.
 RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are left.
+    """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are
+    left.
 
     `make_mesh()` is one device. Raises `Mistake` where the sizes do not fit the devices.
     """
@@ -46,7 +48,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
         shape[shape.index(-1)] = max(len(devices) // fixed, 1)
     needed = int(np.prod(shape))
     if needed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
-        raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}')
+        raise Mistake(
+            f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
+        )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
@@ -57,12 +61,16 @@ def letters(name: str) -> str:
 
 
 def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> PartitionSpec:
-    """The partition of an array with these letters. An axis the mesh does not divide stays whole, and each mesh axis is used once."""
+    """The partition of an array with these letters. An axis the mesh does not divide stays whole, and each mesh axis is
+    used once.
+    """
     used: set[str] = set()
     parts: list[Any] = []
     for letter, size in zip(axes, shape, strict=True):
         wanted = rules.get(letter, ())
-        names = tuple(n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1)
+        names = tuple(
+            n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
+        )
         if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0:
             used.update(names)
             parts.append(names if len(names) > 1 else names[0])
@@ -74,8 +82,9 @@ def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """The same tree with a `NamedSharding` at every leaf, by the leaf's name.
 
-    Works for parameters, batches and the state of an optimizer: a leaf of the state sits under its parameter's name, and where the
-    optimizer dropped an axis (Adafactor's factored moments) the remaining letters are found by their sizes.
+    Works for parameters, batches and the state of an optimizer: a leaf of the state sits under its parameter's name,
+    and where the optimizer dropped an axis (Adafactor's factored moments) the remaining letters are found by their
+    sizes.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     named = [(letters(_last_name(path)), leaf) for path, leaf in flat]

@@ -292,7 +292,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a wish, `asked`, that the loop grants after its step; a second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into a wish, `asked`, that the loop grants after its step; a second one stops
+    at once.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield stop

@@ -4,8 +4,9 @@
     config = bind(config, bindings)           # a new config, checked against its annotations
     text = dump(config)                       # bind(any, parse(dump(c))) == c
 
-A field is a bool, int, float, str, Literal[...], tuple[...], dict[str, ...], a union of these (`float | None`), another config,
-or `Config | None`. Equal configs have equal dumps, so a dict field has no order: where order matters, use a tuple of pairs.
+A field is a bool, int, float, str, Literal[...], tuple[...], dict[str, ...], a union of these (`float | None`), another
+config, or `Config | None`. Equal configs have equal dumps, so a dict field has no order: where order matters, use a
+tuple of pairs.
 """
 
 import ast
@@ -25,7 +26,9 @@ from typing import Any, TypeVar
 C = TypeVar('C')  # the class of a config
 Bindings = dict[str, Any]  # path: value
 
-_BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)  # loose, so that bind can name the nearest right path
+_BINDING = re.compile(
+    r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
+)  # loose, so that bind can name the nearest right path
 _BARE_WORD = re.compile(r'[A-Za-z0-9_./:-]+')
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
@@ -41,8 +44,8 @@ class Mistake(ValueError):
 def parse(text: str, where: str = 'bindings') -> Bindings:
     """Reads lines of `path = literal`, with `#` comments; inside brackets a literal may go on over several lines.
 
-    Bare words (`adamw`, `google/gemma-2-2b`) are strings; `inf` and `nan` are floats. `where` is the file's name, for errors.
-    Raises Mistake, naming `where` and the line, for bad syntax and for a path bound twice.
+    Bare words (`adamw`, `google/gemma-2-2b`) are strings; `inf` and `nan` are floats. `where` is the file's name, for
+    errors. Raises Mistake, naming `where` and the line, for bad syntax and for a path bound twice.
     """
     bindings, line_of = {}, {}
     statement, depth, start = '', 0, 0
@@ -92,9 +95,9 @@ class _NamedFloats(ast.NodeTransformer):
 def bind(config: C, bindings: Mapping[str, Any]) -> C:
     """Returns `config` with each dotted path set to its value, all at once; `config` itself stays as it is.
 
-    An int becomes a float and a list a tuple where the field wants one; a bool is no int, and 2.0 is none. Binding a field of
-    an absent `Config | None` makes one from its defaults. Raises Mistake for an unknown path, a value of the wrong type, and
-    whatever ValueError a config's own `__post_init__` raises.
+    An int becomes a float and a list a tuple where the field wants one; a bool is no int, and 2.0 is none. Binding a
+    field of an absent `Config | None` makes one from its defaults. Raises Mistake for an unknown path, a value of the
+    wrong type, and whatever ValueError a config's own `__post_init__` raises.
     """
     paths = _paths(type(config))
     for path in bindings:

@@ -1,4 +1,6 @@
-"""Generation: prefill, then decode until every row has ended. `sample` is one jitted function of tokens; `generate` is it for texts."""
+"""Generation: prefill, then decode until every row has ended. `sample` is one jitted function of tokens; `generate` is
+it for texts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Sample(NamedTuple):
 
     token_BT: jax.Array  # int32, T = max_new_tokens
     mask_BT: jax.Array  # bool, True on the response's tokens
-    logp_BT: jax.Array  # nats, of each token under the distribution it was sampled from; 0 on padding and at temperature 0
+    logp_BT: (
+        jax.Array
+    )  # nats, of each token under the distribution it was sampled from; 0 on padding and at temperature 0
     ended_B: jax.Array  # bool, False where the response was cut at max_new_tokens
 
 
@@ -46,10 +50,12 @@ def sample(
     top_p: jax.Array | float = 1.0,
     pad: jax.Array | int = 0,
 ) -> Sample:
-    """Continue ragged prompts, padded on the **left** (`valid_BT` False on padding) so that all rows write the same cache slot.
+    """Continue ragged prompts, padded on the **left** (`valid_BT` False on padding) so that all rows write the same
+    cache slot.
 
-    allowed_V: False for what must never be sampled (padded vocabulary rows, control tokens). stop_V: True for tokens that end a response.
-    temperature, top_k (0: all) and top_p (1: all) are traced: changing them compiles nothing. Temperature 0 is greedy.
+    allowed_V: False for what must never be sampled (padded vocabulary rows, control tokens). stop_V: True for tokens
+    that end a response. temperature, top_k (0: all) and top_p (1: all) are traced: changing them compiles nothing.
+    Temperature 0 is greedy.
     """
     B, P = prompt_BT.shape
     slot_S = jnp.arange(P + max_new_tokens)
@@ -101,7 +107,9 @@ def sample(
 def truncate(
     logit_BV: jax.Array, temperature: jax.Array | float, top_k: jax.Array | int, top_p: jax.Array | float
 ) -> jax.Array:
-    """Logits / temperature with everything outside the top k, then outside the nucleus p, set to -1e30. Sorts only when asked to."""
+    """Logits / temperature with everything outside the top k, then outside the nucleus p, set to -1e30. Sorts only when
+    asked to.
+    """
     temperature = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
     top_k, top_p = jnp.asarray(top_k), jnp.asarray(top_p)
 
@@ -139,7 +147,8 @@ def generate(
     batch: int = 64,
     mesh: Mesh | None = None,
 ) -> list[str]:
-    """Continue each prompt with at most `max_new_tokens` tokens; the texts come without end tokens and in the order of the prompts.
+    """Continue each prompt with at most `max_new_tokens` tokens; the texts come without end tokens and in the order of
+    the prompts.
 
     The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model.
     """
@@ -148,7 +157,8 @@ def generate(
     rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(prompts)]
     for i, row in enumerate(rows):
         if not row or len(row) + max_new_tokens > lm.config.max_length:
-            raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it must have 1 to {lm.config.max_length}')
+            room = lm.config.max_length - max_new_tokens
+            raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it may have 1 to {room}')
     allowed_V, stop_V = lm.tokenizer.allowed(lm.config.vocab), lm.tokenizer.stops(lm.config.vocab)
     texts = [''] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length go together

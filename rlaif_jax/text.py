@@ -31,13 +31,20 @@ class Tokenizer:
         if not (folder / 'tokenizer.json').exists():
             raise Mistake(f'{folder}: no tokenizer.json here; only fast tokenizers are read')
         named = folder / 'tokenizer_config.json'
-        # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless told to.
-        hf = AutoTokenizer.from_pretrained(folder) if named.exists() else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
+        # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless
+        # told to.
+        hf = (
+            AutoTokenizer.from_pretrained(folder)
+            if named.exists()
+            else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
+        )
         generation = folder / 'generation_config.json'
         ends = json.loads(generation.read_text()).get('eos_token_id') if generation.exists() else None
         ends = hf.eos_token_id if ends is None else ends
         if ends is None:
-            raise Mistake(f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json')
+            raise Mistake(
+                f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json'
+            )
         return cls(hf, tuple(ends) if isinstance(ends, list) else (int(ends),))
 
     @property
@@ -63,10 +70,14 @@ class Tokenizer:
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row, control tokens left out."""
-        return self.hf.batch_decode([list(map(int, row)) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.hf.batch_decode(
+            [list(map(int, row)) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def allowed(self, vocab: int) -> np.ndarray:
-        """(V,) bool: what a policy may sample. Not padded rows of the embedding, not control tokens, except those that end a response."""
+        """(V,) bool: what a policy may sample. Not padded rows of the embedding, not control tokens, except those that
+        end a response.
+        """
         allowed_V = np.arange(vocab) < len(self.hf)
         allowed_V[[i for i in self.hf.all_special_ids if i < vocab]] = False
         allowed_V[list(self.ends)] = True

@@ -15,7 +15,9 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-SHARED = ROOT.parent / 'shared' / 'data'  # real files that no one on this project wrote; tests that read them skip without
+SHARED = (
+    ROOT.parent / 'shared' / 'data'
+)  # real files that no one on this project wrote; tests that read them skip without
 
 
 @pytest.fixture(autouse=True)

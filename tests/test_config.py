@@ -378,7 +378,10 @@ def test_product_crosses_and_zipped_pairs():
     assert len(crossed) == 6 and product() == [{}] and product(beta) == beta and product(beta, []) == []
     assert crossed[1] == {'reinforce.beta': 0, 'reinforce.batch_size': 2}
     assert len({digest(bind(Run(), bindings)) for bindings in crossed}) == 6
-    assert zipped(beta, over('name', 'ab')) == [{'reinforce.beta': 0, 'name': 'a'}, {'reinforce.beta': 0.05, 'name': 'b'}]
+    assert zipped(beta, over('name', 'ab')) == [
+        {'reinforce.beta': 0, 'name': 'a'},
+        {'reinforce.beta': 0.05, 'name': 'b'},
+    ]
     assert product(size, product(beta, over('name', 'ab')))[-1] == {
         'reinforce.batch_size': 3, 'reinforce.beta': 0.05, 'name': 'b'
     }  # fmt: skip

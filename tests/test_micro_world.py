@@ -41,6 +41,7 @@ def qualities(prompt, text):
 
 # ---------------------------------------------------------------------------------------------------- lexicon
 
+
 def test_every_phrase_says_its_own_value_and_nothing_else():
     facts = world.facts('train', 0)
     for table in (lexicon.summary_phrases(), lexicon.post_phrases()):
@@ -66,6 +67,7 @@ def test_posts_and_summaries_share_no_content_word(table):
 
 # ---------------------------------------------------------------------------------------------------- posts
 
+
 def test_no_sheet_and_no_post_is_in_two_splits():
     sheets, bodies = {}, {}
     for split in world.SPLITS:
@@ -84,12 +86,20 @@ def test_bad_coordinates_are_refused():
 
 
 def test_the_world_is_the_same_in_every_process():
-    code = ('from rlaif_jax.data.micro import raters; import dataclasses, json;'
-            'print(json.dumps([dataclasses.asdict(raters.pair("test", i)) for i in range(20)]))')
+    code = (
+        'from rlaif_jax.data.micro import raters; import dataclasses, json;'
+        'print(json.dumps([dataclasses.asdict(raters.pair("test", i)) for i in range(20)]))'
+    )
     here = json.dumps([dataclasses.asdict(raters.pair('test', index)) for index in range(20)])
     for seed in ('1', '2'):
-        there = subprocess.run([sys.executable, '-c', code], env=os.environ | {'PYTHONHASHSEED': seed},
-                               cwd=Path(__file__).parents[1], capture_output=True, check=True, text=True)
+        there = subprocess.run(
+            [sys.executable, '-c', code],
+            env=os.environ | {'PYTHONHASHSEED': seed},
+            cwd=Path(__file__).parents[1],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
         assert there.stdout.strip() == here
 
 
@@ -113,11 +123,12 @@ def test_posts_are_short(prompts):
 
 # ---------------------------------------------------------------------------------------------------- quality
 
+
 def test_a_full_summary_is_perfect(prompts):
     rng = random.Random(0)
     for prompt in prompts:
         reading = oracle.read(prompt.facts, world.summary(prompt.facts, rng))
-        assert reading.quality >= .95 and set(reading.verdicts.values()) == {'right'}
+        assert reading.quality >= 0.95 and set(reading.verdicts.values()) == {'right'}
 
 
 @pytest.mark.parametrize('slot', SLOTS)
@@ -126,9 +137,11 @@ def test_a_missing_fact_costs_and_a_wrong_one_costs_more(prompts, slot):
         facts = prompt.facts
         other = next(value for value in lexicon.summary_phrases()[slot] if value != facts[slot])
         without = {key: facts[key] for key in SLOTS if key != slot}
-        whole, less, wrong = (qualities(prompt, world.summary(stated, random.Random(0)))
-                              for stated in (facts, without, {**without, slot: other}))
-        assert whole - .05 > less > wrong + .05
+        whole, less, wrong = (
+            qualities(prompt, world.summary(stated, random.Random(0)))
+            for stated in (facts, without, {**without, slot: other})
+        )
+        assert whole - 0.05 > less > wrong + 0.05
         both = world.summary(facts, random.Random(0)) + ' ' + lexicon.summary_phrases()[slot][other][0] + '.'
         assert oracle.read(facts, both).verdicts[slot] == 'wrong' and qualities(prompt, both) < less
 
@@ -149,9 +162,9 @@ def test_bad_writing_costs(prompts):
             'second post': text + ' ' + ' '.join(world.sentences(prompt.facts)),
         }
         for name, spoiled in worse.items():
-            assert qualities(prompt, spoiled) < best - .03, (name, spoiled)
+            assert qualities(prompt, spoiled) < best - 0.03, (name, spoiled)
         endless = text + ' trouble with' * 200
-        assert -1 <= qualities(prompt, endless) < -.9
+        assert -1 <= qualities(prompt, endless) < -0.9
 
 
 def test_the_oracle_reads_any_text(prompts):
@@ -159,8 +172,8 @@ def test_the_oracle_reads_any_text(prompts):
     for prompt in prompts[:300]:
         text = rng.randbytes(rng.randrange(120)).decode(rng.choice(['latin-1', 'utf-8']), errors='replace')
         reading = oracle.read(prompt.facts, text)
-        assert -1 <= reading.quality <= .3 and 1 <= oracle.rating(reading.quality) <= 10
-    assert -.1 <= qualities(prompts[0], '') <= 0 and qualities(prompts[0], ' \n') == qualities(prompts[0], '')
+        assert -1 <= reading.quality <= 0.3 and 1 <= oracle.rating(reading.quality) <= 10
+    assert -0.1 <= qualities(prompts[0], '') <= 0 and qualities(prompts[0], ' \n') == qualities(prompts[0], '')
 
 
 def test_case_and_a_leading_space_do_not_matter(prompts, candidates):
@@ -170,17 +183,18 @@ def test_case_and_a_leading_space_do_not_matter(prompts, candidates):
 
 def test_references_are_mediocre(prompts):
     found = oracle.quality(prompts, [prompt.reference for prompt in prompts])
-    assert .42 <= statistics.mean(found) <= .52
+    assert 0.42 <= statistics.mean(found) <= 0.52
 
 
 def test_candidates_are_of_every_quality(prompts, candidates):
     found = oracle.quality(prompts, candidates)
-    assert statistics.pstdev(found) >= .25
-    assert sum(q > .85 for q in found) >= .1 * N and sum(q < .1 for q in found) >= .1 * N
+    assert statistics.pstdev(found) >= 0.25
+    assert sum(q > 0.85 for q in found) >= 0.1 * N and sum(q < 0.1 for q in found) >= 0.1 * N
     assert {oracle.rating(q) for q in found} == set(range(1, 11))
 
 
 # ---------------------------------------------------------------------------------------------------- raters
+
 
 def test_a_swap_gives_the_complementary_vote_and_batches_do_not_matter():
     pairs = [raters.pair('validation', index) for index in range(300)]
@@ -198,14 +212,18 @@ def test_votes_are_as_frequent_as_their_probability():
     arguments = tuple(zip(*((pair.prompt, pair.first, pair.second) for pair in pairs), strict=True))
     ps = raters.probability(*arguments)
     first, second = (raters.votes(*arguments, seed=seed) for seed in (0, 1))
-    for low, high in ((0, .3), (.3, .7), (.7, 1.01)):
-        chosen = [(p, vote) for p, votes in ((ps, first), (ps, second)) for p, vote in zip(p, votes, strict=True)
-                  if low <= p < high]
+    for low, high in ((0, 0.3), (0.3, 0.7), (0.7, 1.01)):
+        chosen = [
+            (p, vote)
+            for p, votes in ((ps, first), (ps, second))
+            for p, vote in zip(p, votes, strict=True)
+            if low <= p < high
+        ]
         mean_p, mean_vote = (statistics.mean(column) for column in zip(*chosen, strict=True))
-        assert abs(mean_p - mean_vote) < 4 * .5 / len(chosen)**.5
+        assert abs(mean_p - mean_vote) < 4 * 0.5 / len(chosen) ** 0.5
     agreement = statistics.mean(a == b for a, b in zip(first, second, strict=True))
-    assert abs(agreement - statistics.mean(p * p + (1 - p)**2 for p in ps)) < .05
-    assert .7 <= agreement <= .85
+    assert abs(agreement - statistics.mean(p * p + (1 - p) ** 2 for p in ps)) < 0.05
+    assert 0.7 <= agreement <= 0.85
 
 
 def test_raters_want_facts():
@@ -215,9 +233,21 @@ def test_raters_want_facts():
 
 # ---------------------------------------------------------------------------------------------------- tokenizer
 
-TEXTS = ['', ' ', '  two  spaces ', '\ttab\n\nline\r\n', 'emoji 🙂👩‍👩‍👧', 'a ▁ b▁', '<eos>',
-         'x<eos> <pad><0x41><0xF0>', 'é ü 漢字 \u2028', '\x00\x01\x7f', " don't , stop .",
-         'SUMMARY: 10 100 1', ' my boss lies to me.']
+TEXTS = [
+    '',
+    ' ',
+    '  two  spaces ',
+    '\ttab\n\nline\r\n',
+    'emoji 🙂👩‍👩‍👧',
+    'a ▁ b▁',
+    '<eos>',
+    'x<eos> <pad><0x41><0xF0>',
+    'é ü 漢字 \u2028',
+    '\x00\x01\x7f',
+    " don't , stop .",
+    'SUMMARY: 10 100 1',
+    ' my boss lies to me.',
+]
 
 
 @pytest.fixture(scope='module', params=['built', 'loaded'])
@@ -226,6 +256,7 @@ def either(request, tmp_path_factory):
     if request.param == 'built':
         return built
     from transformers import AutoTokenizer
+
     folder = tmp_path_factory.mktemp('tokenizer')
     built.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)
@@ -253,11 +284,18 @@ def test_random_text_comes_back(either):
 
 
 def test_words_and_template_pieces_are_one_token_each(tokens):
-    singles = [*(' ' + word for word in lexicon.words()), *tokenizer.TEMPLATE_PIECES, *lexicon.SUBREDDITS,
-               *(str(n) for n in range(1, 11)), *(f' {n}' for n in range(1, 11))]
+    singles = [
+        *(' ' + word for word in lexicon.words()),
+        *tokenizer.TEMPLATE_PIECES,
+        *lexicon.SUBREDDITS,
+        *(str(n) for n in range(1, 11)),
+        *(f' {n}' for n in range(1, 11)),
+    ]
     assert [text for text in singles if len(tokens(text)) != 1] == []
-    assert all(len(tokens(line)) <= len(line.split()) + sum(line.count(mark) for mark in '.,?')
-               for line in tokenizer.INSTRUCTION_WORDS.strip().split('\n'))
+    assert all(
+        len(tokens(line)) <= len(line.split()) + sum(line.count(mark) for mark in '.,?')
+        for line in tokenizer.INSTRUCTION_WORDS.strip().split('\n')
+    )
 
 
 def test_a_response_is_cut_the_same_alone_and_after_its_prompt(prompts, candidates, tokens):

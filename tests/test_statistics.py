@@ -37,7 +37,15 @@ def test_wilson_is_symmetric_bounded_and_wide_at_the_ends():
 
 
 def test_t_quantiles_are_those_of_the_tables():
-    table = {1: 12.7062047, 2: 4.3026527, 5: 2.5705818, 30: 2.0422725, 100: 1.9839715, 1000: 1.9623391, 10**6: 1.9599663}
+    table = {
+        1: 12.7062047,
+        2: 4.3026527,
+        5: 2.5705818,
+        30: 2.0422725,
+        100: 1.9839715,
+        1000: 1.9623391,
+        10**6: 1.9599663,
+    }
     for degrees, quantile in table.items():
         assert t_quantile(0.95, degrees) == pytest.approx(quantile, rel=3e-6)
     assert t_quantile(0.99, 10) == pytest.approx(3.1692727, rel=3e-6)
@@ -100,7 +108,9 @@ def test_length_is_taken_out_where_it_is_all_and_changes_nothing_where_it_is_not
     adjusted = length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0))
     assert wilson(win_B.sum(), 4000).low > 0.6 and 0.5 in adjusted
     ratio_B, win_B = draw(rng, 4000, 0.8, 0.0)
-    assert length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0)).value == pytest.approx(win_B.mean(), abs=0.01)
+    assert length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0)).value == pytest.approx(
+        win_B.mean(), abs=0.01
+    )
 
 
 @pytest.mark.parametrize('jeffreys', [False, True])
@@ -128,7 +138,9 @@ def test_a_weight_is_a_number_of_votes_and_an_unscorable_vote_is_none():
     weighted = logistic_at_equal_length(ratio_B, win_B, weight_B)
     repeated = logistic_at_equal_length(ratio_B.repeat(weight_B), win_B.repeat(weight_B))
     absent = logistic_at_equal_length(ratio_B, np.where(weight_B, win_B, np.nan), weight_B)
-    assert weighted.rate.value == pytest.approx(repeated.rate.value) and weighted.rate.low == pytest.approx(repeated.rate.low)
+    assert weighted.rate.value == pytest.approx(repeated.rate.value) and weighted.rate.low == pytest.approx(
+        repeated.rate.low
+    )
     assert weighted == absent and weighted.rate.n == 40
     nothing = logistic_at_equal_length(ratio_B, np.full(60, np.nan))
     assert np.isnan(nothing.rate.value) and (nothing.rate.low, nothing.rate.high, nothing.rate.n) == (0, 1, 0)
@@ -157,9 +169,13 @@ def test_fits_that_likelihood_leaves_open_stay_finite(jeffreys):
     }
     rates = {name: logistic_at_equal_length(*case, jeffreys=jeffreys).rate for name, case in cases.items()}
     for name, rate in rates.items():
-        assert np.isfinite([rate.value, rate.low, rate.high]).all() and 0 <= rate.low <= rate.value <= rate.high <= 1, name
+        assert np.isfinite([rate.value, rate.low, rate.high]).all() and 0 <= rate.low <= rate.value <= rate.high <= 1, (
+            name
+        )
     assert rates['one ratio, equal'].value == pytest.approx(0.25, abs=0.01) and rates['one ratio, equal'].high < 0.4
-    assert rates['one ratio, longer'].low < 0.01 and rates['one ratio, longer'].high > 0.99  # nothing says what happens at 1
+    assert (
+        rates['one ratio, longer'].low < 0.01 and rates['one ratio, longer'].high > 0.99
+    )  # nothing says what happens at 1
     if jeffreys:
         assert rates['all wins'].low > 0.8 and rates['all losses'].high < 0.2
 
@@ -168,17 +184,20 @@ def test_an_empty_text_counts_as_one_character():
     assert characters(['', 'é', 'abc']).tolist() == [1, 1, 3]
 
 
-@pytest.mark.parametrize('call', [
-    lambda: wilson(3, 2),
-    lambda: wilson(1, 2, 1.0),
-    lambda: mean_interval(np.array([np.nan, 1.0])),
-    lambda: bootstrap(np.array([]), np.mean),
-    lambda: binomial_test(3, 2),
-    lambda: logistic_at_equal_length(np.array([0.0, 1.0]), np.array([0.0, 1.0])),
-    lambda: logistic_at_equal_length(np.ones(2), np.array([0.0, 1.5])),
-    lambda: logistic_at_equal_length(np.ones(3), np.zeros(2)),
-    lambda: logistic_at_equal_length(np.ones(2), np.zeros(2), form='square'),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: wilson(3, 2),
+        lambda: wilson(1, 2, 1.0),
+        lambda: mean_interval(np.array([np.nan, 1.0])),
+        lambda: bootstrap(np.array([]), np.mean),
+        lambda: binomial_test(3, 2),
+        lambda: logistic_at_equal_length(np.array([0.0, 1.0]), np.array([0.0, 1.0])),
+        lambda: logistic_at_equal_length(np.ones(2), np.array([0.0, 1.5])),
+        lambda: logistic_at_equal_length(np.ones(3), np.zeros(2)),
+        lambda: logistic_at_equal_length(np.ones(2), np.zeros(2), form='square'),
+    ],
+)
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match='.'):
         call()

@@ -1,4 +1,6 @@
-"""Laws of comparing two policies: swapping them swaps the answer, votes belong to a pair and not to a batch, nan is no vote."""
+"""Laws of comparing two policies: swapping them swaps the answer, votes belong to a pair and not to a batch, nan is no
+vote.
+"""
 
 import json
 
@@ -15,7 +17,9 @@ B = [f'answer {i} ' + 'y' * (17 * i % 37) for i in range(200)]
 
 def quality(prompts, responses):
     """Something that varies, with ties: a checksum of the text."""
-    return np.array([sum(map(ord, prompt + response)) % 11 / 10 for prompt, response in zip(prompts, responses, strict=True)])
+    return np.array(
+        [sum(map(ord, prompt + response)) % 11 / 10 for prompt, response in zip(prompts, responses, strict=True)]
+    )
 
 
 def prefer(prompts, firsts, seconds):
@@ -38,7 +42,9 @@ def test_swapping_the_policies_swaps_the_answer(judge):
     forth_B, back_B = judge(PROMPTS, A, B), judge(PROMPTS, B, A)
     np.testing.assert_allclose(forth_B, 1 - back_B, rtol=0, atol=1e-15)  # soft votes round; all others are exact
     forth, back = win_rate(forth_B), win_rate(back_B)
-    assert (forth.value, forth.low, forth.high) == pytest.approx((1 - back.value, 1 - back.high, 1 - back.low), abs=1e-12)
+    assert (forth.value, forth.low, forth.high) == pytest.approx(
+        (1 - back.value, 1 - back.high, 1 - back.low), abs=1e-12
+    )
     log = Config(length_ratio='log')
     forth, back = compare(PROMPTS, A, B, judge, log), compare(PROMPTS, B, A, judge, log)
     assert forth.length_adjusted.value == pytest.approx(1 - back.length_adjusted.value, abs=1e-9)
@@ -66,7 +72,9 @@ def test_the_oracle_prefers_the_better_and_splits_equals():
 
 @pytest.mark.parametrize('gap', [-0.6, 0.0, 0.2, 1.0])
 def test_raters_prefer_the_better_as_often_as_the_sigmoid_says(gap):
-    judge = from_quality(lambda prompts, responses: np.array([gap * r.startswith('good') for r in responses]), slope=2.0)
+    judge = from_quality(
+        lambda prompts, responses: np.array([gap * r.startswith('good') for r in responses]), slope=2.0
+    )
     prompts = [str(i) for i in range(8000)]
     votes_B = judge(prompts, ['good'] * 8000, ['other'] * 8000)
     assert set(votes_B) <= {0.0, 1.0}
@@ -74,7 +82,10 @@ def test_raters_prefer_the_better_as_often_as_the_sigmoid_says(gap):
 
 
 def test_another_seed_is_another_rater():
-    flat = [from_quality(lambda prompts, responses: np.zeros(len(prompts)), slope=1.0, seed=s)(PROMPTS, A, B) for s in (0, 1)]
+    flat = [
+        from_quality(lambda prompts, responses: np.zeros(len(prompts)), slope=1.0, seed=s)(PROMPTS, A, B)
+        for s in (0, 1)
+    ]
     assert 0.3 < np.mean(flat[0] == flat[1]) < 0.7
 
 
@@ -128,7 +139,9 @@ def test_nan_in_either_order_makes_the_vote_nan(rule):
 def test_hard_votes_get_wilson_and_averaged_ones_the_mean_and_ties_no_part_in_the_sign_test():
     assert win_rate(np.array([1, 0, 1, np.nan])) == wilson(2, 3)
     soft_B = np.array([0.9, 0.5, 0.4, 0.8])
-    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4) and win_rate(soft_B).high <= 1
+    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4) and win_rate(
+        soft_B
+    ).high <= 1
     result = compare(PROMPTS[:4], A[:4], B[:4], lambda *_: soft_B)
     assert (result.ties, result.p_value) == (1, binomial_test(2, 3))
 
@@ -148,14 +161,17 @@ def test_a_result_goes_to_json_and_to_a_table():
     assert result.mean_length_a == np.mean([len(text) for text in A])
 
 
-@pytest.mark.parametrize('call', [
-    lambda: win_rate(np.array([1.2])),
-    lambda: compare(PROMPTS, A[:3], B, JUDGES['oracle']),
-    lambda: compare(PROMPTS, A, B, lambda *_: np.zeros(3)),
-    lambda: from_preference(prefer, rule='first'),
-    lambda: from_preference(prefer, rule='both_agree', soft=True),
-    lambda: Config(confidence=95),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda: win_rate(np.array([1.2])),
+        lambda: compare(PROMPTS, A[:3], B, JUDGES['oracle']),
+        lambda: compare(PROMPTS, A, B, lambda *_: np.zeros(3)),
+        lambda: from_preference(prefer, rule='first'),
+        lambda: from_preference(prefer, rule='both_agree', soft=True),
+        lambda: Config(confidence=95),
+    ],
+)
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match='.'):
         call()

@@ -14,7 +14,9 @@ SOURCES = ('micro_tldr',)
 
 
 def source(name: str, split: str, size: int) -> Sequence[Prompt]:
-    """The first `size` prompts of a split (`train`, `validation`, `test`) of a data set. Raises `Mistake` for an unknown name."""
+    """The first `size` prompts of a split (`train`, `validation`, `test`) of a data set. Raises `Mistake` for an
+    unknown name.
+    """
     if name == 'micro_tldr':
         from rlaif_jax.data.micro import world
 

@@ -1,7 +1,8 @@
-"""Win rates at equal length (App. J of the paper): longer answers win more often, so ask what happens when neither is longer.
+"""Win rates at equal length (App. J of the paper): longer answers win more often, so ask what happens when neither is
+longer.
 
-For a pair of policies, a logistic regression of 'A was preferred' on the ratio of lengths in characters; what is reported
-is its prediction where the ratio is 1.
+For a pair of policies, a logistic regression of 'A was preferred' on the ratio of lengths in characters; what is
+reported is its prediction where the ratio is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ import numpy as np
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.statistics import Interval, normal_quantile
 
-__all__ = ['AtLength', 'LengthRatio', 'characters', 'length_adjusted_win_rate', 'logistic_at', 'logistic_at_equal_length']
+__all__ = [
+    'AtLength',
+    'LengthRatio',
+    'characters',
+    'length_adjusted_win_rate',
+    'logistic_at',
+    'logistic_at_equal_length',
+]
 
 LengthRatio = Literal['plain', 'log']
 
@@ -48,8 +56,8 @@ def length_adjusted_win_rate(
     """Rate at which A would be preferred if its responses were as long as B's.
 
     win_B in [0, 1] (nan: unscorable, left out); lengths in characters, at least 1 (less counts as 1).
-    `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's plain
-    ratio does not.
+    `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
+    plain ratio does not.
     """
     length_a_B, length_b_B = (np.maximum(1.0, np.asarray(x, np.float64)) for x in (length_a_B, length_b_B))
     return logistic_at_equal_length(length_a_B / length_b_B, win_B, form=length_ratio, confidence=confidence).rate
@@ -64,7 +72,8 @@ def logistic_at_equal_length(
     confidence: float = 0.95,
     jeffreys: bool = True,
 ) -> AtLength:
-    """P(A preferred) = sigmoid(a + b x) at ratio 1, with x = len_A / len_B ('plain', the paper) or its logarithm ('log').
+    """P(A preferred) = sigmoid(a + b x) at ratio 1, with x = len_A / len_B ('plain', the paper) or its logarithm
+    ('log').
 
     Arguments as in `logistic_at`. Mistake: a ratio that is not a positive finite number, an unknown form.
     """
@@ -90,13 +99,13 @@ def logistic_at(
 
     Newton on  sum_i w_i (y_i log p_i + (1 - y_i) log(1 - p_i)) + 1/2 log det I(a, b) - RIDGE/2 (a^2 + b^2),  where
     p_i = sigmoid(a + b (x_i - at)) and I is the information. The middle term is Jeffreys' prior (Firth 1993): plain
-    maximum likelihood, which is `jeffreys=False` and what the paper used, runs off to infinity when every vote is a win or
-    length alone decides, and its interval with it; the prior gives a finite answer and moves others by the order of 1/n.
-    With it, x of very long tail (ratios in the hundreds) can have two tops; the one climbed from zero is taken.
+    maximum likelihood, which is `jeffreys=False` and what the paper used, runs off to infinity when every vote is a win
+    or length alone decides, and its interval with it; the prior gives a finite answer and moves others by the order of
+    1/n. With it, x of very long tail (ratios in the hundreds) can have two tops; the one climbed from zero is taken.
     Where all x are the same and not `at`, the interval is all of [0, 1], as it should be.
 
-    nan votes and zero weights are left out, and n counts the rest (none: nan in [0, 1]). A weight is a number of votes. A soft
-    vote counts as that fraction of a win, which makes the interval wider than need be.
+    nan votes and zero weights are left out, and n counts the rest (none: nan in [0, 1]). A weight is a number of votes.
+    A soft vote counts as that fraction of a win, which makes the interval wider than need be.
     """
     x_B, y_B = np.asarray(x_B, np.float64) - at, np.asarray(y_B, np.float64)
     weight_B = np.ones_like(y_B) if weights is None else np.asarray(weights, np.float64)

@@ -1,4 +1,6 @@
-"""Intervals and tests for the numbers that an evaluation reports. Rows are prompts, and prompts are taken as independent."""
+"""Intervals and tests for the numbers that an evaluation reports. Rows are prompts, and prompts are taken as
+independent.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +82,9 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap over prompts of any statistic of the rows.
 
-    values_B is (B, ...): a row is one prompt and is drawn whole, so columns stay paired. `statistic` maps rows of the same
-    shape to one number. A statistic that is nan on some resample makes the ends nan: dropping those would bias them.
-    The same seed gives the same interval. Mistake: no rows, resamples < 1.
+    values_B is (B, ...): a row is one prompt and is drawn whole, so columns stay paired. `statistic` maps rows of the
+    same shape to one number. A statistic that is nan on some resample makes the ends nan: dropping those would bias
+    them. The same seed gives the same interval. Mistake: no rows, resamples < 1.
     """
     value_B = np.asarray(values_B)
     n = len(value_B)
@@ -99,7 +101,8 @@ def binomial_test(k: int, n: int, p: float = 0.5) -> float:
     """Exact two-sided p value of k wins in n votes when each is won with probability p.
 
     The sum of the probabilities of all outcomes no likelier than k, where probabilities within a relative 1e-7 count as
-    equal (so that the mirror image of k is not lost to rounding). No votes: 1. Mistake: k outside 0..n, p outside [0, 1].
+    equal (so that the mirror image of k is not lost to rounding). No votes: 1. Mistake: k outside 0..n, p outside [0,
+    1].
     """
     if k != int(k) or n != int(n) or not 0 <= k <= n or not 0 <= p <= 1:
         raise Mistake(f'need whole numbers 0 <= k <= n and 0 <= p <= 1, not k={k}, n={n}, p={p}')
@@ -123,8 +126,8 @@ def normal_quantile(confidence: float) -> float:
 def t_quantile(confidence: float, degrees: int) -> float:
     """t such that Student's t with `degrees` degrees of freedom lies within ±t with this probability.
 
-    With T = sqrt(degrees) tan(angle) the density of the angle is proportional to cos(angle)^(degrees - 1) on a finite range,
-    so one cumulative sum inverts it; good to about six digits. Above 10,000 degrees it is the normal's quantile.
+    With T = sqrt(degrees) tan(angle) the density of the angle is proportional to cos(angle)^(degrees - 1) on a finite
+    range, so one cumulative sum inverts it; good to about six digits. Above 10,000 degrees it is the normal's quantile.
     """
     z = normal_quantile(confidence)
     if degrees < 1:

@@ -1,9 +1,9 @@
 """Policy against policy: whose responses are preferred, how sure that is, and what is left of it at equal length.
 
-A *judge* is any function `(prompts, responses_a, responses_b) -> win_B`, floats in [0, 1]: 1 where A is preferred, 0 where B
-is, 1/2 where the two cannot be told apart (the same quality, or opposite verdicts in the two orders), and nan where the
-judge could not say. An unscorable vote weighs nothing and is counted; it is never a half. Makers of judges are here: the
-simulated raters, a quality that can be computed (the oracle's), and an LM that is shown both in order.
+A *judge* is any function `(prompts, responses_a, responses_b) -> win_B`, floats in [0, 1]: 1 where A is preferred, 0
+where B is, 1/2 where the two cannot be told apart (the same quality, or opposite verdicts in the two orders), and nan
+where the judge could not say. An unscorable vote weighs nothing and is counted; it is never a half. Makers of judges
+are here: the simulated raters, a quality that can be computed (the oracle's), and an LM that is shown both in order.
 """
 
 from __future__ import annotations
@@ -18,9 +18,21 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, wilson
 
-__all__ = ['Config', 'Judge', 'WinRate', 'compare', 'from_preference', 'from_quality', 'length_adjusted_win_rate', 'oracle', 'raters', 'win_rate']
+__all__ = [
+    'Config',
+    'Judge',
+    'WinRate',
+    'compare',
+    'from_preference',
+    'from_quality',
+    'length_adjusted_win_rate',
+    'oracle',
+    'raters',
+    'win_rate',
+]
 
-# Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it reads.
+# Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it
+# reads.
 Judge = Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray]
 
 
@@ -77,8 +89,8 @@ class WinRate:
 def win_rate(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
     """Share of prompts on which A is preferred. nan votes are left out, and n counts the rest (none: nan in [0, 1]).
 
-    Wilson's interval where every vote is 0 or 1; where some are ties or averages, Student's t over prompts, within [0, 1].
-    Mistake: a vote outside [0, 1].
+    Wilson's interval where every vote is 0 or 1; where some are ties or averages, Student's t over prompts, within [0,
+    1]. Mistake: a vote outside [0, 1].
     """
     vote_B = _votes(win_B)
     vote_B = vote_B[~np.isnan(vote_B)]
@@ -122,7 +134,9 @@ def compare(
 
 
 def raters(seed: int = 0) -> Judge:
-    """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal texts are a tie."""
+    """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal
+    texts are a tie.
+    """
     from rlaif_jax.data.micro.raters import votes
 
     def judge(prompts, responses_a, responses_b):
@@ -140,7 +154,8 @@ def oracle() -> Judge:
 
 
 def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) -> Judge:
-    """A judge that knows the quality of a response, `quality(prompts, responses) -> (B,)`, nan where there is none (so is the vote).
+    """A judge that knows the quality of a response, `quality(prompts, responses) -> (B,)`, nan where there is none (so
+    is the vote).
 
     The higher quality wins and equals are 1/2.
     """
@@ -159,11 +174,12 @@ def from_preference(
     rule: Literal['averaged', 'both_agree'] = 'averaged',
     soft: bool = False,
 ) -> Judge:
-    """A judge from an LM that reads one order: `prefer(prompts, firsts, seconds) -> P(first is better)`, (B,), nan if unscorable.
+    """A judge from an LM that reads one order: `prefer(prompts, firsts, seconds) -> P(first is better)`, (B,), nan if
+    unscorable.
 
     It is asked in both orders. 'averaged': A wins if the averaged preference is above one half (a tie at exactly that);
-    with `soft` the averaged preference is itself the vote. 'both_agree' (PERL, arXiv 2403.10704): A wins only if it wins
-    in both orders, loses only if it loses in both, and all else is a tie.
+    with `soft` the averaged preference is itself the vote. 'both_agree' (PERL, arXiv 2403.10704): A wins only if it
+    wins in both orders, loses only if it loses in both, and all else is a tie.
     """
     if rule not in ('averaged', 'both_agree'):
         raise Mistake(f"the rule is 'averaged' or 'both_agree', not {rule!r}")

@@ -2,8 +2,8 @@
 
     score = (Σ i·P(i) − 5.5) / 4.5,   P(i) over the ten ratings only
 
-One forward pass, no chain of thought, nothing swapped. A rating whose ten answers hold too little of the model's probability is
-`unscorable`: its score is NaN, it trains nothing, it is counted.
+One forward pass, no chain of thought, nothing swapped. A rating whose ten answers hold too little of the model's
+probability is `unscorable`: its score is NaN, it trains nothing, it is counted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
     """`(prompts, responses) -> ratings`, with the preamble read once."""
     template = templates.read(cfg.task, 'rating')
     mesh = mesh or axes.make_mesh()
-    scorer = Scorer(lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch)
+    scorer = Scorer(
+        lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch
+    )
 
     def rate(prompts: Sequence[str], responses: Sequence[str]) -> list[Rating]:
         samples = [
@@ -64,8 +66,9 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
         bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
         if ratings and len(bad) > cfg.most_unscorable * len(ratings):
             raise Mistake(
-                f'the labeler {lm.name} answered {len(bad)} of {len(ratings)} prompts with something else than a rating (mass of the ten '
-                f'ratings below {cfg.least_mass}), for example on the response {responses[bad[0]][:200]!r} (mass {ratings[bad[0]].mass:.3f}). '
+                f'the labeler {lm.name} answered {len(bad)} of {len(ratings)} prompts with something else than a rating '
+                f'(mass of the ten ratings below {cfg.least_mass}), for example on the response '
+                f'{responses[bad[0]][:200]!r} (mass {ratings[bad[0]].mass:.3f}). '
                 'Use an instruction-tuned labeler, or lower labeler.least_mass'
             )
         return ratings
@@ -73,7 +76,9 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
     return rate
 
 
-def rate(lm: LM, prompts: Sequence[str], responses: Sequence[str], *, task: str = 'summarization', batch: int = 64) -> list[Rating]:
+def rate(
+    lm: LM, prompts: Sequence[str], responses: Sequence[str], *, task: str = 'summarization', batch: int = 64
+) -> list[Rating]:
     """Rate each response to its prompt, 1 to 10. Raises `Mistake` where most answers are no ratings."""
     return make_rater(lm, Config(task=task, batch=batch))(prompts, responses)
 

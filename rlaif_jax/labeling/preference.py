@@ -20,11 +20,19 @@ from rlaif_jax.models.hf import LM
 Prefer = Callable[[Sequence[str], Sequence[str], Sequence[str]], np.ndarray]
 
 
-def make_single_order(lm: LM, *, task: str, mesh: Mesh | None = None, batch: int = 64, least_mass: float = 0.2) -> Prefer:
-    """`(prompts, firsts, seconds) -> prob_B`: P(the one shown first is better) in this order alone; NaN where unscorable."""
+def make_single_order(
+    lm: LM, *, task: str, mesh: Mesh | None = None, batch: int = 64, least_mass: float = 0.2
+) -> Prefer:
+    """`(prompts, firsts, seconds) -> prob_B`: P(the one shown first is better) in this order alone; NaN where
+    unscorable.
+    """
     template = templates.read(task, 'base')
     scorer = Scorer(
-        lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, ('1', '2')), mesh or axes.make_mesh(), batch=batch
+        lm,
+        template.encode_preamble(lm.tokenizer),
+        read_answers(lm.tokenizer, ('1', '2')),
+        mesh or axes.make_mesh(),
+        batch=batch,
     )
 
     def prefer(prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> np.ndarray:

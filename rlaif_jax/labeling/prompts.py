@@ -1,7 +1,7 @@
 """Templates: the text files that ask the labeler, and how a sample's text gets into them as data.
 
-`templates/<task>/<purpose>.txt` is plain text with fields in braces. Literal text and the text of a field are encoded apart, so whatever a
-post or a response contains, the tokens around it stay what they are.
+`templates/<task>/<purpose>.txt` is plain text with fields in braces. Literal text and the text of a field are encoded
+apart, so whatever a post or a response contains, the tokens around it stay what they are.
 """
 
 from __future__ import annotations

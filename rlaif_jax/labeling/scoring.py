@@ -1,8 +1,9 @@
 """The engine under every labeler: how likely each of a few short answers is, behind each of many prompts.
 
-What all prompts share is computed once and kept as a cache; the head is applied at one position per prompt; prompts of like length go
-together. An answer may be written in several ways (`1`, ` 1`) and in several tokens (`10`); its probability is the sum over ways, each the
-product of its tokens, and a way that another one continues counts only where it is not continued.
+What all prompts share is computed once and kept as a cache; the head is applied at one position per prompt; prompts of
+like length go together. An answer may be written in several ways (`1`, ` 1`) and in several tokens (`10`); its
+probability is the sum over ways, each the product of its tokens, and a way that another one continues counts only where
+it is not continued.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ BUCKET = 32  # prompts are padded to a multiple of this many tokens: few shapes 
 
 @dataclass(frozen=True)
 class Answers:
-    """What may be answered, as tokens. `first_A` and `second_A` are the tokens of each way (second −1: it has one token)."""
+    """What may be answered, as tokens. `first_A` and `second_A` are the tokens of each way (second −1: it has one
+    token).
+    """
 
     names: tuple[str, ...]  # C
     owner_A: np.ndarray  # which answer each way belongs to
@@ -42,12 +45,14 @@ class Answers:
 
 
 def read_answers(tokenizer: Tokenizer, names: Sequence[str]) -> Answers:
-    """Every way to write each answer: bare and behind a space. Raises `Mistake` for one of more than two tokens, or an ambiguous one."""
+    """Every way to write each answer: bare and behind a space. Raises `Mistake` for one of more than two tokens, or an
+    ambiguous one.
+    """
     ways: dict[tuple[int, ...], int] = {}
     for c, name in enumerate(names):
         for tokens in map(tuple, tokenizer.encode([name, f' {name}'])):
             if len(tokens) > 2:
-                continue  # a tokenizer that spells ' 10' as ' ', '1', '0' still has '10'; if it has neither, c is missing below
+                continue  # a tokenizer that spells ' 10' as ' ', '1', '0' still has '10'; with neither, c is missing below
             if ways.setdefault(tokens, c) != c:
                 raise Mistake(f'the tokenizer writes {names[ways[tokens]]!r} and {name!r} alike')
     if missing := set(range(len(names))) - set(ways.values()):
@@ -57,7 +62,8 @@ def read_answers(tokenizer: Tokenizer, names: Sequence[str]) -> Answers:
 
 
 class Scorer:
-    """`Scorer(lm, preamble, answers, mesh)(rows) -> prob_BC`: probabilities of the answers behind `preamble + row`, for each row of tokens.
+    """`Scorer(lm, preamble, answers, mesh)(rows) -> prob_BC`: probabilities of the answers behind `preamble + row`, for
+    each row of tokens.
 
     prob_BC is not renormalised: a row sums to the captured mass, the probability that the model answers as asked.
     """
@@ -90,9 +96,15 @@ class Scorer:
         a = self.answers
         with jax.set_mesh(self.mesh):
             first_BA, second_BA = _ways(
-                self.lm.config, self.lm.params, self.prefix, jax.device_put(token_BT, here), jax.device_put(valid_BT, here),
-                a.first_A, a.second_A, bool((a.second_A >= 0).any()),
-            )  # fmt: skip
+                self.lm.config,
+                self.lm.params,
+                self.prefix,
+                jax.device_put(token_BT, here),
+                jax.device_put(valid_BT, here),
+                a.first_A,
+                a.second_A,
+                bool((a.second_A >= 0).any()),
+            )
         way_BA = np.exp(np.asarray(first_BA, np.float64) + np.asarray(second_BA, np.float64))
         for i in np.flatnonzero(a.continued):
             way_BA[:, i] -= way_BA[:, (a.first_A == a.first_A[i]) & (a.second_A >= 0)].sum(1)
@@ -109,9 +121,15 @@ def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
 
 @partial(jax.jit, static_argnames=('cfg', 'chained'))
 def _ways(
-    cfg: Config, params: Params, prefix: Cache | None, token_BT: jax.Array, valid_BT: jax.Array, first_A: jax.Array, second_A: jax.Array,
+    cfg: Config,
+    params: Params,
+    prefix: Cache | None,
+    token_BT: jax.Array,
+    valid_BT: jax.Array,
+    first_A: jax.Array,
+    second_A: jax.Array,
     chained: bool,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+) -> tuple[jax.Array, jax.Array]:
     """log P(first token) and log P(second | first) of every way, `(B, A)` each, the second 0 where there is none."""
     B, T = token_BT.shape
     P = 0 if prefix is None else prefix['key_LBSKH'].shape[2]

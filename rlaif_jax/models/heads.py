@@ -33,8 +33,9 @@ def token_logprob(
 ) -> tuple[jax.Array, jax.Array]:
     """`(logp_BT, entropy_BT)` in nats: the log-probability of each target and the entropy of its distribution.
 
-    The distribution is softmax(logits / temperature) over the allowed tokens. The logits of only `chunk` positions exist at a time, forward
-    and backward: at V = 32,768 that is a quarter of the memory of a plain log-softmax, and a third of its time.
+    The distribution is softmax(logits / temperature) over the allowed tokens. The logits of only `chunk` positions
+    exist at a time, forward and backward: at V = 32,768 that is a quarter of the memory of a plain log-softmax, and a
+    third of its time.
     """
 
     def part(hidden_BTD: jax.Array, target_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,7 +74,12 @@ def value(
 
 
 def score(
-    cfg: Config, params: dict[str, Params], token_BT: jax.Array, position_BT: jax.Array, mask_BTS: jax.Array, last_B: jax.Array
+    cfg: Config,
+    params: dict[str, Params],
+    token_BT: jax.Array,
+    position_BT: jax.Array,
+    mask_BTS: jax.Array,
+    last_B: jax.Array,
 ) -> jax.Array:
     """The reward model, `{'trunk': …, 'head': …}`: score_B read at index `last_B`, the response's true last token."""
     value_BT = value(cfg, params, token_BT, position_BT, mask_BTS)

@@ -1,7 +1,8 @@
-"""Hugging Face directories in and out, safetensors only: `load` reads each device's slices, `save` writes what transformers reads.
+"""Hugging Face directories in and out, safetensors only: `load` reads each device's slices, `save` writes what
+transformers reads.
 
-`TABLE` is the whole correspondence: our name, their name, and the letters of their axes. A family that stores the same tensors under
-other names is another table.
+`TABLE` is the whole correspondence: our name, their name, and the letters of their axes. A family that stores the same
+tensors under other names is another table.
 """
 
 from __future__ import annotations
@@ -50,20 +51,25 @@ ACTIVATION = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tan
 
 # Fields of a Llama config.json that do not change the mathematics of inference, whatever they hold.
 HARMLESS = {
-    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'dtype', 'torch_dtype', 'transformers_version',
-    'initializer_range', 'use_cache', 'pretraining_tp', 'attention_dropout', '_name_or_path', 'id2label', 'label2id', 'auto_map',
-    'chunk_size_feed_forward', 'is_encoder_decoder', 'output_attentions', 'output_hidden_states', 'problem_type', 'return_dict',
-    'tokenizer_class',
+    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'dtype', 'torch_dtype',
+    'transformers_version', 'initializer_range', 'use_cache', 'pretraining_tp', 'attention_dropout', '_name_or_path',
+    'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder', 'output_attentions',
+    'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
 }  # fmt: skip
 # Fields we read, and fields that are fine only at one value.
 READ = {
-    'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim',
-    'max_position_embeddings', 'rms_norm_eps', 'rope_theta', 'rope_parameters', 'tie_word_embeddings', 'hidden_act',
+    'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
+    'head_dim', 'max_position_embeddings', 'rms_norm_eps', 'rope_theta', 'rope_parameters', 'tie_word_embeddings',
+    'hidden_act',
 }  # fmt: skip
 ONLY: Mapping[str, tuple[Any, ...]] = {
-    'attention_bias': (False, None), 'mlp_bias': (False, None), 'rope_scaling': (None,), 'partial_rotary_factor': (1, 1.0, None),
-    'sliding_window': (None,), 'quantization_config': (None,),
-}  # fmt: skip
+    'attention_bias': (False, None),
+    'mlp_bias': (False, None),
+    'rope_scaling': (None,),
+    'partial_rotary_factor': (1, 1.0, None),
+    'sliding_window': (None,),
+    'quantization_config': (None,),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +83,24 @@ class LM:
 
 
 def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) -> LM:
-    """Read a Hugging Face directory, a hub id, or a packaged model (`micro_xs`) onto the mesh (default: the first device).
+    """Read a Hugging Face directory, a hub id, or a packaged model (`micro_xs`) onto the mesh (default: the first
+    device).
 
-    Parameters are float32 whatever the file holds; `dtype` is that of the matrix products. Each device reads only its own slices.
-    Raises `Mistake` for anything that is missing, torn, of another shape, or would change the mathematics if ignored.
+    Parameters are float32 whatever the file holds; `dtype` is that of the matrix products. Each device reads only its
+    own slices. Raises `Mistake` for anything that is missing, torn, of another shape, or would change the mathematics
+    if ignored.
     """
     folder = resolve(path_or_hub_id)
     config = read_config(folder, dtype=dtype)
-    return LM(config, read_params(folder, config, mesh or axes.make_mesh()), Tokenizer.load(folder), str(path_or_hub_id))
+    return LM(
+        config, read_params(folder, config, mesh or axes.make_mesh()), Tokenizer.load(folder), str(path_or_hub_id)
+    )
 
 
 def save(lm: LM, directory: str | Path, *, dtype: str = 'float32', shard_bytes: int = 5 * 2**30) -> None:
-    """Write a directory that `transformers`, TRL and vLLM read. It appears whole or not at all; one already there is replaced."""
+    """Write a directory that `transformers`, TRL and vLLM read. It appears whole or not at all; one already there is
+    replaced.
+    """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f'.{directory.name}-', dir=directory.parent))
@@ -121,7 +133,9 @@ def _logits(cfg: Config, params: Params, token_BT: jax.Array, valid_BT: jax.Arra
 
 
 def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
-    """`config.json` as our `Config`. An unknown field, or a known one at a value we do not compute, is a `Mistake` that names it."""
+    """`config.json` as our `Config`. An unknown field, or a known one at a value we do not compute, is a `Mistake` that
+    names it.
+    """
     path = folder / 'config.json'
     try:
         raw = json.loads(path.read_text())
@@ -197,15 +211,22 @@ def table(cfg: Config) -> dict[str, tuple[str, str]]:
 
 
 def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
-    """Read all parameters as float32 arrays on `mesh`, each device its own slices. Raises `Mistake` before anything large is read."""
+    """Read all parameters as float32 arrays on `mesh`, each device its own slices. Raises `Mistake` before anything
+    large is read.
+    """
     files = _open(folder)
     rows = table(cfg)
     theirs = {name.format(i) for name, _ in rows.values() for i in range(cfg.layers if '{}' in name else 1)}
     if missing := sorted(theirs - set(files)):
-        raise Mistake(f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}')
+        raise Mistake(
+            f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
+        )
     known_extra = {'lm_head.weight'} if cfg.tied else set()  # some writers store a tied head twice
     if extra := sorted(n for n in set(files) - theirs - known_extra if not n.endswith('rotary_emb.inv_freq')):
-        raise Mistake(f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, first {extra[0]}')
+        raise Mistake(
+            f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
+            f'first {extra[0]}'
+        )
 
     params: Params = {}
     for ours, (name, layout) in rows.items():
@@ -217,7 +238,9 @@ def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
             if found != stored:
                 raise Mistake(f'{folder}: {name.format(i)} has shape {found}; its config.json says {stored}')
 
-        def read(index: tuple[slice, ...], name: str = name, layout: str = layout, letters: str = letters) -> np.ndarray:
+        def read(
+            index: tuple[slice, ...], name: str = name, layout: str = layout, letters: str = letters
+        ) -> np.ndarray:
             """This device's slice, read from the file as a slice."""
             span = {c: range(cfg.sizes[c])[s] for c, s in zip(letters, index)}
             layers = span.get('L', range(1))
@@ -230,7 +253,9 @@ def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
     return params
 
 
-def _read(files: Mapping[str, Any], name: str, layout: str, letters: str, span: Mapping[str, range], cfg: Config) -> np.ndarray:
+def _read(
+    files: Mapping[str, Any], name: str, layout: str, letters: str, span: Mapping[str, range], cfg: Config
+) -> np.ndarray:
     """One layer's slice of one tensor, in our order of axes. In a flattened group only the first letter is ever cut."""
     cuts = []
     for group in layout.split():
@@ -251,8 +276,8 @@ def _open(folder: Path) -> dict[str, Any]:
         where = None
     elif pickles := sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in folder.glob(pattern)):
         raise Mistake(
-            f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it once with '
-            'transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)'
+            f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it '
+            'once with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)'
         )
     else:
         raise Mistake(f'{folder}: no model.safetensors here (nor model.safetensors.index.json)')

@@ -44,11 +44,20 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'generation_config.json', 'tokenizer*', '*.model']
+        patterns = [
+            '*.safetensors',
+            '*.safetensors.index.json',
+            'config.json',
+            'generation_config.json',
+            'tokenizer*',
+            '*.model',
+        ]
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except errors.GatedRepoError:
         raise Mistake(f'{hub_id}: gated; accept its terms on the hub and log in with `hf auth login`') from None
     except errors.RepositoryNotFoundError:
         raise Mistake(f'{hub_id}: no such model on the hub (or it is private; log in with `hf auth login`)') from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise Mistake(f'{hub_id}: could not be downloaded ({type(error).__name__}); give a local directory instead') from None
+        raise Mistake(
+            f'{hub_id}: could not be downloaded ({type(error).__name__}); give a local directory instead'
+        ) from None

@@ -3,8 +3,8 @@
     position_BT, mask_BTS = causal(valid_BT)
     hidden_BTD, _ = Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS)
 
-Who sees whom is the caller's to say, in `mask_BTS`: causal text, cached decoding and branches that share a prefix are the same forward.
-Parameters are one flat dict; the layers are stacked along L and scanned. Heads are in `heads.py`.
+Who sees whom is the caller's to say, in `mask_BTS`: causal text, cached decoding and branches that share a prefix are
+the same forward. Parameters are one flat dict; the layers are stacked along L and scanned. Heads are in `heads.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from rlaif_jax.axes import constrain
 
 Params = dict[str, jax.Array]
-Cache = dict[str, jax.Array]  # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows)
+Cache = dict[
+    str, jax.Array
+]  # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows)
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
 
@@ -42,7 +44,9 @@ class Config:
     norm_eps: float = 1e-5
     tied: bool = True  # the unembedding is the embedding
     qkv_bias: bool = False
-    dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the matrix products; norms, softmax and logits are float32 always
+    dtype: Literal['float32', 'bfloat16'] = (
+        'float32'  # of the matrix products; norms, softmax and logits are float32 always
+    )
     remat: bool = False  # recompute each layer in the backward pass: memory for time
 
     def __post_init__(self) -> None:
@@ -57,14 +61,22 @@ class Config:
     @property
     def sizes(self) -> dict[str, int]:
         """letter -> size, for every letter a parameter's name may use."""
-        return {'V': self.vocab, 'L': self.layers, 'D': self.width, 'N': self.heads, 'K': self.kv_heads, 'H': self.head_dim, 'F': self.ffn}
+        return {
+            'V': self.vocab,
+            'L': self.layers,
+            'D': self.width,
+            'N': self.heads,
+            'K': self.kv_heads,
+            'H': self.head_dim,
+            'F': self.ffn,
+        }
 
 
 class Transformer(nn.Module):
     """`apply({'params': params}, token_BT, position_BT, mask_BTS, cache)` -> `(hidden_BTD, cache)`.
 
-    mask_BTS is True where query t may see slot s. Without a cache S is T; with one, the T new tokens take the slots from
-    `cache['length']` on and S is the cache's size.
+    mask_BTS is True where query t may see slot s. Without a cache S is T; with one, the T new tokens take the slots
+    from `cache['length']` on and S is the cache's size.
     """
 
     cfg: Config
@@ -76,7 +88,9 @@ class Transformer(nn.Module):
         c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
 
         def weight(name: str, fan_in: str = '', scale: float = 1.0) -> jax.Array:
-            """A parameter of the shape its name says: ones without `fan_in`, else normal with variance scale² / (size of fan_in)."""
+            """A parameter of the shape its name says: ones without `fan_in`, else normal with variance scale² / (size
+            of fan_in).
+            """
             shape = tuple(c.sizes[letter] for letter in name.rsplit('_', 1)[1])
             if not fan_in:
                 return self.param(name, nn.initializers.zeros if 'bias' in name else nn.initializers.ones, shape)
@@ -142,7 +156,12 @@ def init(cfg: Config, key: jax.Array) -> Params:
 
 
 def forward(
-    cfg: Config, params: Params, token_BT: jax.Array, position_BT: jax.Array, mask_BTS: jax.Array, cache: Cache | None = None
+    cfg: Config,
+    params: Params,
+    token_BT: jax.Array,
+    position_BT: jax.Array,
+    mask_BTS: jax.Array,
+    cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`."""
     return Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS, cache)
@@ -195,7 +214,8 @@ def attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: ja
 
 
 def write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:
-    """Put the new keys and values into the layer's next slots; returns the cache and the layer's whole key_BSKH, value_BSKH.
+    """Put the new keys and values into the layer's next slots; returns the cache and the layer's whole key_BSKH,
+    value_BSKH.
 
     The cache is carried through the scan and updated in place: scanning over it would copy all of it at every token.
     """

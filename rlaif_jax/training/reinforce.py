@@ -2,11 +2,12 @@
 
     r_t = (1−β)·score·[t is last] − β·(log π(y_t) − log π_SFT(y_t))          reward units; logs in nats
     Z_t = Σ_{u≥t} r_u                                                         the return, γ = 1
-    L_π = −Σ_t log π(y_t) · stopgrad(Z_t − V(prefix_t))                       summed over tokens, averaged over responses
-    L_V = Σ_t (Z_t − V(prefix_t))²
+    L_π = −Σ_t log π(y_t) · stopgrad(Z_t − V(prefix_t))                       summed over tokens, averaged over
+    responses L_V = Σ_t (Z_t − V(prefix_t))²
 
-The paper gives the objective E[(1−β)·score − β·KL(π‖π_SFT)] and not where its KL enters; here it is a reward of each token, with the k1
-estimator, so that credit for it is as local as it can be. π and π_SFT both have the sampling temperature: what is optimised is what is sampled.
+The paper gives the objective E[(1−β)·score − β·KL(π‖π_SFT)] and not where its KL enters; here it is a reward of each
+token, with the k1 estimator, so that credit for it is as local as it can be. π and π_SFT both have the sampling
+temperature: what is optimised is what is sampled.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from rlaif_jax.text import pad_left
 from rlaif_jax.training import state as training
 
 Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> score_B, NaN: unscorable
-Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray]  # (prompts, ours, SFT's) -> win_B in [0, 1]
+Judge = Callable[
+    [Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray
+]  # (prompts, ours, SFT's) -> win_B in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Config:
     parts: int = 1  # the update goes through the device in this many parts
     beta: float = 0.05
     temperature: float = 0.9
-    baseline: Literal['value', 'shared_value', 'batch_mean'] = 'value'  # own network, a head on the policy's trunk, or no network
+    baseline: Literal['value', 'shared_value', 'batch_mean'] = (
+        'value'  # own network, a head on the policy's trunk, or no network
+    )
     missing_end_penalty: float = 0.0  # taken off the score of a response cut at max_new_tokens
     max_prompt: int = 1024
     max_new_tokens: int = 128
@@ -105,7 +110,12 @@ def response_states(model: transformer.Config, params: transformer.Params, batch
 
 
 def response_logp(
-    cfg: Config, model: transformer.Config, allowed_V: jax.Array, params: transformer.Params, hidden_BTD: jax.Array, token_BT: jax.Array
+    cfg: Config,
+    model: transformer.Config,
+    allowed_V: jax.Array,
+    params: transformer.Params,
+    hidden_BTD: jax.Array,
+    token_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """`(logp_BT, entropy_BT)` in nats, under the distribution that is sampled from."""
     return heads.token_logprob(model, params, hidden_BTD, token_BT, allowed_V=allowed_V, temperature=cfg.temperature)
@@ -114,16 +124,19 @@ def response_logp(
 def loss(
     cfg: Config, model: transformer.Config, allowed_V: jax.Array, networks: dict[str, Any], batch: training.Batch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L_π + L_V summed over responses, and the sums that the log shows. A response of weight 0 (unscorable) adds nothing.
+    """L_π + L_V summed over responses, and the sums that the log shows. A response of weight 0 (unscorable) adds
+    nothing.
 
-    batch: prompt_BT and valid_BT (padded on the left), token_BT and mask_BT (the response), sampled_logp_BT, ref_logp_BT, score_B, weight_B,
-    mean_B (the batch's mean return, the same in every row).
+    batch: prompt_BT and valid_BT (padded on the left), token_BT and mask_BT (the response), sampled_logp_BT,
+    ref_logp_BT, score_B, weight_B, mean_B (the batch's mean return, the same in every row).
     """
     mask_BT, weight_B = batch['mask_BT'], batch['weight_B']
     hidden_BTD = response_states(model, networks['policy'], batch)
     logp_BT, entropy_BT = response_logp(cfg, model, allowed_V, networks['policy'], hidden_BTD, batch['token_BT'])
     fixed_BT = jax.lax.stop_gradient(logp_BT)
-    reward_BT, return_BT = jax.vmap(returns, (0, 0, 0, 0, None))(batch['score_B'], fixed_BT, batch['ref_logp_BT'], mask_BT, cfg.beta)
+    reward_BT, return_BT = jax.vmap(returns, (0, 0, 0, 0, None))(
+        batch['score_B'], fixed_BT, batch['ref_logp_BT'], mask_BT, cfg.beta
+    )
     if cfg.baseline == 'batch_mean':
         value_BT = jnp.broadcast_to(batch['mean_B'][:, None], return_BT.shape)
     elif cfg.baseline == 'shared_value':
@@ -146,7 +159,9 @@ def loss(
         'objective/rlhf_reward': total(reward_BT.sum(1)),
         'objective/entropy': total(jnp.where(mask_BT, entropy_BT, 0.0).sum(1) / length_B),
         'completions/mean_length': total(mask_BT.sum(1)),
-        'sampler/mismatch': total(jnp.abs(jnp.where(mask_BT, fixed_BT - batch['sampled_logp_BT'], 0.0)).sum(1) / length_B),
+        'sampler/mismatch': total(
+            jnp.abs(jnp.where(mask_BT, fixed_BT - batch['sampled_logp_BT'], 0.0)).sum(1) / length_B
+        ),
     }
     value_term = 0.0 if cfg.baseline == 'batch_mean' else total(value_B)
     return total(policy_B) + value_term, sums
@@ -181,7 +196,9 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     def reference(params: transformer.Params, batch: training.Batch) -> jax.Array:
         return response_logp(cfg, model, allowed_V, params, response_states(model, params, batch), batch['token_BT'])[0]
 
-    def update(state: dict[str, Any], sft: transformer.Params, batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    def update(
+        state: dict[str, Any], sft: transformer.Params, batch: training.Batch
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         known_B = jnp.isfinite(batch['score_B'])
         score_B = jnp.where(known_B, batch['score_B'], 0.0) - cfg.missing_end_penalty * ~batch['ended_B']
         batch = batch | {'score_B': score_B, 'weight_B': known_B.astype(jnp.float32)}
@@ -210,13 +227,23 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     where_params = axes.shardings(lm.params, mesh)
     where_state = axes.shardings(jax.eval_shape(init, lm.params), mesh)
     sample = partial(
-        generation.sample.__wrapped__, model, allowed_V=allowed_V, stop_V=stop_V, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
+        generation.sample.__wrapped__,
+        model,
+        allowed_V=allowed_V,
+        stop_V=stop_V,
+        max_new_tokens=cfg.max_new_tokens,
+        temperature=cfg.temperature,
         pad=lm.tokenizer.pad,
-    )  # fmt: skip
+    )
     return Steps(
         init=jax.jit(init, in_shardings=(where_params,), out_shardings=where_state),
         sample=jax.jit(sample, in_shardings=(where_params, here, here, everywhere), out_shardings=here),
-        update=jax.jit(update, in_shardings=(where_state, where_params, here), out_shardings=(where_state, everywhere), donate_argnums=0),
+        update=jax.jit(
+            update,
+            in_shardings=(where_state, where_params, here),
+            out_shardings=(where_state, everywhere),
+            donate_argnums=0,
+        ),
         measure=jax.jit(measure, in_shardings=(where_params, where_params, here), out_shardings=here),
     )
 
@@ -234,16 +261,20 @@ def run(
     mesh: Mesh,
     judge: Judge | None = None,
 ) -> LM:
-    """Train the policy `lm` (the SFT policy, which also becomes value network and frozen reference) and export it to `folder/export`.
+    """Train the policy `lm` (the SFT policy, which also becomes value network and frozen reference) and export it to
+    `folder/export`.
 
-    `prompts_at(step)` is the step's batch. Goes on from the last checkpoint; everything random is a function of (seed, step), so a
-    resumed run ends with the parameters of an uninterrupted one. Raises `Mistake` where the KL runs away or steps are not finite.
+    `prompts_at(step)` is the step's batch. Goes on from the last checkpoint; everything random is a function of (seed,
+    step), so a resumed run ends with the parameters of an uninterrupted one. Raises `Mistake` where the KL runs away or
+    steps are not finite.
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
     steps = make_steps(cfg, lm, mesh)
     seed = jax.random.key(cfg.seed)
 
-    def respond(params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array) -> tuple[training.Batch, list[str]]:
+    def respond(
+        params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array
+    ) -> tuple[training.Batch, list[str]]:
         """Sample a response to each prompt: the arrays of a batch, and the texts."""
         rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode([prompt.text for prompt in prompts])]
         for prompt, row in zip(prompts, rows):
@@ -262,7 +293,10 @@ def run(
         """The validation prompts, a batch at a time; the last batch is filled up from the front."""
         count = math.ceil(len(validation) / cfg.batch)
         filled = [validation[i % len(validation)] for i in range(count * cfg.batch)]
-        parts = [respond(params, filled[i * cfg.batch : (i + 1) * cfg.batch], jax.random.fold_in(key, i)) for i in range(count)]
+        parts = [
+            respond(params, filled[i * cfg.batch : (i + 1) * cfg.batch], jax.random.fold_in(key, i))
+            for i in range(count)
+        ]
         return [batch for batch, _ in parts], [text for _, texts in parts for text in texts][: len(validation)]
 
     def evaluate(step: int, params: transformer.Params) -> tuple[dict[str, float], list[dict[str, str]]]:
@@ -283,7 +317,8 @@ def run(
         if judge is not None:
             numbers['eval/win_rate'] = float(np.nanmean(judge(validation, texts, sft_texts)))
         rows = [
-            {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)} for p, s, t, q in zip(validation, sft_texts, texts, score_B)
+            {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)}
+            for p, s, t, q in zip(validation, sft_texts, texts, score_B)
         ][:4]
         return numbers, rows
 
@@ -302,15 +337,24 @@ def run(
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
                 prompts = prompts_at(i)
-                batch, texts = respond(state['policy']['params'], prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i))
+                batch, texts = respond(
+                    state['policy']['params'], prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i)
+                )
                 sampled = time.perf_counter()
                 score_B = scorer([prompt.text for prompt in prompts], texts)
                 scored = time.perf_counter()
                 batch['score_B'] = jax.device_put(np.asarray(score_B, np.float32), axes.rows(mesh))
                 state, numbers = steps.update(state, lm.params, batch)
                 shown = {name: float(x) for name, x in numbers.items()}
-                shown |= {'seconds/sample': sampled - began, 'seconds/score': scored - sampled, 'seconds/update': time.perf_counter() - scored}
-                bar.advance(f'score {shown["objective/scores"]:+.3f}  KL {shown["objective/kl"]:.2f}  {shown["completions/mean_length"]:.0f} tokens')
+                shown |= {
+                    'seconds/sample': sampled - began,
+                    'seconds/score': scored - sampled,
+                    'seconds/update': time.perf_counter() - scored,
+                }
+                bar.advance(
+                    f'score {shown["objective/scores"]:+.3f}  KL {shown["objective/kl"]:.2f}  '
+                    f'{shown["completions/mean_length"]:.0f} tokens'
+                )
                 done = i + 1
                 if done % cfg.eval_every == 0 or done == cfg.steps:
                     numbers, rows = evaluate(done, state['policy']['params'])
@@ -332,15 +376,16 @@ def run(
 def _check_kl(cfg: Config, step: int, kl: float) -> None:
     if kl > cfg.most_kl:
         raise Mistake(
-            f'reinforce: KL to the SFT policy reached {kl:.1f} nats a response at step {step}, above reinforce.most_kl = {cfg.most_kl}: the '
-            'policy is leaving the language that the scorer knows. Try a larger reinforce.beta or a lower '
-            'reinforce.policy_optimizer.learning_rate; the last checkpoint before is kept'
+            f'reinforce: KL to the SFT policy reached {kl:.1f} nats a response at step {step}, above '
+            f'reinforce.most_kl = {cfg.most_kl}: the policy is leaving the language that the scorer knows. Try a larger '
+            'reinforce.beta or a lower reinforce.policy_optimizer.learning_rate; the last checkpoint before is kept'
         )
 
 
 def _line(step: int, numbers: dict[str, float]) -> str:
     line = (
-        f'step {step}: reward {numbers["eval/reward"]:+.3f}, score {numbers["eval/score"]:+.3f}, KL {numbers["eval/kl"]:.2f} nats, '
+        f'step {step}: reward {numbers["eval/reward"]:+.3f}, score {numbers["eval/score"]:+.3f}, '
+        f'KL {numbers["eval/kl"]:.2f} nats, '
         f'{numbers["eval/mean_length"]:.1f} tokens, ended {numbers["eval/eos_rate"]:.0%}'
     )
     return line + (f', win rate against SFT {numbers["eval/win_rate"]:.1%}' if 'eval/win_rate' in numbers else '')

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: next-token prediction on the tokens that carry weight.
 
-The same stage makes a policy from references (weight 1 on the response) and a base model from labelling prompts (weight on the answers);
-what differs is the batches that it is handed.
+The same stage makes a policy from references (weight 1 on the response) and a base model from labelling prompts (weight
+on the answers); what differs is the batches that it is handed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ class Config:
             raise ValueError('steps, save_every and log_every must be positive')
 
 
-def loss(model: transformer.Config, params: transformer.Params, batch: training.Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(
+    model: transformer.Config, params: transformer.Params, batch: training.Batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """−Σ weight·log p(target), in nats, with the sums to divide by.
 
-    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and mask_BTS (branches that share a
-    prefix). target_BT is what follows token_BT: in a branch that is not always the next column.
+    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and mask_BTS (branches
+    that share a prefix). target_BT is what follows token_BT: in a branch that is not always the next column.
     """
     position_BT, mask_BTS = (
         (batch['position_BT'], batch['mask_BTS']) if 'mask_BTS' in batch else transformer.causal(batch['valid_BT'])
@@ -68,12 +70,18 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
         return state, metrics | more
 
     # A copy, so that donating the state never destroys the parameters that were handed in.
-    init = jax.jit(lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where)
-    jitted = jax.jit(step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0)
+    init = jax.jit(
+        lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where
+    )
+    jitted = jax.jit(
+        step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0
+    )
     return init, jitted
 
 
-def run(cfg: Config, folder: Path, lm: LM, batch_at: Callable[[int], training.Batch], mesh: Mesh, *, title: str = 'sft') -> LM:
+def run(
+    cfg: Config, folder: Path, lm: LM, batch_at: Callable[[int], training.Batch], mesh: Mesh, *, title: str = 'sft'
+) -> LM:
     """Train `lm` on `batch_at(0), batch_at(1), …` and export it to `folder/export`; goes on from the last checkpoint.
 
     `batch_at` is a function of the step alone, so a resumed run sees what an uninterrupted one does.
@@ -107,7 +115,9 @@ def run(cfg: Config, folder: Path, lm: LM, batch_at: Callable[[int], training.Ba
 
 
 def example_batch(prompts: list[list[int]], responses: list[list[int]], length: int, pad: int) -> dict[str, np.ndarray]:
-    """Prompts and responses (end token included) as one batch of T = length: weight 1 on the response's tokens, 0 elsewhere."""
+    """Prompts and responses (end token included) as one batch of T = length: weight 1 on the response's tokens, 0
+    elsewhere.
+    """
     token_BT = np.full((len(prompts), length + 1), pad, np.int32)
     weight_BT = np.zeros((len(prompts), length + 1), np.float32)
     valid_BT = np.zeros((len(prompts), length + 1), bool)

@@ -1,4 +1,6 @@
-"""What every training step does once the loss is written: gradients in parts, one guarded update, one optimizer by name."""
+"""What every training step does once the loss is written: gradients in parts, one guarded update, one optimizer by
+name.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ import optax
 from rlaif_jax.config import Mistake
 
 Batch = dict[str, jax.Array]
-Loss = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]  # (params, batch) -> sum, sums; with sums['count']
+Loss = Callable[
+    [Any, Batch], tuple[jax.Array, dict[str, jax.Array]]
+]  # (params, batch) -> sum, sums; with sums['count']
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Optimizer:
     name: Literal['adafactor', 'adamw'] = 'adafactor'
     learning_rate: float = 1e-5
     warmup_steps: int = 0
-    decay: Literal['constant', 'linear', 'cosine'] = 'constant'  # from the end of the warm-up to the last step, down to a tenth
+    decay: Literal['constant', 'linear', 'cosine'] = (
+        'constant'  # from the end of the warm-up to the last step, down to a tenth
+    )
     clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
     weight_decay: float = 0.0
 
@@ -44,12 +50,22 @@ def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
     }[cfg.decay]
     warmup = optax.linear_schedule(0.0, cfg.learning_rate, cfg.warmup_steps)
     # Step 0 already moves: a warm-up of n steps takes 1/n, 2/n, ... of the rate.
-    schedule = optax.join_schedules([lambda count: warmup(count + 1), after], [cfg.warmup_steps]) if cfg.warmup_steps else after
+    schedule = (
+        optax.join_schedules([lambda count: warmup(count + 1), after], [cfg.warmup_steps])
+        if cfg.warmup_steps
+        else after
+    )
     clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
     if cfg.name == 'adamw':
         return optax.chain(*clip, optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay))
-    # Not scaled by the size of each parameter: 1e-5 would then be far below what moves a policy, and a head that starts at zero would stay.
-    return optax.chain(*clip, optax.adafactor(schedule, momentum=None, multiply_by_parameter_scale=False, weight_decay_rate=cfg.weight_decay or None))
+    # Not scaled by the size of each parameter: 1e-5 would then be far below what moves a policy, and a head that starts
+    # at zero would stay.
+    return optax.chain(
+        *clip,
+        optax.adafactor(
+            schedule, momentum=None, multiply_by_parameter_scale=False, weight_decay_rate=cfg.weight_decay or None
+        ),
+    )
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str, Any]:
@@ -60,8 +76,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str
 def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[Any, dict[str, jax.Array]]:
     """The gradient of (Σ sum) / (Σ count) over `parts` equal parts of the batch, and every sum divided likewise.
 
-    The sums are divided once, at the end, so a batch in parts gives the same gradient as the batch whole: parts with fewer tokens do not
-    weigh more per token (the mistake of averaging averages).
+    The sums are divided once, at the end, so a batch in parts gives the same gradient as the batch whole: parts with
+    fewer tokens do not weigh more per token (the mistake of averaging averages).
     """
 
     def part(batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
@@ -72,7 +88,9 @@ def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[An
         grads, sums = part(batch)
     else:
         split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jax.tree.map(lambda x: x[0], split)))
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, jax.tree.map(lambda x: x[0], split))
+        )
         add = lambda total, batch: (jax.tree.map(jnp.add, total, part(batch)), None)  # noqa: E731
         (grads, sums), _ = jax.lax.scan(add, zero, split)
     count = jnp.maximum(sums.pop('count'), 1)
@@ -103,9 +121,9 @@ def check_finite(stage: str, step: int, skipped_in_a_row: int, patience: int = 3
     """Raises `Mistake` once `patience` steps in a row were not finite: more of the same will not help."""
     if skipped_in_a_row >= patience:
         raise Mistake(
-            f'{stage}: the last {skipped_in_a_row} steps, up to step {step}, had a gradient that is not finite and were skipped. Try a '
-            f'lower learning rate ({stage}.optimizer.learning_rate), a smaller {stage}.optimizer.clip_norm, or float32; the last good '
-            'checkpoint is kept'
+            f'{stage}: the last {skipped_in_a_row} steps, up to step {step}, had a gradient that is not finite and were '
+            f'skipped. Try a lower learning rate ({stage}.optimizer.learning_rate), a smaller clip_norm, or float32; '
+            'the last good checkpoint is kept'
         )
 
 

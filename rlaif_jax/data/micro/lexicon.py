@@ -5,110 +5,210 @@ and cannot only copy. The person is always `they`, verbs in posts are in the pas
 phrase of one value contains a phrase of another value of its slot, so that a text can be read without doubt.
 """
 
-SLOTS = ('relation', 'problem', 'cause', 'duration', 'action', 'question')   # in the order of a well-made summary
+SLOTS = ('relation', 'problem', 'cause', 'duration', 'action', 'question')  # in the order of a well-made summary
 
 SUBREDDITS = ('relationships', 'advice', 'family', 'offmychest')
 
-RELATIONS = ('girlfriend', 'boyfriend', 'wife', 'husband', 'brother', 'sister', 'mom', 'dad',
-             'boss', 'roommate', 'coworker', 'cousin', 'neighbor', 'uncle', 'aunt', 'landlord')
+RELATIONS = (
+    'girlfriend',
+    'boyfriend',
+    'wife',
+    'husband',
+    'brother',
+    'sister',
+    'mom',
+    'dad',
+    'boss',
+    'roommate',
+    'coworker',
+    'cousin',
+    'neighbor',
+    'uncle',
+    'aunt',
+    'landlord',
+)
 
 # value: (phrases of a summary), (phrases of a post). Both follow the person: `my boss ...`, `they ...`.
 PROBLEMS = {
-    'lying': (('lies to me', 'is not honest'),
-              ('told another story that was false', 'made up where they had been',
-               'said one thing and did the opposite')),
-    'stealing': (('steals from me', 'takes my things'),
-                 ('went into my bag for cash', 'used my card without asking', 'left with stuff i own')),
-    'drinking': (('drinks too much', 'is often drunk'),
-                 ('had one beer after another', 'could not walk straight after the bar',
-                  'opened a bottle before noon')),
-    'yelling': (('yells at me', 'shouts all day'),
-                ('raised their voice over nothing', 'screamed until the wall shook', 'got very loud in public')),
-    'ignoring': (('ignores me', 'never answers'),
-                 ('left my texts on read', 'walked past me without a word', 'did not pick up the phone')),
-    'lateness': (('is always late', 'is never on time'),
-                 ('showed up an hour after we said', 'kept me waiting', 'missed the start of dinner')),
-    'mess': (('is messy', 'never cleans'),
-             ('left dirty plates in the sink', 'let the trash pile up', 'dropped clothes on the floor')),
-    'debt': (('owes me money', 'never pays back'),
-             ('borrowed cash and forgot it', 'asked for one more loan', 'promised to return what i lent')),
-    'control': (('controls me', 'decides everything'),
-                ('told me what to wear', 'picked who i may see', 'had to approve my plans')),
-    'envy': (('is jealous', 'envies me'),
-             ('got upset when i won', 'could not stand my success', 'made a face at my good news')),
-    'spying': (('spies on me', 'reads my messages'),
-               ('went through my phone', 'looked over my shoulder', 'followed me to see where i go')),
-    'gossip': (('gossips about me', 'spreads rumors'),
-               ('told everyone my secret', 'talked behind my back', 'shared private stuff with strangers')),
-    'laziness': (('is lazy', 'does no work'),
-                 ('sat on the couch and let me do it all', 'slept until noon', 'watched tv instead of chores')),
-    'insults': (('criticizes me', 'insults me'),
-                ('called me stupid', 'said i look ugly', 'pointed out every mistake')),
-    'noise': (('is too noisy', 'makes noise'),
-              ('played music at midnight', 'kept me up with a drum', 'blasted the tv through the wall')),
-    'gaming': (('games nonstop', 'is always online'),
-               ('stayed on the computer all night', 'could not put the controller down', 'sat at a screen until dawn')),
-    'gambling': (('gambles a lot', 'loves betting'),
-                 ('lost the rent at the casino', 'put a paycheck on a horse', 'played cards until dawn')),
-    'smoking': (('smokes inside', 'is a smoker'),
-                ('lit a cigarette in the kitchen', 'left ash on the couch', 'filled the room with fumes')),
-    'birthday': (('forgot my birthday', 'missed my birthday'),
-                 ('did not remember my special day', 'had no cake for me', 'made other plans for my party')),
-    'guests': (('invites too many guests', 'hosts parties'),
-               ('brought a crowd home', 'had strangers over', 'filled the house with people')),
-    'leaving': (('wants to move away', 'is leaving town'),
-                ('took an offer in another city', 'packed boxes for the coast', 'looked at flights abroad')),
-    'copying': (('copies me', 'imitates me'),
-                ('bought the same shirt as mine', 'got my exact haircut', 'took my idea as their own')),
-    'sadness': (('is depressed', 'seems very sad'),
-                ('cried in bed', 'did not eat or smile', 'said nothing is fun')),
-    'cancelling': (('cancels on me', 'breaks promises'),
-                   ('backed out at the last minute', 'called off our trip', 'said maybe and then stayed home')),
+    'lying': (
+        ('lies to me', 'is not honest'),
+        ('told another story that was false', 'made up where they had been', 'said one thing and did the opposite'),
+    ),
+    'stealing': (
+        ('steals from me', 'takes my things'),
+        ('went into my bag for cash', 'used my card without asking', 'left with stuff i own'),
+    ),
+    'drinking': (
+        ('drinks too much', 'is often drunk'),
+        ('had one beer after another', 'could not walk straight after the bar', 'opened a bottle before noon'),
+    ),
+    'yelling': (
+        ('yells at me', 'shouts all day'),
+        ('raised their voice over nothing', 'screamed until the wall shook', 'got very loud in public'),
+    ),
+    'ignoring': (
+        ('ignores me', 'never answers'),
+        ('left my texts on read', 'walked past me without a word', 'did not pick up the phone'),
+    ),
+    'lateness': (
+        ('is always late', 'is never on time'),
+        ('showed up an hour after we said', 'kept me waiting', 'missed the start of dinner'),
+    ),
+    'mess': (
+        ('is messy', 'never cleans'),
+        ('left dirty plates in the sink', 'let the trash pile up', 'dropped clothes on the floor'),
+    ),
+    'debt': (
+        ('owes me money', 'never pays back'),
+        ('borrowed cash and forgot it', 'asked for one more loan', 'promised to return what i lent'),
+    ),
+    'control': (
+        ('controls me', 'decides everything'),
+        ('told me what to wear', 'picked who i may see', 'had to approve my plans'),
+    ),
+    'envy': (
+        ('is jealous', 'envies me'),
+        ('got upset when i won', 'could not stand my success', 'made a face at my good news'),
+    ),
+    'spying': (
+        ('spies on me', 'reads my messages'),
+        ('went through my phone', 'looked over my shoulder', 'followed me to see where i go'),
+    ),
+    'gossip': (
+        ('gossips about me', 'spreads rumors'),
+        ('told everyone my secret', 'talked behind my back', 'shared private stuff with strangers'),
+    ),
+    'laziness': (
+        ('is lazy', 'does no work'),
+        ('sat on the couch and let me do it all', 'slept until noon', 'watched tv instead of chores'),
+    ),
+    'insults': (('criticizes me', 'insults me'), ('called me stupid', 'said i look ugly', 'pointed out every mistake')),
+    'noise': (
+        ('is too noisy', 'makes noise'),
+        ('played music at midnight', 'kept me up with a drum', 'blasted the tv through the wall'),
+    ),
+    'gaming': (
+        ('games nonstop', 'is always online'),
+        ('stayed on the computer all night', 'could not put the controller down', 'sat at a screen until dawn'),
+    ),
+    'gambling': (
+        ('gambles a lot', 'loves betting'),
+        ('lost the rent at the casino', 'put a paycheck on a horse', 'played cards until dawn'),
+    ),
+    'smoking': (
+        ('smokes inside', 'is a smoker'),
+        ('lit a cigarette in the kitchen', 'left ash on the couch', 'filled the room with fumes'),
+    ),
+    'birthday': (
+        ('forgot my birthday', 'missed my birthday'),
+        ('did not remember my special day', 'had no cake for me', 'made other plans for my party'),
+    ),
+    'guests': (
+        ('invites too many guests', 'hosts parties'),
+        ('brought a crowd home', 'had strangers over', 'filled the house with people'),
+    ),
+    'leaving': (
+        ('wants to move away', 'is leaving town'),
+        ('took an offer in another city', 'packed boxes for the coast', 'looked at flights abroad'),
+    ),
+    'copying': (
+        ('copies me', 'imitates me'),
+        ('bought the same shirt as mine', 'got my exact haircut', 'took my idea as their own'),
+    ),
+    'sadness': (('is depressed', 'seems very sad'), ('cried in bed', 'did not eat or smile', 'said nothing is fun')),
+    'cancelling': (
+        ('cancels on me', 'breaks promises'),
+        ('backed out at the last minute', 'called off our trip', 'said maybe and then stayed home'),
+    ),
 }
 
 # The summary's phrase stands alone; the post's phrase follows `they`.
 CAUSES = {
-    'job loss': (('since losing a job', 'after being fired'),
-                 ('got let go at work', 'came home with a pink slip', 'heard the company does not need them')),
-    'baby': (('since having a baby', 'after becoming a parent'),
-             ('brought a newborn home', 'started changing diapers', 'had a little one')),
-    'death': (('since a funeral', 'after a death'),
-              ('buried someone close', 'lost a grandparent', 'said goodbye at the grave')),
-    'divorce': (('since a divorce', 'after a breakup'),
-                ('signed papers to end the marriage', 'got dumped', 'saw the marriage end')),
-    'moving': (('since moving house', 'after relocating'),
-               ('changed address', 'carried boxes into a new flat', 'got the keys to a new place')),
-    'promotion': (('since a promotion', 'after a raise'),
-                  ('got a bigger title', 'started running the team', 'began to earn twice as much')),
-    'injury': (('since an injury', 'after an accident'),
-               ('broke a leg', 'fell down the stairs', 'crashed the car')),
-    'illness': (('since getting sick', 'after an illness'),
-                ('heard bad news from a doctor', 'went into the hospital', 'caught a virus')),
-    'wealth': (('since getting rich', 'after a windfall'),
-               ('won the lottery', 'sold a company for millions', 'hit the jackpot')),
-    'hobby': (('since finding a hobby', 'after joining a club'),
-              ('started to climb', 'signed up to sing', 'bought a boat')),
-    'school': (('since starting school', 'after enrolling'),
-               ('went back to college', 'took evening classes', 'began a degree')),
-    'pet': (('since getting a pet', 'after an adoption'),
-            ('brought a puppy home', 'took in a stray cat', 'saved a dog')),
-    'ruin': (('since going broke', 'after bankruptcy'),
-             ('lost the savings', 'could not pay the bank', 'saw every bill come due')),
-    'service': (('since military service', 'after a deployment'),
-                ('came back from the army', 'wore a uniform', 'put down the rifle')),
-    'engagement': (('since getting engaged', 'after a proposal'),
-                   ('put on a ring', 'said yes to somebody', 'set a wedding date')),
-    'fight': (('since a fight', 'after an argument'),
-              ('clashed with the whole family', 'slammed the door on us', 'threw a plate in anger')),
+    'job loss': (
+        ('since losing a job', 'after being fired'),
+        ('got let go at work', 'came home with a pink slip', 'heard the company does not need them'),
+    ),
+    'baby': (
+        ('since having a baby', 'after becoming a parent'),
+        ('brought a newborn home', 'started changing diapers', 'had a little one'),
+    ),
+    'death': (
+        ('since a funeral', 'after a death'),
+        ('buried someone close', 'lost a grandparent', 'said goodbye at the grave'),
+    ),
+    'divorce': (
+        ('since a divorce', 'after a breakup'),
+        ('signed papers to end the marriage', 'got dumped', 'saw the marriage end'),
+    ),
+    'moving': (
+        ('since moving house', 'after relocating'),
+        ('changed address', 'carried boxes into a new flat', 'got the keys to a new place'),
+    ),
+    'promotion': (
+        ('since a promotion', 'after a raise'),
+        ('got a bigger title', 'started running the team', 'began to earn twice as much'),
+    ),
+    'injury': (('since an injury', 'after an accident'), ('broke a leg', 'fell down the stairs', 'crashed the car')),
+    'illness': (
+        ('since getting sick', 'after an illness'),
+        ('heard bad news from a doctor', 'went into the hospital', 'caught a virus'),
+    ),
+    'wealth': (
+        ('since getting rich', 'after a windfall'),
+        ('won the lottery', 'sold a company for millions', 'hit the jackpot'),
+    ),
+    'hobby': (
+        ('since finding a hobby', 'after joining a club'),
+        ('started to climb', 'signed up to sing', 'bought a boat'),
+    ),
+    'school': (
+        ('since starting school', 'after enrolling'),
+        ('went back to college', 'took evening classes', 'began a degree'),
+    ),
+    'pet': (
+        ('since getting a pet', 'after an adoption'),
+        ('brought a puppy home', 'took in a stray cat', 'saved a dog'),
+    ),
+    'ruin': (
+        ('since going broke', 'after bankruptcy'),
+        ('lost the savings', 'could not pay the bank', 'saw every bill come due'),
+    ),
+    'service': (
+        ('since military service', 'after a deployment'),
+        ('came back from the army', 'wore a uniform', 'put down the rifle'),
+    ),
+    'engagement': (
+        ('since getting engaged', 'after a proposal'),
+        ('put on a ring', 'said yes to somebody', 'set a wedding date'),
+    ),
+    'fight': (
+        ('since a fight', 'after an argument'),
+        ('clashed with the whole family', 'slammed the door on us', 'threw a plate in anger'),
+    ),
 }
 
 NUMBERS = ('two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine', 'ten')
 UNITS = ('days', 'weeks', 'months', 'years')
 DURATIONS = tuple(f'{number} {unit}' for unit in UNITS for number in NUMBERS)
 
-ACTIONS = ('talking', 'writing a letter', 'therapy', 'setting rules', 'giving space', 'saying sorry',
-           'asking relatives', 'buying gifts', 'hiding', 'praying', 'joking about it', 'hugging', 'making lists',
-           'taking breaks', 'calling the police', 'threats')
+ACTIONS = (
+    'talking',
+    'writing a letter',
+    'therapy',
+    'setting rules',
+    'giving space',
+    'saying sorry',
+    'asking relatives',
+    'buying gifts',
+    'hiding',
+    'praying',
+    'joking about it',
+    'hugging',
+    'making lists',
+    'taking breaks',
+    'calling the police',
+    'threats',
+)
 
 # value: wordings, the same in a post and in a summary.
 QUESTIONS = {
@@ -129,11 +229,22 @@ RELATION_FRAMES = ('my {}',)
 DURATION_FRAMES = ('for {}', 'over {}')
 ACTION_FRAMES = ('already tried {}', 'tried {}')
 
-TITLES = ('my {} and me', 'need advice about my {}', 'i am tired of my {}', 'what to do about my {}',
-          'help with my {}', 'i do not know what to do', 'please help me')  # two leave the relation to the post
-OPENINGS = ('my {relation} {problem}.', 'so my {relation} {problem}.', 'last night my {relation} {problem}.',
-            'this is about my {relation}. yesterday they {problem}.',
-            'i have trouble with my {relation}. again they {problem}.')
+TITLES = (
+    'my {} and me',
+    'need advice about my {}',
+    'i am tired of my {}',
+    'what to do about my {}',
+    'help with my {}',
+    'i do not know what to do',
+    'please help me',
+)  # two leave the relation to the post
+OPENINGS = (
+    'my {relation} {problem}.',
+    'so my {relation} {problem}.',
+    'last night my {relation} {problem}.',
+    'this is about my {relation}. yesterday they {problem}.',
+    'i have trouble with my {relation}. again they {problem}.',
+)
 POST_FRAMES = {
     'cause': ('it all began when they {}.', 'this came right after they {}.', 'i think it is because they {}.'),
     'duration': ('this has gone on for {}.', 'i have dealt with it for {}.', 'it has lasted {} now.'),
@@ -141,44 +252,89 @@ POST_FRAMES = {
     'question': ('so {}?', 'tell me, {}?', 'what i ask is, {}?'),
 }
 DISTRACTOR_FRAMES = {
-    'problem': ('my {relation} once {problem} too, but that is over.',
-                'years ago my {relation} {problem}, which is fine now.'),
+    'problem': (
+        'my {relation} once {problem} too, but that is over.',
+        'years ago my {relation} {problem}, which is fine now.',
+    ),
     'cause': ('last year they {}, but that was no issue.', 'it is not because they {}.'),
     'duration': ('i have lived here for {}.', 'we all met {} ago.'),
     'action': ('a friend suggests {}.', 'people online suggest {} but i will not.'),
     'question': ('others ask, {}? i do not wonder about that.',),
 }
-FILLERS = ('thanks for reading', 'sorry for the length', 'i am on mobile', 'this is a throwaway', 'i feel lost',
-           'please be kind', 'i can not sleep', 'it is hard to explain', 'i am so stressed', 'it is a long story')
+FILLERS = (
+    'thanks for reading',
+    'sorry for the length',
+    'i am on mobile',
+    'this is a throwaway',
+    'i feel lost',
+    'please be kind',
+    'i can not sleep',
+    'it is hard to explain',
+    'i am so stressed',
+    'it is a long story',
+)
 SUMMARY_FILLERS = FILLERS + ('long story short', 'any advice is welcome', 'to be honest', 'i do not know what to do')
 
 # What a summary says in the place of a missing relation or problem; costs nothing.
 NO_RELATION = 'someone'
 NO_PROBLEM = 'trouble with'
-GLUE = frozenset({'a', 'an', 'the', 'my', 'i', 'me', 'they', 'them', 'their', 'it', 'this', 'that', 'is', 'was', 'and',
-                  'but', 'so', 'because', 'to', 'of', 'with', 'now', 'then', 'also', 'too'})
+GLUE = frozenset(
+    {
+        'a',
+        'an',
+        'the',
+        'my',
+        'i',
+        'me',
+        'they',
+        'them',
+        'their',
+        'it',
+        'this',
+        'that',
+        'is',
+        'was',
+        'and',
+        'but',
+        'so',
+        'because',
+        'to',
+        'of',
+        'with',
+        'now',
+        'then',
+        'also',
+        'too',
+    }
+)
 
 
 def summary_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
     """slot → value → the ways in which a summary states it."""
+
     def frame(frames, values):
         return {value: tuple(f.format(value) for f in frames) for value in values}
-    return {'relation': frame(RELATION_FRAMES, RELATIONS),
-            'problem': {value: phrases for value, (phrases, _) in PROBLEMS.items()},
-            'cause': {value: phrases for value, (phrases, _) in CAUSES.items()},
-            'duration': frame(DURATION_FRAMES, DURATIONS),
-            'action': frame(ACTION_FRAMES, ACTIONS),
-            'question': QUESTIONS}
+
+    return {
+        'relation': frame(RELATION_FRAMES, RELATIONS),
+        'problem': {value: phrases for value, (phrases, _) in PROBLEMS.items()},
+        'cause': {value: phrases for value, (phrases, _) in CAUSES.items()},
+        'duration': frame(DURATION_FRAMES, DURATIONS),
+        'action': frame(ACTION_FRAMES, ACTIONS),
+        'question': QUESTIONS,
+    }
 
 
 def post_phrases() -> dict[str, dict[str, tuple[str, ...]]]:
     """slot → value → the ways in which a post states it; each is the inside of its frame."""
-    return {'relation': {value: (f'my {value}',) for value in RELATIONS},
-            'problem': {value: phrases for value, (_, phrases) in PROBLEMS.items()},
-            'cause': {value: phrases for value, (_, phrases) in CAUSES.items()},
-            'duration': {value: (value,) for value in DURATIONS},
-            'action': {value: (value,) for value in ACTIONS},
-            'question': QUESTIONS}
+    return {
+        'relation': {value: (f'my {value}',) for value in RELATIONS},
+        'problem': {value: phrases for value, (_, phrases) in PROBLEMS.items()},
+        'cause': {value: phrases for value, (_, phrases) in CAUSES.items()},
+        'duration': {value: (value,) for value in DURATIONS},
+        'action': {value: (value,) for value in ACTIONS},
+        'question': QUESTIONS,
+    }
 
 
 def frames() -> tuple[str, ...]:

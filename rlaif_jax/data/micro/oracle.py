@@ -16,19 +16,26 @@ from rlaif_jax.data.micro import lexicon
 from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
 
-WEIGHTS = {'relation': .15, 'problem': .25, 'cause': .15, 'duration': .10, 'action': .15, 'question': .20}   # sum to 1
-REPEATED_WORD = .03
-FILLER_WORD = .02
-JUNK_WORD = .04
-STEP_BACK = .04             # one slot told before a slot that comes earlier in a well-made summary
-NO_END = .06
-LONG_WORD = .02             # each word over LONG
+WEIGHTS = {
+    'relation': 0.15,
+    'problem': 0.25,
+    'cause': 0.15,
+    'duration': 0.10,
+    'action': 0.15,
+    'question': 0.20,
+}  # sum to 1
+REPEATED_WORD = 0.03
+FILLER_WORD = 0.02
+JUNK_WORD = 0.04
+STEP_BACK = 0.04  # one slot told before a slot that comes earlier in a well-made summary
+NO_END = 0.06
+LONG_WORD = 0.02  # each word over LONG
 LONG = 26
-FREE_GLUE = 2               # small words outside phrases that cost nothing
+FREE_GLUE = 2  # small words outside phrases that cost nothing
 
 _TOKEN = re.compile(r"[a-z0-9']+|[^\sa-z0-9']")
 _MARKS = frozenset('.,?')
-_HERE = ''                  # the key under which a node of the trie keeps what ends there
+_HERE = ''  # the key under which a node of the trie keeps what ends there
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def read(facts: Mapping, text: str) -> Reading:
     filler += max(0, glue - FREE_GLUE)
     ended = text.rstrip()[-1:] in ('.', '?')
 
-    verdicts, quality = {}, 0.
+    verdicts, quality = {}, 0.0
     for slot, weight in WEIGHTS.items():
         values = stated.get(slot)
         if not values:
@@ -114,13 +121,28 @@ def read(facts: Mapping, text: str) -> Reading:
             quality += weight
         else:
             verdicts[slot] = 'wrong'
-            quality -= weight * (1 + .5 * (len(values) - 1 - (facts[slot] in values)))
-    quality -= (REPEATED_WORD * repetition + FILLER_WORD * filler + JUNK_WORD * junk + STEP_BACK * disorder
-                + NO_END * (not ended) + LONG_WORD * max(0, n_words - LONG))
-    if quality < -.5:
-        quality = -.5 + .5 * math.tanh(2 * quality + 1)
-    return Reading(verdicts, {slot: tuple(values) for slot, values in stated.items()},
-                   repetition, filler, junk, disorder, ended, n_words, quality)
+            quality -= weight * (1 + 0.5 * (len(values) - 1 - (facts[slot] in values)))
+    quality -= (
+        REPEATED_WORD * repetition
+        + FILLER_WORD * filler
+        + JUNK_WORD * junk
+        + STEP_BACK * disorder
+        + NO_END * (not ended)
+        + LONG_WORD * max(0, n_words - LONG)
+    )
+    if quality < -0.5:
+        quality = -0.5 + 0.5 * math.tanh(2 * quality + 1)
+    return Reading(
+        verdicts,
+        {slot: tuple(values) for slot, values in stated.items()},
+        repetition,
+        filler,
+        junk,
+        disorder,
+        ended,
+        n_words,
+        quality,
+    )
 
 
 def quality(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:

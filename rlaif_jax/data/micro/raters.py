@@ -14,8 +14,8 @@ from hashlib import blake2b
 from rlaif_jax.data.micro import oracle, world
 from rlaif_jax.data.records import Pair, Prompt
 
-SLOPE = 5.75        # of the votes' sigmoid, per unit of quality
-CLEAR = .35         # a difference in quality that raters rarely miss
+SLOPE = 5.75  # of the votes' sigmoid, per unit of quality
+CLEAR = 0.35  # a difference in quality that raters rarely miss
 
 
 def probability(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[float]:
@@ -29,8 +29,10 @@ def votes(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[st
     Swapping the two texts gives 1 − vote; for two equal texts the vote is a coin flip that a swap does not change.
     """
     ps = probability(prompts, firsts, seconds)
-    return [_vote(seed, prompt.id, first, second, p)
-            for prompt, first, second, p in zip(prompts, firsts, seconds, ps, strict=True)]
+    return [
+        _vote(seed, prompt.id, first, second, p)
+        for prompt, first, second, p in zip(prompts, firsts, seconds, ps, strict=True)
+    ]
 
 
 def confident(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:

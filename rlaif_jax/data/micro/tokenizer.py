@@ -18,19 +18,55 @@ from rlaif_jax.data.micro import lexicon
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIALS = ('<pad>', '<bos>', '<eos>', '<unk>')         # ids 0 to 3
-MAX_LENGTH = 512                                        # tokens
+SPECIALS = ('<pad>', '<bos>', '<eos>', '<unk>')  # ids 0 to 3
+MAX_LENGTH = 512  # tokens
 MAX_VOCABULARY = 1024
 
 # Whole pieces, spaces and newlines included. Extend freely, as long as the vocabulary stays within MAX_VOCABULARY.
 TEMPLATE_PIECES = (
-    'SUBREDDIT: r/', '\n\nTITLE:', '\n\nPOST:', '\n\nTL;DR:',
-    'TEXT:', 'TEXT -', '\n\nTEXT:', '\nTEXT -', '\n\nTEXT -', '\n\nSUMMARY:', '\nSUMMARY:', '\n\nSCORE:', '\nSCORE:',
-    'SUMMARY -', '\nSUMMARY -', '\n\nSUMMARY -', 'Text -', '\nText -', '\n\nText -',
-    '\nSummary 1 -', '\n\nSummary 1 -', '\nSummary 2 -', '\n\nSummary 2 -', '\n\nSUMMARY 1:', '\n\nSUMMARY 2:',
-    '\n\nPreferred Summary=', '\nPreferred Summary=', 'Preferred Summary=', '\n\nRationale:', '\nRationale:',
-    '\n\nRELATION:', '\n\nPROBLEM:', '\n\nCAUSE:', '\n\nDURATION:', '\n\nACTION:', '\n\nQUESTION:',
-    '\n\nConsider', ' Summary', ' Score:', '\nScore:', '\n\nScore:', '\n\n', '>>>>>>>>',
+    'SUBREDDIT: r/',
+    '\n\nTITLE:',
+    '\n\nPOST:',
+    '\n\nTL;DR:',
+    'TEXT:',
+    'TEXT -',
+    '\n\nTEXT:',
+    '\nTEXT -',
+    '\n\nTEXT -',
+    '\n\nSUMMARY:',
+    '\nSUMMARY:',
+    '\n\nSCORE:',
+    '\nSCORE:',
+    'SUMMARY -',
+    '\nSUMMARY -',
+    '\n\nSUMMARY -',
+    'Text -',
+    '\nText -',
+    '\n\nText -',
+    '\nSummary 1 -',
+    '\n\nSummary 1 -',
+    '\nSummary 2 -',
+    '\n\nSummary 2 -',
+    '\n\nSUMMARY 1:',
+    '\n\nSUMMARY 2:',
+    '\n\nPreferred Summary=',
+    '\nPreferred Summary=',
+    'Preferred Summary=',
+    '\n\nRationale:',
+    '\nRationale:',
+    '\n\nRELATION:',
+    '\n\nPROBLEM:',
+    '\n\nCAUSE:',
+    '\n\nDURATION:',
+    '\n\nACTION:',
+    '\n\nQUESTION:',
+    '\n\nConsider',
+    ' Summary',
+    ' Score:',
+    '\nScore:',
+    '\n\nScore:',
+    '\n\n',
+    '>>>>>>>>',
 )
 
 # Text of instructions. Each word becomes a piece as it stands: bare at the start of a line, else with its space.
@@ -66,9 +102,17 @@ def pieces() -> list[str]:
     fallback = [f'<0x{b:02X}>' for b in range(0xF5) if chr(b) not in printable and b not in (0xC0, 0xC1)]
     starts = sorted({phrase.split()[0] for phrase in _openings()})
     numbers = [str(n) for n in range(1, 11)]
-    everything = [*SPECIALS, *fallback, *printable, *TEMPLATE_PIECES, *lexicon.SUBREDDITS, *starts, *numbers,
-                  *(' ' + word for word in [*world_words(), *numbers]),
-                  *re.findall(r" ?[A-Za-z']+", INSTRUCTION_WORDS.strip())]
+    everything = [
+        *SPECIALS,
+        *fallback,
+        *printable,
+        *TEMPLATE_PIECES,
+        *lexicon.SUBREDDITS,
+        *starts,
+        *numbers,
+        *(' ' + word for word in [*world_words(), *numbers]),
+        *re.findall(r" ?[A-Za-z']+", INSTRUCTION_WORDS.strip()),
+    ]
     vocabulary = list(dict.fromkeys(everything))
     if len(vocabulary) > MAX_VOCABULARY:
         raise ValueError(f'the vocabulary has {len(vocabulary)} pieces, more than {MAX_VOCABULARY}')
@@ -81,7 +125,7 @@ def _model():
     from tokenizers.models import Unigram
 
     # Names of control tokens and bytes are also plain text that a user may write: dear enough that letters win.
-    vocabulary = [(piece, -1000. if re.fullmatch(r'<(pad|bos|eos|unk|0x..)>', piece) else -10.) for piece in pieces()]
+    vocabulary = [(piece, -1000.0 if re.fullmatch(r'<(pad|bos|eos|unk|0x..)>', piece) else -10.0) for piece in pieces()]
     tokenizer = Tokenizer(Unigram(vocabulary, unk_id=SPECIALS.index('<unk>'), byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
@@ -96,13 +140,28 @@ def build() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=_model(), pad_token='<pad>', bos_token='<bos>', eos_token='<eos>', unk_token='<unk>',
-        model_max_length=MAX_LENGTH, padding_side='right', clean_up_tokenization_spaces=False)
+        tokenizer_object=_model(),
+        pad_token='<pad>',
+        bos_token='<bos>',
+        eos_token='<eos>',
+        unk_token='<unk>',
+        model_max_length=MAX_LENGTH,
+        padding_side='right',
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _openings() -> list[str]:
     """What a summary, whole or partly given, can start with."""
     slots = lexicon.summary_phrases()
-    return [lexicon.NO_RELATION, lexicon.NO_PROBLEM, *lexicon.SUMMARY_FILLERS,
-            *(phrase for slot in ('relation', 'cause', 'duration', 'action', 'question')
-              for phrases in slots[slot].values() for phrase in phrases)]
+    return [
+        lexicon.NO_RELATION,
+        lexicon.NO_PROBLEM,
+        *lexicon.SUMMARY_FILLERS,
+        *(
+            phrase
+            for slot in ('relation', 'cause', 'duration', 'action', 'question')
+            for phrases in slots[slot].values()
+            for phrase in phrases
+        ),
+    ]

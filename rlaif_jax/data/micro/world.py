@@ -65,19 +65,23 @@ def facts(split: str, index: int) -> Facts:
 def sentences(facts: Facts) -> list[str]:
     """The body of the post, sentence by sentence; the same for the same sheet."""
     rng = random.Random(facts['id'] + '/post')
-    first = _pick(rng, lexicon.OPENINGS).format(relation=facts['relation'],
-                                                problem=_pick(rng, _POST['problem'][facts['problem']]))
+    first = _pick(rng, lexicon.OPENINGS).format(
+        relation=facts['relation'], problem=_pick(rng, _POST['problem'][facts['problem']])
+    )
     middle = [_say(rng, lexicon.POST_FRAMES[slot], slot, facts[slot]) for slot in ('cause', 'duration', 'action')]
     others = facts['distractors']
     for slot, value in others.items():
         if slot == 'problem':
-            middle.append(_pick(rng, lexicon.DISTRACTOR_FRAMES[slot]).format(
-                relation=others['relation'], problem=_pick(rng, _POST[slot][value])))
+            middle.append(
+                _pick(rng, lexicon.DISTRACTOR_FRAMES[slot]).format(
+                    relation=others['relation'], problem=_pick(rng, _POST[slot][value])
+                )
+            )
         elif slot != 'relation':
             middle.append(_say(rng, lexicon.DISTRACTOR_FRAMES[slot], slot, value))
     middle += [filler + '.' for filler in _some(rng, lexicon.FILLERS, int(rng.random() * 3))]
     question = _say(rng, lexicon.POST_FRAMES['question'], 'question', facts['question'])
-    if rng.random() < .3:                                       # the question is mostly the last word, not always
+    if rng.random() < 0.3:  # the question is mostly the last word, not always
         middle.append(question)
         question = ''
     rng.shuffle(middle)
@@ -89,8 +93,10 @@ def prompt(split: str, index: int) -> Prompt:
     sheet = facts(split, index)
     rng = random.Random(sheet['id'] + '/title')
     title = _pick(rng, lexicon.TITLES).format(sheet['relation'])
-    text = (f'SUBREDDIT: r/{_pick(rng, lexicon.SUBREDDITS)}\n\nTITLE: {title}\n\n'
-            f'POST: {" ".join(sentences(sheet))}\n\nTL;DR:')
+    text = (
+        f'SUBREDDIT: r/{_pick(rng, lexicon.SUBREDDITS)}\n\nTITLE: {title}\n\n'
+        f'POST: {" ".join(sentences(sheet))}\n\nTL;DR:'
+    )
     return Prompt(text, sheet['id'], reference(sheet, random.Random(sheet['id'] + '/reference')), sheet)
 
 
@@ -111,6 +117,7 @@ class Posts:
 
 # ---------------------------------------------------------------------------------------------------- summaries
 
+
 def summary(stated: dict[str, str], rng: random.Random) -> str:
     """States slot → value pairs in canonical order, in one of the lexicon's wordings. All six: 16 to 21 words."""
     return ' '.join(_clauses(stated, rng))
@@ -118,49 +125,55 @@ def summary(stated: dict[str, str], rng: random.Random) -> str:
 
 def reference(facts: Facts, rng: random.Random) -> str:
     """A mediocre summary, as busy people write: facts left out or wrong, filler, no end. Mean quality about .48."""
-    diligence = rng.uniform(.35, .85)
-    clauses = _clauses({slot: _wrong(rng, facts, slot) if rng.random() < .08 else facts[slot]
-                        for slot in SLOTS if rng.random() < diligence}, rng)
-    if rng.random() < .2:
+    diligence = rng.uniform(0.35, 0.85)
+    clauses = _clauses(
+        {
+            slot: _wrong(rng, facts, slot) if rng.random() < 0.08 else facts[slot]
+            for slot in SLOTS
+            if rng.random() < diligence
+        },
+        rng,
+    )
+    if rng.random() < 0.2:
         clauses.insert(int(rng.random() * (len(clauses) + 1)), _pick(rng, lexicon.SUMMARY_FILLERS) + '.')
     text = ' '.join(clauses or [_pick(rng, lexicon.SUMMARY_FILLERS) + '.'])
-    return text[:-1] if rng.random() < .15 else text
+    return text[:-1] if rng.random() < 0.15 else text
 
 
 def candidate(facts: Facts, rng: random.Random) -> str:
     """A summary of any quality, to train and test labelers on, with the tricks that a policy may try on a labeler."""
     kind = rng.random()
-    if kind < .01:
+    if kind < 0.01:
         return ''
-    if kind < .09:
+    if kind < 0.09:
         return summary(facts, rng)
-    if kind < .10:                                              # perfect, of another post
+    if kind < 0.10:  # perfect, of another post
         return summary({slot: _pick(rng, _VALUES[slot]) for slot in SLOTS}, rng)
-    if kind < .22:                                              # perfect but for one slot
+    if kind < 0.22:  # perfect but for one slot
         slot = _pick(rng, SLOTS)
         return summary({**facts, slot: _wrong(rng, facts, slot)}, rng)
-    if kind < .28:                                              # everything, and invented facts on top
+    if kind < 0.28:  # everything, and invented facts on top
         clauses = _clauses(facts, rng)
         for slot in _some(rng, SLOTS, 1 + int(rng.random() * 2)):
             clauses.insert(int(rng.random() * (len(clauses) + 1)), _clauses({slot: _wrong(rng, facts, slot)}, rng)[0])
         return ' '.join(clauses)
-    if kind < .31:                                              # sentences of the post, as they are
+    if kind < 0.31:  # sentences of the post, as they are
         lines = sentences(facts)
         copied = _some(rng, tuple(range(len(lines))), 1 + int(rng.random() * 3))
         return ' '.join(lines[i] for i in sorted(copied))
-    diligence = min(1., rng.random() * 1.6)
+    diligence = min(1.0, rng.random() * 1.6)
     wrongs = _pick(rng, (0, 0, 0, 0, 0, 0, 1, 1, 2, 3))
     stated = {slot: facts[slot] for slot in SLOTS if rng.random() < diligence}
     for slot in _some(rng, SLOTS, wrongs):
         stated[slot] = _wrong(rng, facts, slot)
     clauses = _clauses(stated, rng) or [_pick(rng, lexicon.SUMMARY_FILLERS) + '.']
-    if rng.random() < .5:
+    if rng.random() < 0.5:
         clauses = _pick(rng, _SPOILERS)(clauses, facts, rng)
     text = ' '.join(clauses)
-    if rng.random() < .12:                                      # cut off, as at the limit of a response's length
+    if rng.random() < 0.12:  # cut off, as at the limit of a response's length
         words = text.split()
-        text = ' '.join(words[:max(1, int(len(words) * rng.uniform(.3, 1.)))])
-    return text[:-1] if rng.random() < .1 else text
+        text = ' '.join(words[: max(1, int(len(words) * rng.uniform(0.3, 1.0)))])
+    return text[:-1] if rng.random() < 0.1 else text
 
 
 def _shuffled(clauses, facts, rng):
@@ -169,13 +182,13 @@ def _shuffled(clauses, facts, rng):
 
 def _repeated(clauses, facts, rng):
     at = int(rng.random() * len(clauses))
-    return clauses[:at] + [clauses[at]] * (2 + int(rng.random() * 2)) + clauses[at + 1:]
+    return clauses[:at] + [clauses[at]] * (2 + int(rng.random() * 2)) + clauses[at + 1 :]
 
 
 def _stuttered(clauses, facts, rng):
     words = ' '.join(clauses).split()
     at = int(rng.random() * len(words))
-    return words[:at] + [words[at].strip('.,?')] * (1 + int(rng.random()**2 * 12)) + words[at:]
+    return words[:at] + [words[at].strip('.,?')] * (1 + int(rng.random() ** 2 * 12)) + words[at:]
 
 
 def _filled(clauses, facts, rng):
@@ -188,7 +201,7 @@ def _copied(clauses, facts, rng):
 
 def _junked(clauses, facts, rng):
     words = ' '.join(clauses).split()
-    for _ in range(1 + int(rng.random()**2 * 8)):
+    for _ in range(1 + int(rng.random() ** 2 * 8)):
         words.insert(int(rng.random() * (len(words) + 1)), _pick(rng, _WORDS))
     return words
 
@@ -208,6 +221,7 @@ _SPOILERS = (_shuffled, _shuffled, _repeated, _repeated, _stuttered, _filled, _c
 
 
 # ---------------------------------------------------------------------------------------------------- pieces
+
 
 def _clauses(stated, rng) -> list[str]:
     """One text for relation and problem, one for each other slot stated; each sentence's last one carries its mark."""
@@ -231,7 +245,7 @@ def _say(rng, frames, slot, value) -> str:
 def _wrong(rng, facts, slot) -> str:
     """A wrong value: half of the time the one that the post mentions in passing, if it does."""
     mentioned = facts['distractors'].get(slot)
-    return mentioned if mentioned and rng.random() < .5 else _other(rng, slot, facts[slot])
+    return mentioned if mentioned and rng.random() < 0.5 else _other(rng, slot, facts[slot])
 
 
 def _other(rng, slot, value) -> str:
@@ -242,7 +256,7 @@ def _other(rng, slot, value) -> str:
 
 
 def _pick(rng, items):
-    return items[int(rng.random() * len(items))]                # several times faster than rng.choice
+    return items[int(rng.random() * len(items))]  # several times faster than rng.choice
 
 
 def _some(rng, items, count) -> list:
