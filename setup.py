@@ -20,7 +20,7 @@ setup(
     install_requires=[
         'jax>=0.10,<0.13',
         'flax>=0.12',
-        'optax>=0.2.5',
+        'optax>=0.2.8',
         'orbax-checkpoint>=0.11',
         'transformers>=5',
         'tensorflow-datasets>=4.9',

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments.plan import Stage
-from experiments.scales import Data, Mesh, Scale
+from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.micro import oracle, raters, tokenizer, world
@@ -53,7 +53,7 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
 
     Command: python launch/run.py --experiment=micro_pretrain_s
     """
-    return Pretrain('micro_s', scale.tldr, pretraining(1500, 2e-3, seed), seed=seed)
+    return Pretrain('micro_s', scale.tldr, pretraining(900, 2e-3, seed), seed=seed)
 
 
 def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
@@ -61,7 +61,7 @@ def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
 
     Command: python launch/run.py --experiment=micro_pretrain_l
     """
-    return Pretrain('micro_l', scale.tldr, pretraining(1300, 1.5e-3, seed), seed=seed)
+    return Pretrain('micro_l', scale.tldr, pretraining(800, 1.5e-3, seed), seed=seed)
 
 
 def pretraining(steps: int, learning_rate: float, seed: int) -> sft.Config:
@@ -219,7 +219,7 @@ class Pretrain:
     seed: int = 0
     evaluation_pairs: int = 1000
     mesh: Mesh = Mesh()
-    dtype: str = 'float32'
+    dtype: Dtype = 'float32'
 
     def __post_init__(self) -> None:
         if self.model not in PRESETS:
@@ -246,7 +246,10 @@ class Pretrain:
             columns,
             [[self.model, *result.values()]],
         )
-        hf.save(LM(cfg, trained.params, words, self.model), folder / 'package', dtype='bfloat16')
+        about = (
+            f'`{self.model}`: a tiny language model of a SIMULATED world, made by `micro_pretrain` from random weights.'
+        )
+        hf.save(trained, folder / 'package', dtype='bfloat16', about=about)
         log.say(f'half-precision copy, as packaged: {folder / "package"}')
         return {'simulated': True, **result}
 

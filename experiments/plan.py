@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, resolve
@@ -28,10 +29,28 @@ class Stage:
     length: int = 0  # tokens of a training row
 
 
-def show(name: str, config: Any, folder: Path) -> None:
-    """Print the plan of an experiment. Raises `Mistake` for a mesh the devices cannot make, or a model that is not
-    there.
+def check(config: Any, folder: Path) -> None:
+    """Raises `Mistake` for what would stop the run later on: a mesh the devices cannot make, a batch the mesh does not
+    divide, data or a model that is not there, rows longer than the model was made for.
     """
+    mesh = axes.make_mesh(asdict(config.mesh))
+    for name in ('sft', 'reinforce', 'rating', 'evaluation'):
+        if cfg := getattr(config, name, None):
+            parts = getattr(cfg, 'parts', 1)
+            axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
+    loader.source(config.data.source, 'train', 1)
+    for stage in config.stages(folder):
+        for role, model in stage.models.items():
+            longest = _sizes(model, config.dtype).max_length
+            if role == 'policy' and stage.length > longest:
+                raise Mistake(
+                    f'{stage.name}: rows have up to {stage.length} tokens, prompt and response together; {model} was '
+                    f'made for {longest}. Lower max_prompt or max_new_tokens'
+                )
+
+
+def show(name: str, config: Any, folder: Path) -> None:
+    """Print the plan of an experiment that `check` has passed."""
     import jax
 
     mesh, devices = axes.make_mesh(asdict(config.mesh)), jax.devices()

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.labeling import direct
 from rlaif_jax.training import reinforce, sft
 from rlaif_jax.training.state import Optimizer
+
+Dtype = Literal['float32', 'bfloat16']  # of the matrix products
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Scale:
     rating: direct.Config = field(default_factory=direct.Config)
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
-    dtype: str = 'float32'
+    dtype: Dtype = 'float32'
 
 
 SCALES = {
@@ -78,16 +81,16 @@ SCALES = {
         xs='micro_xs',
         s='micro_s',
         l='micro_l',
-        labeler='micro_l',
+        labeler='micro_xs',
         tldr=Data(source='micro_tldr', train=100_000, validation=128, test=10_000),
         sft=sft.Config(
-            steps=150,
+            steps=100,
             batch=64,
             optimizer=Optimizer(name='adafactor', learning_rate=2e-3, warmup_steps=10, decay='cosine'),
             save_every=25,
         ),
         reinforce=reinforce.Config(
-            steps=100,
+            steps=75,
             batch=32,
             max_prompt=128,
             max_new_tokens=40,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
 from experiments.plan import Stage
-from experiments.scales import Data, Evaluation, Mesh, Scale
+from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import dump
 from rlaif_jax.data import loader
@@ -86,7 +86,7 @@ class SFT:
     sft: sft.Config
     evaluation: Evaluation
     mesh: Mesh
-    dtype: str
+    dtype: Dtype
 
     def stages(self, folder: Path) -> list[Stage]:
         return [
@@ -116,7 +116,7 @@ class Direct:
     reinforce: reinforce.Config
     evaluation: Evaluation
     mesh: Mesh
-    dtype: str
+    dtype: Dtype
 
     def stages(self, folder: Path) -> list[Stage]:
         cfg = self.reinforce
@@ -163,7 +163,7 @@ class Supervised:
     max_prompt: int
     max_new_tokens: int
     sft: sft.Config
-    dtype: str
+    dtype: Dtype
 
     def stage(self, root: Path) -> Stage:
         folder, length = checkpoint.stage_folder(root, 'sft', self), self.max_prompt + self.max_new_tokens
@@ -230,7 +230,7 @@ def judges(cfg: Evaluation) -> dict[str, str]:
     return {} if cfg.judge in ('raters', 'oracle') else {'judge': cfg.judge}
 
 
-def make_judge(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:
+def make_judge(cfg: Evaluation, dtype: Dtype, mesh: DeviceMesh) -> win_rate.Judge:
     """Simulated raters, the oracle, or a language model asked in both orders."""
     if cfg.judge == 'raters':
         return win_rate.raters(cfg.seed)

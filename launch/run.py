@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     from rlaif_jax.config import Mistake
 
     flags = parser().parse_intermixed_args(arguments)
+    if flags.wandb:
+        os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
     try:
         if flags.list:
             return show_experiments()
@@ -63,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
         help='a file of bindings; config.gin of a run repeats it',
     )
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
+    out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print every experiment in a line')
     out.add_argument(
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
@@ -78,19 +82,28 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 
-    bindings: dict[str, Any] = {}
+    in_files: dict[str, Any] = {}
     for file in flags.bindings:
         try:
-            bindings |= parse(Path(file).read_text(encoding='utf-8'), file)
+            in_files |= parse(Path(file).read_text(encoding='utf-8'), file)
         except OSError as error:
             raise Mistake(f'--bindings={file}: {error.strerror or error}') from None
-    bindings |= dict(parse_binding(text) for text in flags.binding)
-    chosen = {name: bindings.pop(name, None) for name in RESERVED}
+        except UnicodeDecodeError:
+            raise Mistake(f'--bindings={file}: not a text file') from None
+    typed = dict(parse_binding(text) for text in flags.binding)
+    chosen = {name: str(typed.pop(name, in_files.pop(name, '')) or '') for name in RESERVED}
     name, scale_name = flags.experiment or chosen['experiment'], flags.scale or chosen['scale'] or 'micro'
     if not name:
         raise Mistake(f'which experiment? --experiment=NAME, one of: {", ".join(experiments.experiments())}')
-    config = bind(experiments.find(name)(scale(scale_name), flags.seed or 0), bindings)
-    flags.changed = bool(bindings)
+    if (flags.seed or 0) < 0:
+        raise Mistake(f'--seed={flags.seed}: a seed is 0 or more')
+    flags.changed = bool(in_files or typed)
+    experiment, row, seed = experiments.find(name), scale(scale_name), flags.seed or 0
+    config = experiment(row, seed)
+    if flags.seed is not None:  # over a file too, so that the config.gin of a run runs again with another seed
+        other = parse(dump(experiment(row, seed + 1)))
+        in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
+    config = bind(config, in_files | typed)
     return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}"
 
 
@@ -128,6 +141,7 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
     from rlaif_jax import log
 
     log.say(text)
+    plan.check(config, folder)
     plan.show(name, config, folder)
     log.say('dry run: nothing was run, nothing was written')
     return 0
@@ -139,6 +153,8 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import plan
     from rlaif_jax import checkpoint, log
 
+    if checkpoint.finished(folder) is None:
+        plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
     with checkpoint.lock(folder):
         checkpoint.open_folder(folder, text)
         result = checkpoint.finished(folder)
@@ -158,10 +174,13 @@ def use_large_pages() -> None:
     asked for early.
     """
     if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
-        os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+        keep = 2**34  # bytes: hand no memory back to the system between two steps
+        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
+        os.environ['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == '__main__':
     use_large_pages()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
     sys.exit(main())

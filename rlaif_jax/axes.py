@@ -115,13 +115,15 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
     """Raises `Mistake` where `size` rows do not split evenly over the mesh, naming the nearest sizes that do."""
     parts = int(np.prod([mesh.shape[n] for n in rules['B']]))
     if size < 1 or size % parts:
-        low, high = size // parts * parts, (size // parts + 1) * parts
+        low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
-    """Tell the compiler where an activation lives, by its letters; without a mesh (see `jax.set_mesh`) a no-op."""
+    """Tell the compiler where an activation lives, by its letters ('.' for an axis that is whole); without a mesh (see
+    `jax.set_mesh`) a no-op.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

@@ -69,7 +69,7 @@ def finished(folder: Path) -> dict | None:
     path = Path(folder) / 'result.json'
     try:
         return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise Mistake(f'{path} is not JSON ({error}); delete it to finish again from the last checkpoint') from None
@@ -82,8 +82,12 @@ def lock(folder: Path) -> Iterator[None]:
     The system drops the lock when the process ends, however it ends. On several hosts only the first one takes it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'a+', encoding='utf-8') as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / '.lock', 'a+', encoding='utf-8')
+    except OSError as error:  # no permission, a file where a folder should be, a full disk
+        raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); give another --workdir') from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

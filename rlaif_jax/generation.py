@@ -76,7 +76,7 @@ def sample(
         token_B = jnp.where(ended_B, pad, token_B).astype(jnp.int32)
 
         # Row b's new token takes position length_b + step, and slot P + step like everyone's.
-        mask_BTS = (seen_BS | ((slot_S >= P) & (slot_S <= P + step)))[:, None, :]
+        mask_BTS = (seen_BS | ((slot_S >= P) & (slot_S <= P + step))[None])[:, None, :]
         hidden_BTD, cache = forward(cfg, params, token_B[:, None], (length_B + step)[:, None], mask_BTS, state['cache'])
         return {
             'step': step + 1,
@@ -115,10 +115,11 @@ def truncate(
 
     def cut(logit_BV: jax.Array) -> jax.Array:
         V = logit_BV.shape[-1]
+        rank_1V = jnp.arange(V)[None]
         sorted_BV = jnp.flip(jnp.sort(logit_BV, axis=-1), axis=-1)
-        kept_BV = jnp.arange(V) < jnp.where(top_k > 0, top_k, V)
+        kept_BV = rank_1V < jnp.where(top_k > 0, top_k, V)
         p_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, heads.NEVER), axis=-1)
-        kept_BV &= (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) | (jnp.arange(V) == 0)  # the token that crosses p stays
+        kept_BV &= (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) | (rank_1V == 0)  # the token that crosses p stays
         least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
         return jnp.where(logit_BV >= least_B1, logit_BV, heads.NEVER)
 

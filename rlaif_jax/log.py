@@ -75,7 +75,7 @@ class Metrics:
     crash, so that every step is there once. Without tensorboardX (or wandb) installed it says so and writes the rest.
     """
 
-    def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool = False):
+    def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = _open_lines(folder / 'metrics.jsonl', start_step)
@@ -83,6 +83,8 @@ class Metrics:
         self._board = self._wandb = None
         if module := _optional('tensorboardX', 'TensorBoard'):
             self._board = module.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
+        if wandb is None:  # as the launcher's --wandb asks
+            wandb = os.environ.get('RLAIF_JAX_WANDB') == '1'
         if wandb and (module := _optional('wandb', 'W&B')):
             same = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:16]  # a folder is one run there
             self._wandb = module.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')

@@ -33,13 +33,17 @@ class Tokenizer:
         named = folder / 'tokenizer_config.json'
         # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless
         # told to.
-        hf = (
-            AutoTokenizer.from_pretrained(folder)
-            if named.exists()
-            else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
-        )
         generation = folder / 'generation_config.json'
-        ends = json.loads(generation.read_text()).get('eos_token_id') if generation.exists() else None
+        try:
+            hf = (
+                AutoTokenizer.from_pretrained(folder)
+                if named.exists()
+                else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
+            )
+            ends = json.loads(generation.read_text()).get('eos_token_id') if generation.exists() else None
+        except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
+            reason = str(error).split('\n')[0][:300]
+            raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
         ends = hf.eos_token_id if ends is None else ends
         if ends is None:
             raise Mistake(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # tests compile more than they compute
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 SHARED = (
@@ -27,9 +29,38 @@ def no_rank_promotion():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def shared():
     """The folder of real test data beside the project."""
     if not SHARED.exists():
         pytest.skip('no ../shared/data beside the project')
     return SHARED
+
+
+@pytest.fixture(scope='session')
+def random_params():
+    """`random_params(cfg, seed)`: parameters of a model in which nothing is special, norms and biases included. Compiles
+    nothing, so that a test pays only for what it tests.
+    """
+    from rlaif_jax.models import transformer
+
+    def make(cfg, seed=0):
+        shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+        rng = np.random.default_rng(seed)
+        scale = lambda name: 0.1 if 'norm' in name else 0.3  # noqa: E731
+        return {
+            name: jax.numpy.asarray(('norm' in name) + scale(name) * rng.standard_normal(leaf.shape), 'float32')
+            for name, leaf in sorted(shapes.items())
+        }
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def micro_tokenizer():
+    """The micro world's tokenizer, as `load` would read it."""
+    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.text import Tokenizer
+
+    hf = tokenizer.build()
+    return Tokenizer(hf, (hf.eos_token_id,))

@@ -69,7 +69,7 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
                 f'the labeler {lm.name} answered {len(bad)} of {len(ratings)} prompts with something else than a rating '
                 f'(mass of the ten ratings below {cfg.least_mass}), for example on the response '
                 f'{responses[bad[0]][:200]!r} (mass {ratings[bad[0]].mass:.3f}). '
-                'Use an instruction-tuned labeler, or lower labeler.least_mass'
+                'Use an instruction-tuned labeler, or lower rating.least_mass'
             )
         return ratings
 

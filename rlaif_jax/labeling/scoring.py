@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -29,36 +29,60 @@ BUCKET = 32  # prompts are padded to a multiple of this many tokens: few shapes 
 
 @dataclass(frozen=True)
 class Answers:
-    """What may be answered, as tokens. `first_A` and `second_A` are the tokens of each way (second −1: it has one
-    token).
-    """
+    """What may be answered. A way to write an answer is a path of tokens behind the prompt; together they are a tree."""
 
     names: tuple[str, ...]  # C
+    ways: tuple[tuple[int, ...], ...]  # A
     owner_A: np.ndarray  # which answer each way belongs to
-    first_A: np.ndarray
-    second_A: np.ndarray
+
+    @cached_property
+    def tree(self) -> dict[str, np.ndarray]:
+        """The tree as arrays. Node 0 is the prompt; the other W are what some way goes on from, as `1` of `10`."""
+        inner = {way[:i] for way in self.ways for i in range(1, len(way))}
+        nodes = [(), *sorted(inner, key=lambda node: (len(node), node))]
+        W, M = len(nodes) - 1, self.depth + 1
+        step_AM2 = np.full((len(self.ways), M, 2), (0, -1), np.int32)
+        for a, way in enumerate(self.ways):
+            step_AM2[a, : len(way)] = [(nodes.index(way[:i]), token) for i, token in enumerate(way)]
+        return {
+            'token_W': np.array([node[-1] for node in nodes[1:]], np.int32),
+            'depth_W': np.array([len(node) for node in nodes[1:]], np.int32),
+            'sees_WW': np.array([[a[: len(b)] == b for b in nodes[1:]] for a in nodes[1:]], bool).reshape(W, W),
+            # Way a is the tokens token_AM, each read behind its node; token −1 is none.
+            'node_AM': step_AM2[..., 0],
+            'token_AM': step_AM2[..., 1],
+        }
 
     @property
-    def continued(self) -> np.ndarray:
-        """(A,) bool: ways of one token that another way begins with, as `1` begins `10` where that is two tokens."""
-        return (self.second_A < 0) & np.isin(self.first_A, self.first_A[self.second_A >= 0])
+    def depth(self) -> int:
+        """How many tokens an answer adds to the prompt before its last one."""
+        return max(map(len, self.ways)) - 1
+
+    def probability(self, logp_BA: np.ndarray) -> np.ndarray:
+        """(B, C): the sum over an answer's ways; a way that another one continues counts only where it is not continued."""
+        way_BA = np.exp(logp_BA.astype(np.float64))
+        for i in sorted(range(len(self.ways)), key=lambda i: -len(self.ways[i])):
+            way = self.ways[i]
+            way_BA[:, i] -= way_BA[:, [len(w) > len(way) and w[: len(way)] == way for w in self.ways]].sum(1)
+        prob_BC = np.zeros((len(logp_BA), len(self.names)))
+        np.add.at(prob_BC.T, self.owner_A, way_BA.T)
+        return np.maximum(prob_BC, 0.0)
 
 
 def read_answers(tokenizer: Tokenizer, names: Sequence[str]) -> Answers:
-    """Every way to write each answer: bare and behind a space. Raises `Mistake` for one of more than two tokens, or an
-    ambiguous one.
+    """Every way to write each answer: bare and behind a space. Raises `Mistake` for one that cannot be written, or not
+    told from another.
     """
     ways: dict[tuple[int, ...], int] = {}
     for c, name in enumerate(names):
         for tokens in map(tuple, tokenizer.encode([name, f' {name}'])):
-            if len(tokens) > 2:
-                continue  # a tokenizer that spells ' 10' as ' ', '1', '0' still has '10'; with neither, c is missing below
+            if not tokens or tokenizer.hf.unk_token_id in tokens:
+                continue
             if ways.setdefault(tokens, c) != c:
                 raise Mistake(f'the tokenizer writes {names[ways[tokens]]!r} and {name!r} alike')
     if missing := set(range(len(names))) - set(ways.values()):
-        raise Mistake(f'the answer {names[min(missing)]!r} takes more than two tokens with this tokenizer')
-    padded = np.array([[*tokens, -1][:2] for tokens in ways], np.int32)
-    return Answers(tuple(names), np.array(list(ways.values())), padded[:, 0], padded[:, 1])
+        raise Mistake(f'the tokenizer has no tokens for the answer {names[min(missing)]!r}')
+    return Answers(tuple(names), tuple(ways), np.array(list(ways.values())))
 
 
 class Scorer:
@@ -73,14 +97,14 @@ class Scorer:
         self.lm, self.answers, self.mesh, self.batch = lm, answers, mesh, batch
         self.preamble = jnp.asarray([list(preamble)], jnp.int32)
         with jax.set_mesh(mesh):
-            self.prefix = jax.jit(partial(_prefill, lm.config))(lm.params, self.preamble) if len(preamble) else None
+            self.prefix = _prefill(lm.config, lm.params, self.preamble) if len(preamble) else None
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """(B, C) float64. Raises `Mistake` for a row that does not fit the model, naming it."""
-        longest = self.lm.config.max_length - self.preamble.shape[1] - 1
+        longest = self.lm.config.max_length - self.preamble.shape[1] - self.answers.depth
         for b, row in enumerate(rows):
-            if len(row) > longest:
-                raise Mistake(f'prompt {b} has {len(row)} tokens behind the preamble; the labeler takes {longest}')
+            if not 0 < len(row) <= longest:
+                raise Mistake(f'prompt {b} has {len(row)} tokens behind the preamble; the labeler takes 1 to {longest}')
         prob_BC = np.zeros((len(rows), len(self.answers.names)))
         order = sorted(range(len(rows)), key=lambda b: len(rows[b]))
         for start in range(0, len(order), self.batch):
@@ -93,68 +117,49 @@ class Scorer:
         rows = rows + [rows[0]] * (self.batch - len(rows))  # one shape a bucket; the extra rows are thrown away
         token_BT, valid_BT = pad_right(rows, length, self.lm.tokenizer.pad)
         here = axes.rows(self.mesh)
-        a = self.answers
         with jax.set_mesh(self.mesh):
-            first_BA, second_BA = _ways(
-                self.lm.config,
-                self.lm.params,
-                self.prefix,
-                jax.device_put(token_BT, here),
-                jax.device_put(valid_BT, here),
-                a.first_A,
-                a.second_A,
-                bool((a.second_A >= 0).any()),
-            )
-        way_BA = np.exp(np.asarray(first_BA, np.float64) + np.asarray(second_BA, np.float64))
-        for i in np.flatnonzero(a.continued):
-            way_BA[:, i] -= way_BA[:, (a.first_A == a.first_A[i]) & (a.second_A >= 0)].sum(1)
-        prob_BC = np.zeros((len(rows), len(a.names)))
-        np.add.at(prob_BC.T, a.owner_A, way_BA.T)
-        return np.maximum(prob_BC, 0.0)
+            logp_BA = _ways(
+                self.lm.config, self.lm.params, self.prefix, jax.device_put(token_BT, here), jax.device_put(valid_BT, here),
+                self.answers.tree,
+            )  # fmt: skip
+        return self.answers.probability(np.asarray(logp_BA))
 
 
+@partial(jax.jit, static_argnames='cfg')
 def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
     """The keys and values of the preamble: a cache of one row with exactly its slots."""
     position_BT, mask_BTS = causal(jnp.ones_like(token_BT, bool))
     return forward(cfg, params, token_BT, position_BT, mask_BTS, make_cache(cfg, 1, token_BT.shape[1]))[1]
 
 
-@partial(jax.jit, static_argnames=('cfg', 'chained'))
+@partial(jax.jit, static_argnames='cfg')
 def _ways(
-    cfg: Config,
-    params: Params,
-    prefix: Cache | None,
-    token_BT: jax.Array,
-    valid_BT: jax.Array,
-    first_A: jax.Array,
-    second_A: jax.Array,
-    chained: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """log P(first token) and log P(second | first) of every way, `(B, A)` each, the second 0 where there is none."""
+    cfg: Config, params: Params, prefix: Cache | None, token_BT: jax.Array, valid_BT: jax.Array, tree: dict[str, jax.Array]
+) -> jax.Array:  # fmt: skip
+    """log P(way) behind each prompt, `(B, A)`, in one forward: the tree's inner nodes are branches behind the prompt."""
     B, T = token_BT.shape
+    W = len(tree['token_W'])
     P = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
-    cache = make_cache(cfg, B, P + T + 1)
+    cache = make_cache(cfg, B, P + T + W)
     if prefix is not None:
         for name in ('key_LBSKH', 'value_LBSKH'):
             cache[name] = cache[name].at[:, :, :P].set(prefix[name])
         cache['length'] = jnp.int32(P)
+
+    # A prompt's token sees the preamble and what stands before it; a node sees the preamble, the prompt and its ancestors.
     position_BT, mask_BTT = causal(valid_BT)
-    seen_BTP = jnp.ones((B, T, P), bool)
-    mask_BTS = jnp.concatenate([seen_BTP, mask_BTT, jnp.zeros((B, T, 1), bool)], axis=-1)
-    hidden_BTD, cache = forward(cfg, params, token_BT, P + position_BT, mask_BTS, cache)
-    last_B = jnp.sum(valid_BT, axis=1) - 1
-    hidden_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
-    logp_BV = jax.nn.log_softmax(heads.logits(cfg, params, hidden_BD))
-    first_BA = logp_BV[:, first_A]
-    if not chained:
-        return first_BA, jnp.zeros_like(first_BA)
+    last_B = jnp.sum(valid_BT, axis=1, dtype=jnp.int32) - 1
+    row_BTS = jnp.pad(mask_BTT, ((0, 0), (0, 0), (0, W)))
+    valid_BWT, sees_BWW = (jnp.broadcast_to(x, (B, W, x.shape[-1])) for x in (valid_BT[:, None], tree['sees_WW']))
+    mask_BTS = jnp.concatenate([row_BTS, jnp.concatenate([valid_BWT, sees_BWW], axis=-1)], axis=1)
+    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, 0), (P, 0)), constant_values=True)
+    position_BT = P + jnp.concatenate([position_BT, last_B[:, None] + tree['depth_W'][None]], axis=1)
+    token_BT = jnp.concatenate([token_BT, jnp.broadcast_to(tree['token_W'], (B, W))], axis=1)
+    hidden_BTD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, cache)
 
-    def behind(token: jax.Array) -> jax.Array:
-        """log P(· | prompt, token), one token further."""
-        mask_B1S = jnp.concatenate([seen_BTP[:, :1], valid_BT[:, None], jnp.ones((B, 1, 1), bool)], axis=-1)
-        hidden_B1D, _ = forward(cfg, params, jnp.full((B, 1), token), (P + last_B + 1)[:, None], mask_B1S, cache)
-        return jax.nn.log_softmax(heads.logits(cfg, params, hidden_B1D[:, 0]))
-
-    # Few ways have two tokens (`10`, ` 10`), so one more token for each costs little beside the prompt.
-    second_BA = jax.lax.map(lambda way: behind(way[0])[:, jnp.maximum(way[1], 0)], (first_A, second_A)).T
-    return first_BA, jnp.where(second_A >= 0, second_BA, 0.0)
+    # The head is applied to the prompt's last token and to the nodes only.
+    at_BW = jnp.concatenate([last_B[:, None], jnp.broadcast_to(T + jnp.arange(W), (B, W))], axis=1)
+    logit_BWV = heads.logits(cfg, params, jnp.take_along_axis(hidden_BTD, at_BW[..., None], axis=1))
+    logp_BAM = logit_BWV[:, tree['node_AM'], tree['token_AM']]
+    logp_BAM -= jax.nn.logsumexp(logit_BWV, axis=-1)[:, tree['node_AM']]
+    return jnp.sum(jnp.where(tree['token_AM'] >= 0, logp_BAM, 0.0), axis=-1)

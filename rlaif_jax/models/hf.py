@@ -72,6 +72,17 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [rlaif]
+---
+{about}
+
+Weights in {dtype}, written by [rlaif_jax](https://arxiv.org/abs/2309.00267), read by `transformers`, TRL and vLLM.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class LM:
     """A language model as values: its sizes, its float32 parameters, its tokenizer, and where it came from."""
@@ -91,32 +102,40 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     if ignored.
     """
     folder = resolve(path_or_hub_id)
-    config = read_config(folder, dtype=dtype)
-    return LM(
-        config, read_params(folder, config, mesh or axes.make_mesh()), Tokenizer.load(folder), str(path_or_hub_id)
-    )
+    config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
+    return LM(config, read_params(folder, config, mesh or axes.make_mesh()), tokenizer, str(path_or_hub_id))
 
 
-def save(lm: LM, directory: str | Path, *, dtype: str = 'float32', shard_bytes: int = 5 * 2**30) -> None:
-    """Write a directory that `transformers`, TRL and vLLM read. It appears whole or not at all; one already there is
-    replaced.
+def save(
+    lm: LM, directory: str | Path, *, dtype: str = 'float32', shard_bytes: int = 5 * 2**30, about: str = ''
+) -> None:
+    """Write a directory that `transformers`, TRL and vLLM read, with a model card that says `about`.
+
+    It appears whole or not at all; one already there is replaced. Raises `Mistake` for a parameter that this layout has
+    no place for.
     """
+    if unwritten := sorted(set(lm.params) - set(table(lm.config))):
+        raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f'.{directory.name}-', dir=directory.parent))
+    work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}-', dir=directory.parent))
     try:
-        (partial / 'config.json').write_text(json.dumps(write_config(lm.config, lm.tokenizer, dtype), indent=2) + '\n')
+        new = work / 'new'
+        new.mkdir()
+        (new / 'config.json').write_text(json.dumps(write_config(lm.config, lm.tokenizer, dtype), indent=2) + '\n')
         ends = list(lm.tokenizer.ends)
         generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
-        (partial / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
-        lm.tokenizer.hf.save_pretrained(partial)
-        _write_tensors(partial, lm.config, lm.params, dtype, shard_bytes)
-        partial.chmod(0o755)
+        (new / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
+        _write_tokenizer(new, lm.tokenizer)
+        (new / 'README.md').write_text(CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype))
+        _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
+        for file in new.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner's eyes only
         if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(partial, directory)
+            os.replace(directory, work / 'old')
+        os.replace(new, directory)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.ndarray | None = None) -> jax.Array:
@@ -143,6 +162,8 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
         raise Mistake(f'{folder}: no config.json here; a Hugging Face directory has one') from None
     except json.JSONDecodeError as error:
         raise Mistake(f'{path}: not valid JSON ({error}); fetch the checkpoint again') from None
+    if not isinstance(raw, dict):
+        raise Mistake(f'{path}: not a table of fields; fetch the checkpoint again')
     kind = raw.get('model_type')
     if kind != 'llama':
         raise Mistake(f'{path}: model_type = {kind!r} is not supported; supported: llama')
@@ -154,6 +175,8 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
     rope = raw.get('rope_parameters') or {}
     if rope.get('rope_type', 'default') != 'default':
         raise Mistake(f'{path}: rope_type = {rope["rope_type"]!r} is not supported (only default)')
+    if unknown := sorted(set(rope) - {'rope_type', 'rope_theta'}):
+        raise Mistake(f'{path}: unknown field rope_parameters.{unknown[0]}; it may change the mathematics')
     act = raw.get('hidden_act', 'silu')
     if act not in ACTIVATION:
         raise Mistake(f'{path}: hidden_act = {act!r} is not supported; supported: {", ".join(ACTIVATION)}')
@@ -176,6 +199,8 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
         )
     except KeyError as error:
         raise Mistake(f'{path}: field {error} is missing') from None
+    except (TypeError, ValueError) as error:
+        raise Mistake(f'{path}: {error}') from None
 
 
 def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
@@ -271,9 +296,12 @@ def _open(folder: Path) -> dict[str, Any]:
     """tensor name -> open safetensors file, for a single file or a sharded checkpoint with its index."""
     index, single = folder / 'model.safetensors.index.json', folder / 'model.safetensors'
     if index.exists():
-        where = json.loads(index.read_text())['weight_map']
+        try:
+            names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again') from None
     elif single.exists():
-        where = None
+        names = [single.name]
     elif pickles := sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in folder.glob(pattern)):
         raise Mistake(
             f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it '
@@ -281,17 +309,25 @@ def _open(folder: Path) -> dict[str, Any]:
         )
     else:
         raise Mistake(f'{folder}: no model.safetensors here (nor model.safetensors.index.json)')
-    handles = {}
-    for file in sorted(set(where.values())) if where else [single.name]:
+    files = {}
+    for name in names:
         try:
-            handles[file] = safetensors.safe_open(folder / file, framework='numpy')
+            file = safetensors.safe_open(folder / name, framework='numpy')
         except FileNotFoundError:
-            raise Mistake(f'{folder}: {file} is named in the index but is not here') from None
+            raise Mistake(f'{folder}: {name} is named in the index but is not here') from None
         except safetensors.SafetensorError as error:
-            raise Mistake(f'{folder / file}: not a whole safetensors file ({error}); fetch it again') from None
-    if where is None:
-        return {name: handles[single.name] for name in handles[single.name].keys()}
-    return {name: handles[file] for name, file in where.items()}
+            raise Mistake(f'{folder / name}: not a whole safetensors file ({error}); fetch it again') from None
+        files |= {tensor: file for tensor in file.keys()}
+    return files
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """The tokenizer under the class name that every version of transformers knows; version 5 alone has its own."""
+    tokenizer.hf.save_pretrained(folder)
+    path = folder / 'tokenizer_config.json'
+    config = json.loads(path.read_text())
+    if config.get('tokenizer_class') == 'TokenizersBackend':
+        path.write_text(json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2) + '\n')
 
 
 def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_bytes: int) -> None:

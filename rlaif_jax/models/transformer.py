@@ -116,7 +116,9 @@ class Transformer(nn.Module):
         if not c.tied:
             weight('unembed_DV', 'D')
 
-        x_BTD = constrain(embed_VD[token_BT].astype(dtype), 'BTD')
+        # Whole along D before the look-up, like any weight before its product: else the rows that come out are split along
+        # D, and the compiler replicates them to split them along B.
+        x_BTD = constrain(constrain(embed_VD, 'V.')[token_BT].astype(dtype), 'BTD')
         angle = rope(position_BT, c.head_dim, c.rope_theta)
 
         def block(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
@@ -127,9 +129,9 @@ class Transformer(nn.Module):
             k_BTKH = jnp.einsum('BTD,DKH->BTKH', h_BTD, p['key_LDKH'].astype(dtype))
             v_BTKH = jnp.einsum('BTD,DKH->BTKH', h_BTD, p['value_LDKH'].astype(dtype))
             if c.qkv_bias:
-                q_BTNH += p['query_bias_LNH'].astype(dtype)
-                k_BTKH += p['key_bias_LKH'].astype(dtype)
-                v_BTKH += p['value_bias_LKH'].astype(dtype)
+                q_BTNH += p['query_bias_LNH'].astype(dtype)[None, None]
+                k_BTKH += p['key_bias_LKH'].astype(dtype)[None, None]
+                v_BTKH += p['value_bias_LKH'].astype(dtype)[None, None]
             q_BTNH, k_BSKH, v_BSKH = rotate(q_BTNH, angle), rotate(k_BTKH, angle), v_BTKH
             if cache is not None:
                 cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
@@ -191,7 +193,7 @@ def rms_norm(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
 def rope(position_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """(cos, sin), each (B, T, 1, H/2), float32."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = position_BT[:, :, None, None].astype(jnp.float32) * frequency
+    angle = position_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -67,6 +67,10 @@ class Config:
         training.check_parts('batch', self.batch, self.parts)
         if not 0 <= self.beta <= 1:
             raise ValueError(f'beta = {self.beta} must be in [0, 1]: it weighs KL against the score')
+        if not self.most_kl > 0:
+            raise ValueError(f'most_kl must be positive, not {self.most_kl}')
+        if not self.missing_end_penalty >= 0:
+            raise ValueError(f'missing_end_penalty must not be negative, not {self.missing_end_penalty}')
         if not self.temperature > 0:
             raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
         for name in ('steps', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'save_every'):
@@ -210,7 +214,7 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
 
         networks = {name: state[name]['params'] for name in state}
         grads, metrics = training.gradients(partial(loss, cfg, model, allowed_V), networks, batch, cfg.parts)
-        finite = jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(optax.tree.norm(grads))
         for name in state:
             moved, more = training.update(optimizers[name], state[name], grads[name], finite)
             state = state | {name: moved}
@@ -363,13 +367,18 @@ def run(
                     log.say(_line(done, numbers))
                     log.sample_table(f'samples at step {done}', rows[:2], ['prompt', 'sft', 'policy', 'score'])
                 metrics.write(i, shown)
-                training.check_finite('reinforce', i, int(state['policy']['skipped']))
+                training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
                 _check_kl(cfg, i, shown['objective/kl'])
                 if done % cfg.save_every == 0 or done == cfg.steps or stop.asked:
                     checkpoints.save(done, state, block=stop.asked)
                 stop.exit_if_asked(f'reinforce: stopped at step {done} of {cfg.steps}')
         trained = LM(lm.config, state['policy']['params'], lm.tokenizer, str(folder / 'export'))
-        hf.save(trained, folder / 'export')
+        about = (
+            f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a labeler: {cfg.batch} '
+            f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
+            'For text like its training prompts only.'
+        )
+        hf.save(trained, folder / 'export', about=about)
     return trained
 
 

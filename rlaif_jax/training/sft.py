@@ -90,7 +90,7 @@ def run(
     init, step = make_step(cfg, lm.config, mesh)
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
         state = init(lm.params)
-        start = 0
+        start, text = 0, ''
         if checkpoints.latest() is not None:
             start, state = checkpoints.restore(None, state)
             log.say(f'{title}: going on from step {start} of {cfg.steps}')
@@ -110,7 +110,10 @@ def run(
                     checkpoints.save(i + 1, state, block=stop.asked)
                 stop.exit_if_asked(f'{title}: stopped at step {i + 1} of {cfg.steps}')
     trained = LM(lm.config, state['params'], lm.tokenizer, str(folder / 'export'))
-    hf.save(trained, folder / 'export')
+    about = (
+        f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples each, seed {cfg.seed}.'
+    )
+    hf.save(trained, folder / 'export', about=about)
     return trained
 
 

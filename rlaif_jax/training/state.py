@@ -104,7 +104,7 @@ def update(
 
     Networks that are trained together hand in `finite` for all of them: they step together or not at all.
     """
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) if finite is None else finite
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, moved = optimizer.update(safe, state['optimizer'], state['params'])
@@ -117,12 +117,15 @@ def update(
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), {'grad_norm': norm, 'skipped': 1.0 - finite}
 
 
-def check_finite(stage: str, step: int, skipped_in_a_row: int, patience: int = 3) -> None:
-    """Raises `Mistake` once `patience` steps in a row were not finite: more of the same will not help."""
+def check_finite(stage: str, step: int, skipped_in_a_row: int, optimizer: str = 'optimizer', patience: int = 3) -> None:
+    """Raises `Mistake` once `patience` steps in a row were not finite: more of the same will not help.
+
+    `optimizer` is the field of the stage's config that holds it, for the message.
+    """
     if skipped_in_a_row >= patience:
         raise Mistake(
             f'{stage}: the last {skipped_in_a_row} steps, up to step {step}, had a gradient that is not finite and were '
-            f'skipped. Try a lower learning rate ({stage}.optimizer.learning_rate), a smaller clip_norm, or float32; '
+            f'skipped. Try a lower learning rate ({stage}.{optimizer}.learning_rate), a smaller clip_norm, or float32; '
             'the last good checkpoint is kept'
         )
 

@@ -1,0 +1,127 @@
+"""Laws of placing arrays: the name is the shape is the sharding, for parameters and for the state of their optimizer."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.models import transformer
+from rlaif_jax.training.state import Optimizer, init_state, make_optimizer
+
+# Every letter has its own size, and the two largest axes of each matrix are long enough for Adafactor to factor them.
+CFG = transformer.Config(vocab=512, layers=3, width=128, heads=4, kv_heads=2, head_dim=160, ffn=256, tied=False)
+LETTER = {size: letter for letter, size in CFG.sizes.items()}
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return axes.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+
+
+def test_a_name_ends_in_the_letters_of_its_axes():
+    assert axes.letters('query_LDNH') == 'LDNH'
+    assert axes.letters('key_bias_LKH') == 'LKH'
+    assert axes.letters('BTV') == 'BTV'
+    for scalar in ('skipped', 'head_bias', '', 'x_DQ', 'D_x', 'logp_Bt'):
+        assert axes.letters(scalar) == ''
+
+
+def test_each_mesh_axis_is_used_once_and_divides(mesh):
+    for names in itertools.product(axes.ALPHABET, repeat=3):
+        for shape in ((8, 8, 8), (4, 6, 3), (2, 1, 7)):
+            spec = axes.spec(''.join(names), shape, mesh)
+            parts = [(part,) if isinstance(part, str) else part or () for part in spec]
+            used = [name for part in parts for name in part]
+            assert len(set(used)) == len(used)
+            for size, part in zip(shape, parts):
+                assert size % np.prod([mesh.shape[name] for name in part], dtype=int) == 0
+
+
+def test_an_axis_takes_its_rule_or_stays_whole(mesh):
+    assert axes.spec('BTD', (4, 5, 8), mesh) == PartitionSpec(('data', 'fsdp'), None, None)  # fsdp went to the rows
+    assert axes.spec('BTD', (3, 5, 8), mesh) == PartitionSpec(None, None, 'fsdp')
+    assert axes.spec('DNH', (6, 4, 8), mesh) == PartitionSpec('fsdp', 'tensor', None)
+    assert axes.spec('DNH', (6, 3, 8), mesh) == PartitionSpec('fsdp', None, None)
+    assert axes.spec('DF', (6, 4), mesh, {'F': 'fsdp'}) == PartitionSpec(None, 'fsdp')  # another table, another layout
+    assert axes.spec('DF', (6, 4), axes.make_mesh()) == PartitionSpec(None, None)
+
+
+def test_parameters_lie_where_their_names_say(mesh, random_params):
+    small = transformer.Config(vocab=40, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12)
+    placed = axes.place(random_params(small), mesh)
+    for name, leaf in placed.items():
+        assert leaf.sharding.spec == axes.spec(axes.letters(name), leaf.shape, mesh)
+    assert placed['query_LDNH'].sharding.spec == PartitionSpec(None, 'fsdp', 'tensor', None)
+    assert placed['query_LDNH'].addressable_shards[0].data.shape == (2, 4, 2, 6)
+    for name, leaf in random_params(small).items():
+        np.testing.assert_array_equal(placed[name], leaf)
+
+
+@pytest.mark.parametrize('name', ['adafactor', 'adamw'])
+def test_the_state_of_an_optimizer_follows_its_parameters(mesh, name):
+    """Where Adafactor dropped an axis, the letters that are left decide; all sizes differ, so a size names its letter."""
+    params = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0)))
+    optimizer = make_optimizer(Optimizer(name=name), steps=10)
+    state = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    where = axes.shardings(state, mesh)
+    factored = 0
+    for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(where)):
+        if leaf.shape in ((), (1,)):  # counts, and Adafactor's placeholders
+            assert not any(sharding.spec), path
+            continue
+        kept = ''.join(LETTER[size] for size in leaf.shape)
+        assert sharding.spec == axes.spec(kept, leaf.shape, mesh), path
+        factored += len(kept) < len(axes.letters(path[-1].key))
+    assert (factored > 0) == (name == 'adafactor')
+
+
+def test_a_mesh_takes_the_devices_that_are_left():
+    assert dict(axes.make_mesh().shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+    assert dict(axes.make_mesh({'data': -1, 'tensor': 2}).shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
+    assert dict(axes.make_mesh({'fsdp': 3}).shape) == {'data': 1, 'fsdp': 3, 'tensor': 1}
+    mesh = axes.make_mesh({'data': -1}, devices=jax.devices()[:2])
+    assert set(mesh.devices.flat) == set(jax.devices()[:2])
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize(
+    'sizes, says',
+    [
+        ({'tensors': 2}, "no axis 'tensors'; the axes are data, fsdp, tensor"),
+        ({'data': 16}, 'needs 16 devices.*there are 8'),
+        ({'data': -1, 'fsdp': 3}, 'whole rows; there are 8'),
+        ({'data': -1, 'fsdp': 16}, 'needs 16 devices.*there are 8'),
+        ({'data': -1, 'fsdp': -1}, 'at most one is -1'),
+        ({'data': 0}, 'sizes are positive'),
+        ({'tensor': -2}, 'sizes are positive'),
+    ],
+)
+def test_a_mesh_that_cannot_be_says_why(sizes, says):
+    with pytest.raises(Mistake, match=says):
+        axes.make_mesh(sizes)
+
+
+@pytest.mark.parametrize('size', [-3, 0, 1, 3, 6, 7, 13])
+def test_a_batch_that_does_not_split_names_sizes_that_do(mesh, size):
+    with pytest.raises(Mistake, match=f'sft.batch = {size}: .* into 4') as error:
+        axes.check_batch('sft.batch', size, mesh)
+    near = [int(n) for n in re.findall(r'\d+', str(error.value).split('fit are')[1])]
+    assert near and all(0 < abs(n - size) < 4 or n == 4 for n in near)
+    for n in near:
+        axes.check_batch('sft.batch', n, mesh)
+
+
+def test_constrain_is_nothing_without_a_mesh(mesh):
+    x_BTD = jnp.ones((4, 3, 8))
+    assert axes.constrain(x_BTD, 'BTD') is x_BTD
+    with jax.set_mesh(axes.make_mesh()):
+        assert axes.constrain(x_BTD, 'BTD') is x_BTD
+    with jax.set_mesh(mesh):
+        out = jax.jit(lambda x: axes.constrain(x, 'BTD'))(x_BTD)
+    assert out.sharding.is_equivalent_to(axes.rows(mesh), 3)

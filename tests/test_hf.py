@@ -1,0 +1,339 @@
+"""Laws of checkpoints in and out: the numbers of a real model, there and back bit by bit, a clear word for a bad one."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import NamedSharding
+
+import rlaif_jax
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.generation import generate, sample
+from rlaif_jax.models import hf, presets
+from rlaif_jax.models.hf import LM, load, save
+from rlaif_jax.models.transformer import Config
+
+CFG = Config(vocab=1024, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12, tied=False, norm_eps=1e-4)
+
+
+@pytest.fixture(scope='module')
+def lm(random_params, micro_tokenizer):
+    return LM(CFG, random_params(CFG), micro_tokenizer, 'tiny')
+
+
+@pytest.fixture(scope='module')
+def saved(lm, tmp_path_factory):
+    """A directory to read; a test that spoils it copies it first."""
+    folder = tmp_path_factory.mktemp('checkpoint') / 'tiny'
+    save(lm, folder)
+    return folder
+
+
+def tensors(folder):
+    return {k: v for path in sorted(folder.glob('*.safetensors')) for k, v in safetensors.numpy.load_file(path).items()}
+
+
+def same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+
+
+# a real model
+
+
+@pytest.fixture(scope='module')
+def stories(shared):
+    return load(shared / 'stories260k'), json.loads((shared / 'stories260k' / 'golden.json').read_text())
+
+
+def test_a_real_model_says_what_its_reference_says(stories):
+    lm, golden = stories
+    prompt = np.array([golden['prompt_ids']])
+    logit_TV = np.asarray(rlaif_jax.logits(lm, prompt))[0]
+    assert logit_TV.dtype == np.float32
+    logp_TV = np.asarray(jax.nn.log_softmax(logit_TV))
+    got = logp_TV[np.arange(len(prompt[0]) - 1), prompt[0, 1:]]
+    np.testing.assert_allclose(got, golden['prompt_token_logprobs'], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logit_TV[-1, :8], golden['last_logits_first8'], rtol=0, atol=1e-3)
+    mask = np.arange(len(prompt[0])) < 10  # padding is not seen
+    padded = rlaif_jax.logits(lm, np.where(mask, prompt, 0), mask[None])
+    np.testing.assert_allclose(padded[0, :10], logit_TV[:10], rtol=0, atol=1e-5)
+
+
+def test_a_real_model_continues_as_its_reference_does(stories):
+    lm, golden = stories
+    ids, tokenizer = golden['greedy_ids'], lm.tokenizer
+    assert tokenizer.start == (ids[0],)
+    token_BT, key = jnp.asarray([ids[:1]]), jax.random.key(0)
+    allowed_V, stop_V = tokenizer.allowed(lm.config.vocab), tokenizer.stops(lm.config.vocab)
+    new = len(ids) - 1
+    out = sample(
+        lm.config, lm.params, token_BT, token_BT > 0, key, allowed_V, stop_V, max_new_tokens=new, temperature=0.0
+    )
+    assert out.token_BT[0].tolist() == ids[1:]
+    assert tokenizer.decode([ids])[0].strip() == golden['greedy_text'].strip()
+
+
+def test_a_real_model_goes_out_as_it_came_in(stories, shared, tmp_path):
+    lm, _ = stories
+    save(lm, tmp_path / 'out')
+    same(tensors(tmp_path / 'out'), tensors(shared / 'stories260k'))
+    again = load(tmp_path / 'out')
+    assert again.config == lm.config
+    assert (again.tokenizer.start, again.tokenizer.ends) == (lm.tokenizer.start, lm.tokenizer.ends)
+    assert again.tokenizer.encode(['Once upon a </s>']) == lm.tokenizer.encode(['Once upon a </s>'])
+    same(again.params, lm.params)
+    before, after = (json.loads((p / 'config.json').read_text()) for p in (shared / 'stories260k', tmp_path / 'out'))
+    assert {key: after[key] for key in before} == before
+
+
+# there and back
+
+
+@pytest.mark.parametrize('shard_bytes', [1, 4000, 2**30])
+def test_a_checkpoint_in_several_files_is_the_same(lm, tmp_path, shard_bytes):
+    save(lm, tmp_path / 'out', shard_bytes=shard_bytes)
+    files = sorted(tmp_path.glob('out/*.safetensors'))
+    index = tmp_path / 'out' / 'model.safetensors.index.json'
+    assert (len(files) > 1) == index.exists() == (shard_bytes < 2**30)
+    for path in files if index.exists() else []:
+        stored = safetensors.numpy.load_file(path)
+        assert len(stored) == 1 or sum(x.nbytes for x in stored.values()) <= shard_bytes
+        where = json.loads(index.read_text())['weight_map']
+        assert all(where[name] == path.name for name in stored)
+    again = load(tmp_path / 'out')
+    assert again.config == CFG
+    same(again.params, lm.params)
+
+
+def test_the_layout_is_the_one_of_a_linear_layer(lm, saved):
+    """Their weights are (out, in), heads flattened with the head first."""
+    theirs = tensors(saved)
+    query_LDNH = np.asarray(lm.params['query_LDNH'])
+    q = theirs['model.layers.1.self_attn.q_proj.weight']
+    assert q.shape == (CFG.heads * CFG.head_dim, CFG.width)
+    np.testing.assert_array_equal(q[3 * CFG.head_dim + 5], query_LDNH[1, :, 3, 5])
+    out = theirs['model.layers.0.self_attn.o_proj.weight']
+    np.testing.assert_array_equal(out[:, 2 * CFG.head_dim + 1], lm.params['out_LNHD'][0, 2, 1])
+    np.testing.assert_array_equal(theirs['lm_head.weight'], np.asarray(lm.params['unembed_DV']).T)
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8}, {'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 4}], ids=str)
+def test_each_device_gets_its_slice(lm, saved, tmp_path, sizes):
+    mesh = axes.make_mesh(sizes)
+    again = load(saved, mesh=mesh)
+    same(again.params, lm.params)
+    for name, leaf in again.params.items():
+        spec = axes.spec(axes.letters(name), leaf.shape, mesh)
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), name
+    query = again.params['query_LDNH'].addressable_shards[0].data
+    assert query.shape == (2, 8 // mesh.shape['fsdp'], 4 // mesh.shape['tensor'], 6)
+    save(again, tmp_path / 'out', shard_bytes=4000)
+    same(tensors(tmp_path / 'out'), tensors(saved))
+
+
+def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
+    rounded = {name: x.astype(jnp.bfloat16).astype(jnp.float32) for name, x in lm.params.items()}
+    save(dataclasses.replace(lm, params=rounded), tmp_path / 'out', dtype='bfloat16')
+    assert {x.dtype.name for x in tensors(tmp_path / 'out').values()} == {'bfloat16'}
+    same(load(tmp_path / 'out').params, rounded)
+    assert load(tmp_path / 'out', dtype='bfloat16').config.dtype == 'bfloat16'
+
+
+@pytest.mark.parametrize('more', [{}, {'tied': True, 'kv_heads': 4, 'activation': 'gelu', 'rope_theta': 5e5}])
+def test_a_config_comes_back(micro_tokenizer, tmp_path, more):
+    cfg = dataclasses.replace(CFG, **more)
+    (tmp_path / 'config.json').write_text(json.dumps(hf.write_config(cfg, micro_tokenizer)))
+    assert hf.read_config(tmp_path) == cfg
+
+
+def test_transformers_reads_the_config(saved):
+    from transformers import AutoConfig, AutoTokenizer
+
+    theirs = AutoConfig.from_pretrained(saved)
+    assert (theirs.model_type, theirs.hidden_size, theirs.num_key_value_heads) == ('llama', CFG.width, CFG.kv_heads)
+    theirs.save_pretrained(saved.parent / 'theirs')
+    assert hf.read_config(saved.parent / 'theirs') == CFG  # whatever it writes today
+    assert AutoTokenizer.from_pretrained(saved).eos_token == '<eos>'
+
+
+# saving
+
+
+def test_a_save_replaces_what_is_there(lm, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'stale.safetensors').write_bytes(b'old')
+    save(lm, tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'stale.safetensors').exists()
+    assert [p.name for p in tmp_path.iterdir()] == ['out']
+    assert (tmp_path / 'out').stat().st_mode & 0o055  # as readable as any new directory
+    same(load(tmp_path / 'out').params, lm.params)
+
+
+def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'precious').write_text('here')
+
+    def full(*args):
+        raise OSError('no space left on device')
+
+    monkeypatch.setattr(hf, '_write_tensors', full)
+    for name in ('out', 'new'):
+        with pytest.raises(OSError, match='no space'):
+            save(lm, tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ['out']
+    assert (tmp_path / 'out' / 'precious').read_text() == 'here'
+
+
+def test_a_save_loses_no_parameter(lm, tmp_path):
+    biased = dataclasses.replace(lm, params=lm.params | {'query_bias_LNH': jnp.zeros((2, 4, 6))})
+    with pytest.raises(Mistake, match='no place for query_bias_LNH'):
+        save(biased, tmp_path / 'out')
+    assert not list(tmp_path.iterdir())
+
+
+# bad checkpoints
+
+
+def change(name, **fields):
+    """Other fields in a JSON file; None takes one away."""
+
+    def spoil(folder):
+        raw = json.loads((folder / name).read_text()) | fields
+        (folder / name).write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
+
+    return spoil
+
+
+def rewrite(edit):
+    """Other tensors in the file."""
+
+    def spoil(folder):
+        stored = tensors(folder)
+        edit(stored)
+        safetensors.numpy.save_file(stored, folder / 'model.safetensors')
+
+    return spoil
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def truncate(folder):
+    data = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(data[: len(data) // 2])
+
+
+def pickles_only(folder):
+    (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+
+
+def index(weight_map):
+    def spoil(folder):
+        (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+
+    return spoil
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+BAD = {
+    'no config': (remove('config.json'), 'no config.json'),
+    'bad JSON': (write('config.json', '{"model_type": '), 'config.json: not valid JSON'),
+    'not a table': (write('config.json', '[]'), 'config.json: not a table'),
+    'unknown family': (change('config.json', model_type='mamba'), "model_type = 'mamba' is not supported; .*llama"),
+    'unknown field': (change('config.json', logit_softcap=30.0), "unknown field 'logit_softcap'"),
+    'rope scaling': (change('config.json', rope_scaling={'factor': 8.0}), 'rope_scaling = .* is not supported'),
+    'rope type': (change('config.json', rope_parameters={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
+    'rope field': (change('config.json', rope_parameters={'partial': 0.5}), 'unknown field rope_parameters.partial'),
+    'attention bias': (change('config.json', attention_bias=True), 'attention_bias = True is not supported'),
+    'sliding window': (change('config.json', sliding_window=512), 'sliding_window = 512 is not supported'),
+    'activation': (change('config.json', hidden_act='relu'), "hidden_act = 'relu' is not supported; supported: silu"),
+    'missing field': (change('config.json', vocab_size=None), "field 'vocab_size' is missing"),
+    'heads do not divide': (change('config.json', num_key_value_heads=3), 'kv_heads = 3 must divide heads = 4'),
+    'no number': (change('config.json', hidden_size='large'), 'config.json: '),
+    'missing tensor': (rewrite(lambda t: t.pop('model.norm.weight')), 'lacks 1 tensors .*first model.norm.weight'),
+    'more layers': (change('config.json', num_hidden_layers=3), 'lacks 9 tensors .*first model.layers.2'),
+    'fewer layers': (change('config.json', num_hidden_layers=1), 'holds 9 tensors .*first model.layers.1'),
+    'extra tensor': (rewrite(lambda t: t.update({'x.bias': np.zeros(3)})), 'holds 1 tensors .*first x.bias'),
+    'wrong shape': (change('config.json', intermediate_size=13), r'mlp.\w+.weight has shape .*; its config.json says'),
+    'half a file': (truncate, 'model.safetensors: not a whole safetensors file'),
+    'no weights': (remove('model.safetensors'), 'no model.safetensors here'),
+    'pickles': (pickles_only, 'pytorch_model.bin is a pickle.*only safetensors are read'),
+    'no tokenizer': (remove('tokenizer.json'), 'no tokenizer.json'),
+    'no such shard': (index({'model.norm.weight': 'gone.safetensors'}), 'gone.safetensors is named in the index'),
+    'no index': (write('model.safetensors.index.json', '{}'), 'index.json: not the index of a checkpoint'),
+    'no end': (
+        lambda f: [change('tokenizer_config.json', eos_token=None)(f), remove('generation_config.json')(f)],
+        'end',
+    ),
+}
+
+
+@pytest.mark.parametrize('spoil, says', BAD.values(), ids=BAD.keys())
+def test_a_bad_checkpoint_is_named(saved, tmp_path, spoil, says):
+    folder = shutil.copytree(saved, tmp_path / 'spoilt')
+    spoil(folder)
+    with pytest.raises(Mistake, match=says) as error:
+        load(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(Mistake, match='no such directory'):
+        load(tmp_path / 'nothing')
+
+
+def test_a_name_leads_to_a_packaged_model_or_the_nearest(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(presets, 'PACKAGED', tmp_path)
+    shutil.copytree(saved, tmp_path / 'micro_tiny')
+    assert presets.resolve('micro_tiny') == tmp_path / 'micro_tiny'
+    with pytest.raises(Mistake, match=r'micro_tyni: .* did you mean micro_tiny\?'):
+        load('micro_tyni')
+    with pytest.raises(Mistake, match='packaged models: micro_tiny'):
+        load('gpt')
+
+
+def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise huggingface_hub.errors.LocalEntryNotFoundError('offline')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
+    with pytest.raises(Mistake, match='someone/model: could not be downloaded.*give a local directory'):
+        load('someone/model')
+
+
+# the public surface
+
+
+def test_importing_the_package_imports_nothing_heavy(tmp_path):
+    code = 'import rlaif_jax, sys; print([m for m in ("jax", "flax", "transformers", "numpy") if m in sys.modules])'
+    root = Path(rlaif_jax.__file__).parents[1]
+    out = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (out.stdout.strip(), out.returncode) == ('[]', 0), out.stderr
+
+
+def test_the_public_names_are_the_ones_our_stages_call():
+    from rlaif_jax.labeling.direct import rate
+
+    assert rlaif_jax.load is load and rlaif_jax.save is save and rlaif_jax.LM is LM
+    assert rlaif_jax.generate is generate and rlaif_jax.rate is rate and rlaif_jax.logits is hf.logits
+    assert all(hasattr(rlaif_jax, name) for name in rlaif_jax.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'; it has .*load"):
+        rlaif_jax.lode  # noqa: B018

@@ -1,0 +1,496 @@
+"""Laws of rlaif_jax.training.reinforce: the averaged gradient is that of the paper's objective, and what should not
+matter does not.
+
+Compiling a step takes seconds, so all tests share a few compiled worlds: one model, one shape of batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlaif_jax import axes, generation
+from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.text import pad_left
+from rlaif_jax.training import reinforce
+from rlaif_jax.training import state as training
+
+MODEL = transformer.Config(vocab=16, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=32)
+END = 1
+WORDS = (4, 5, 6)  # the three tokens of the world
+P, T = 6, 3  # tokens of a prompt and of a response, at most
+BETA, PENALTY = 0.25, 0.5
+BASELINES = ('value', 'shared_value', 'batch_mean')
+MESHES = {'data 8': {'data': 8}, 'data 2, fsdp 2, tensor 2': {'data': 2, 'fsdp': 2, 'tensor': 2}}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """As much of a tokenizer as the jitted steps ask for."""
+
+    pad: int = 0
+
+    def allowed(self, vocab: int) -> np.ndarray:
+        return np.isin(np.arange(vocab), (*WORDS, END))
+
+    def stops(self, vocab: int) -> np.ndarray:
+        return np.arange(vocab) == END
+
+
+@cache
+def params(seed: int = 0) -> transformer.Params:
+    return jax.jit(partial(transformer.init, MODEL))(jax.random.key(seed))
+
+
+@cache
+def left() -> transformer.Params:
+    """A policy that has left its reference, which is params()."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.2, x.shape).astype(np.float32), params())
+
+
+def config(**changes) -> reinforce.Config:
+    usual = dict(
+        steps=10, batch=8, max_prompt=P, max_new_tokens=T, beta=BETA, missing_end_penalty=PENALTY,
+        policy_optimizer=training.Optimizer(name='adafactor', learning_rate=1e-2),
+        value_optimizer=training.Optimizer(name='adamw', learning_rate=1e-2),
+    )  # fmt: skip
+    return reinforce.Config(**usual | changes)
+
+
+class World:
+    """The jitted steps of a config on a mesh, and states to begin with."""
+
+    def __init__(self, cfg: reinforce.Config, mesh: str) -> None:
+        self.cfg, self.mesh = cfg, axes.make_mesh(MESHES.get(mesh))
+        lm = LM(MODEL, axes.place(params(), self.mesh), Toy(), 'toy')  # type: ignore[arg-type]
+        self.sft, self.steps = lm.params, reinforce.make_steps(cfg, lm, self.mesh)
+
+    def state(self, policy: transformer.Params | None = None, head: float = 0.0):
+        """A fresh state; with `policy` away from its reference, with `head` its values away from zero."""
+        with jax.set_mesh(self.mesh):
+            state = self.steps.init(self.sft if policy is None else axes.place(policy, self.mesh))
+            if head and self.cfg.baseline != 'batch_mean':
+                weight_D = state['value']['params']['head']['head_D']
+                state['value']['params']['head']['head_D'] = weight_D + head * jnp.cos(jnp.arange(MODEL.width))
+            return state
+
+    def update(self, state, batch):
+        with jax.set_mesh(self.mesh):
+            return self.steps.update(state, self.sft, jax.device_put(batch, axes.rows(self.mesh)))
+
+
+@cache
+def world(mesh: str = '', **changes) -> World:
+    """The world of that config, compiled once for all tests."""
+    return World(config(**changes), mesh)
+
+
+def make_batch(policy: transformer.Params, seed: int = 0, pad: int = 0, rows: int = 8) -> training.Batch:
+    """Prompts of all lengths, with end tokens in them; responses sampled from `policy`; random scores."""
+    rng = np.random.default_rng(seed)
+    prompt_BT, valid_BT = pad_left([rng.choice(16, 1 + b % P) for b in range(rows)], P, pad)
+    sample = generation.sample(
+        MODEL, policy, prompt_BT, valid_BT, jax.random.key(seed), Toy().allowed(MODEL.vocab), Toy().stops(MODEL.vocab),
+        max_new_tokens=T, temperature=0.9, pad=pad,
+    )  # fmt: skip
+    return {
+        'prompt_BT': prompt_BT, 'valid_BT': valid_BT, 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,
+        'sampled_logp_BT': sample.logp_BT, 'ended_B': np.asarray(sample.ended_B),
+        'score_B': rng.uniform(-1, 1, rows).astype(np.float32),
+    }  # fmt: skip
+
+
+def take(batch: training.Batch, rows: list[int]) -> training.Batch:
+    return jax.tree.map(lambda x: np.asarray(x)[rows], batch)
+
+
+def close(one, other, tolerance: float) -> None:
+    """Two trees of the same shape, everywhere within `tolerance` of the largest entry of each leaf (at least 1)."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        scale = max(1.0, np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+
+# The objective, enumerated
+
+
+PROMPT = (7, END, 9)  # an end token in the prompt ends nothing
+RESPONSES = [  # all of the world: up to T tokens, the end token only last
+    *((*words, END) for n in range(T) for words in itertools.product(WORDS, repeat=n)),
+    *itertools.product(WORDS, repeat=T),
+]
+
+
+@cache
+def enumerated() -> training.Batch:
+    """All responses to the prompt as one batch, each with a score of its own; padded on both sides."""
+    token_BT = np.array([[*row, 0, 0, 0][:T] for row in RESPONSES], np.int32)
+    mask_BT = np.arange(T) < np.array([[len(row)] for row in RESPONSES])
+    prompt_BT, valid_BT = pad_left([PROMPT] * len(RESPONSES), P, 0)
+    score_B = np.random.default_rng(0).uniform(-1, 1, len(RESPONSES)).astype(np.float32)
+    return {
+        'prompt_BT': prompt_BT, 'valid_BT': valid_BT, 'token_BT': token_BT, 'mask_BT': mask_BT, 'score_B': score_B
+    }  # fmt: skip
+
+
+@jax.jit
+def log_probability(params: transformer.Params) -> jax.Array:
+    """(B,): log π of every response at temperature 0.9, the plain way: no padding on the left, a whole log-softmax."""
+    batch = enumerated()
+    token_BT = jnp.concatenate([jnp.tile(jnp.array(PROMPT), (len(RESPONSES), 1)), batch['token_BT']], axis=1)
+    hidden_BTD, _ = transformer.forward(MODEL, params, token_BT, *transformer.causal(jnp.ones_like(token_BT, bool)))
+    allowed_C = jnp.array(sorted((*WORDS, END)))
+    logp_BTC = jax.nn.log_softmax((hidden_BTD @ params['embed_VD'].T)[:, len(PROMPT) - 1 : -1, allowed_C] / 0.9)
+    which_BT = jnp.searchsorted(allowed_C, jnp.where(batch['mask_BT'], batch['token_BT'], END))
+    logp_BT = jnp.take_along_axis(logp_BTC, which_BT[..., None], axis=-1)[..., 0]
+    return jnp.where(batch['mask_BT'], logp_BT, 0.0).sum(1)
+
+
+@jax.jit
+@jax.grad
+def descent(policy: transformer.Params, sft: transformer.Params, beta: float) -> jax.Array:
+    """−∇J, J = E[(1−β)·score − β·log(π/π_SFT)], by differentiating the sum over all responses."""
+    logp_B, ref_logp_B = log_probability(policy), log_probability(sft)
+    reward_B = (1 - beta) * enumerated()['score_B'] - beta * (logp_B - ref_logp_B)
+    return -jnp.sum(jnp.exp(logp_B) * reward_B)
+
+
+@partial(jax.jit, static_argnames='baseline')
+def averaged(baseline: str, policy, sft, value, beta: float, weight_B: jax.Array, mean: float):
+    """The policy's gradient of the stage's own loss, every response weighed with `weight_B`."""
+    cfg = SimpleNamespace(baseline=baseline, beta=beta, temperature=0.9)  # a Config whose beta may be traced
+    batch, allowed_V = enumerated(), jnp.asarray(Toy().allowed(MODEL.vocab))
+    hidden_BTD = reinforce.response_states(MODEL, sft, batch)
+    logp_BT, _ = reinforce.response_logp(cfg, MODEL, allowed_V, sft, hidden_BTD, batch['token_BT'])
+    batch = batch | {'ref_logp_BT': logp_BT, 'sampled_logp_BT': logp_BT, 'weight_B': weight_B}
+    batch['mean_B'] = jnp.full_like(weight_B, mean)
+    loss = partial(reinforce.loss, cfg, MODEL, allowed_V)
+    return training.gradients(loss, {'policy': policy, 'value': value}, batch)[0]['policy']
+
+
+def values(baseline: str):
+    """A value network that means nothing: any function of the prefix is a baseline."""
+    head = {'head_D': jnp.sin(jnp.arange(MODEL.width, dtype=jnp.float32)), 'head_bias': jnp.float32(0.3)}
+    return {'value': {'head': head, 'trunk': params(5)}, 'shared_value': {'head': head}, 'batch_mean': {}}[baseline]
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.3])
+@pytest.mark.parametrize('baseline', BASELINES)
+def test_the_averaged_gradient_is_that_of_the_objective(baseline, beta):
+    probability_B = jnp.exp(log_probability(left()))
+    assert float(probability_B.sum()) == pytest.approx(1, abs=1e-5)
+    wanted = descent(left(), params(), beta)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted)) > 0.03  # there is something to compare
+    close(averaged(baseline, left(), params(), values(baseline), beta, probability_B, 0.4), wanted, 1e-5)
+
+
+def test_the_gradient_of_samples_approaches_that_of_the_objective():
+    prompt_BT, valid_BT = (np.tile(enumerated()[name][:1], (8192, 1)) for name in ('prompt_BT', 'valid_BT'))
+    index, count_B, errors = {row: b for b, row in enumerate(RESPONSES)}, np.zeros(len(RESPONSES), np.float32), []
+    for n in range(16):
+        sample = generation.sample(
+            MODEL, left(), prompt_BT, valid_BT, jax.random.key(n), Toy().allowed(16), Toy().stops(16), max_new_tokens=T,
+            temperature=0.9,
+        )  # fmt: skip
+        length_B = np.asarray(sample.mask_BT).sum(1)
+        for row, length in zip(np.asarray(sample.token_BT).tolist(), length_B):
+            count_B[index[tuple(row[:length])]] += 1
+        found = averaged('value', left(), params(), values('value'), 0.3, count_B / count_B.sum(), 0.0)
+        wanted = descent(left(), params(), 0.3)
+        errors.append(float(optax.tree.norm(jax.tree.map(jnp.subtract, found, wanted)) / optax.tree.norm(wanted)))
+    assert errors[-1] < 0.1
+
+
+# Rewards and returns
+
+
+CASES = {  # mask, index of the true last token
+    'ended early': ([1, 1, 1, 0, 0], 2),
+    'cut at the end': ([1, 1, 1, 1, 1], 4),
+    'one token': ([1, 0, 0, 0, 0], 0),
+}
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('beta', [0.0, 0.05, 1.0])
+def test_the_score_is_a_reward_of_the_true_last_token(case, beta):
+    mask, last = CASES[case]
+    mask_T, score = jnp.array(mask, bool), 0.7
+    logp_T, ref_logp_T = -jnp.arange(1.0, 6.0), -jnp.array([2.0, 1.0, 4.0, 4.0, 9.0])
+    reward_T, return_T = reinforce.returns(jnp.float32(score), logp_T, ref_logp_T, mask_T, beta)
+    kl_T = np.where(mask, np.asarray(logp_T - ref_logp_T), 0)
+    wanted = -beta * kl_T
+    wanted[last] += (1 - beta) * score
+    np.testing.assert_allclose(reward_T, wanted, atol=1e-6)
+    np.testing.assert_allclose(reward_T.sum(), (1 - beta) * score - beta * kl_T.sum(), atol=1e-6)
+    np.testing.assert_allclose(return_T, np.where(mask, wanted[::-1].cumsum()[::-1], 0), atol=1e-6)
+    assert not np.asarray(reward_T)[last + 1 :].any() and not np.asarray(return_T)[last + 1 :].any()
+
+
+def test_what_stands_behind_the_response_never_matters():
+    mask_T, behind_T = jnp.array([True, True, False]), jnp.array([0.0, 0.0, jnp.nan])
+    reward_T, return_T = reinforce.returns(jnp.float32(1), behind_T - 1, behind_T - 2, mask_T, 0.5)
+    assert np.isfinite(reward_T).all() and np.isfinite(return_T).all()
+    losses = [reinforce.policy_loss(behind_T, return_T, mask_T), reinforce.value_loss(behind_T, return_T, mask_T)]
+    assert np.isfinite(losses).all()
+
+
+def test_the_state_that_chooses_a_token_has_not_seen_it():
+    batch = enumerated()
+    token_BT = batch['token_BT'].copy()
+    token_BT[:, 1] = WORDS[2]
+    states_BTD, changed_BTD = (
+        np.asarray(reinforce.response_states(MODEL, params(), batch | {'token_BT': token}))
+        for token in (batch['token_BT'], token_BT)
+    )
+    np.testing.assert_array_equal(states_BTD[:, :2], changed_BTD[:, :2])
+    assert (states_BTD[:, 2] != changed_BTD[:, 2]).any()
+
+
+def alone(batch: training.Batch, row: int) -> dict[str, float]:
+    """The metrics of a step on one response: the others have no score."""
+    score_B = np.where(np.arange(8) == row, batch['score_B'], np.nan).astype(np.float32)
+    _, metrics = world().update(world().state(left()), batch | {'score_B': score_B})
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_with_pad_equal_to_end_the_reward_is_where_the_response_ends():
+    padded, plain = make_batch(left(), pad=END), make_batch(left())
+    length_B = np.asarray(padded['mask_BT']).sum(1)
+    np.testing.assert_array_equal(padded['mask_BT'], plain['mask_BT'])
+    assert set(length_B) >= {1, T} and 0 < padded['ended_B'].sum() < 8  # of one token, and one that never ends
+    for row in (int(length_B.argmin()), int(padded['ended_B'].argmin())):
+        cut = not padded['ended_B'][row]
+        metrics = alone(padded, row)
+        assert metrics['completions/mean_length'] == length_B[row] and metrics['val/num_eos_tokens'] == sum(
+            padded['ended_B']
+        )
+        assert metrics['objective/scores'] == pytest.approx(padded['score_B'][row] - PENALTY * cut, abs=1e-6)
+        reward = (1 - BETA) * metrics['objective/scores'] - BETA * metrics['objective/kl']
+        assert metrics['objective/rlhf_reward'] == pytest.approx(reward, abs=1e-6)
+        assert metrics == pytest.approx(alone(plain, row), abs=1e-6)
+
+
+# The sampler and the trainer
+
+
+def test_the_trainer_sees_the_log_probabilities_of_the_sampler():
+    here, batch = world(), make_batch(params())
+    assert here.cfg.temperature == 0.9
+    _, metrics = here.update(here.state(), batch)
+    assert float(metrics['sampler/mismatch']) < 1e-5
+    assert abs(float(metrics['objective/kl'])) < 1e-5 and float(metrics['objective/kl_k3']) < 1e-5
+    sample = here.steps.sample(params(), batch['prompt_BT'], batch['valid_BT'], jax.random.key(0))
+    np.testing.assert_array_equal(sample.token_BT, batch['token_BT'])
+
+
+def test_kl_is_the_gap_of_the_two_log_probabilities():
+    here, batch = world(), make_batch(left())
+    assert not np.asarray(here.steps.measure(params(), params(), batch)).any()
+    kl_B = np.asarray(here.steps.measure(left(), params(), batch))
+    _, metrics = here.update(here.state(left()), batch)
+    assert float(metrics['objective/kl']) == pytest.approx(kl_B.mean(), abs=1e-5) and np.abs(kl_B).max() > 0.1
+    assert float(metrics['sampler/mismatch']) < 1e-5
+
+
+# Scores that are none
+
+
+@pytest.mark.parametrize('baseline', BASELINES)
+def test_an_unscorable_response_adds_nothing(baseline):
+    """Four responses beside four without a score make the step of the four responses twice."""
+    here, batch = world(baseline=baseline), make_batch(left())
+    gaps = batch | {'score_B': batch['score_B'].copy()}
+    gaps['score_B'][[0, 3, 4, 7]] = [np.nan, np.inf, np.nan, -np.inf]
+    state, metrics = here.update(here.state(left(), head=0.1), gaps)
+    twice = take(batch, [1, 2, 5, 6] * 2)
+    wanted, others = here.update(here.state(left(), head=0.1), twice)
+    close(state, wanted, 1e-5)
+    assert float(metrics['val/unscorable']) == 4 and float(others['val/unscorable']) == 0
+    for name in set(metrics) - {'val/unscorable', 'val/num_eos_tokens', 'val/eos_rate'}:
+        assert float(metrics[name]) == pytest.approx(float(others[name]), abs=1e-5), name
+
+
+def test_a_batch_without_any_score_moves_nothing():
+    here, batch = world(), make_batch(left()) | {'score_B': np.full(8, np.nan, np.float32)}
+    before = here.state(left(), head=0.1)
+    state, metrics = here.update(here.state(left(), head=0.1), batch)
+    close(state['policy']['params'], before['policy']['params'], 0.0)
+    assert float(metrics['grad_norm/policy']) == 0 == float(metrics['grad_norm/value'])
+    assert float(metrics['val/unscorable']) == 8
+
+
+# One step
+
+
+@pytest.mark.parametrize('baseline', ['value', 'batch_mean'])
+def test_a_step_in_parts_is_the_step_whole(baseline):
+    batch = make_batch(left())
+    batch['score_B'][:3] = np.nan  # parts of unequal weight: the first of the four has none at all
+    whole, parts = (world(**how) for how in ({'baseline': baseline}, {'baseline': baseline, 'parts': 4}))
+    close(*(here.update(here.state(left(), head=0.1), batch) for here in (parts, whole)), 1e-5)
+
+
+@pytest.mark.parametrize('mesh, parts', [('data 8', 1), ('data 2, fsdp 2, tensor 2', 2)])
+def test_steps_on_eight_devices_are_those_on_one(mesh, parts):
+    here, there = world(), world(mesh, parts=parts)
+    batch = make_batch(left())
+    policy = axes.place(left(), there.mesh)
+    with jax.set_mesh(there.mesh):
+        rows = jax.device_put((batch['prompt_BT'], batch['valid_BT']), axes.rows(there.mesh))
+        sample = there.steps.sample(policy, *rows, jax.random.key(0))
+    np.testing.assert_array_equal(sample.token_BT, batch['token_BT'])
+    np.testing.assert_allclose(sample.logp_BT, batch['sampled_logp_BT'], atol=1e-5)
+    one, eight = here.state(left(), head=0.1), there.state(left(), head=0.1)
+    for _ in range(2):
+        one, metrics = here.update(one, batch)
+        eight, others = there.update(eight, batch)
+    close(eight, one, 1e-5)
+    close(others, metrics, 1e-5)
+    split = [leaf for leaf in jax.tree.leaves(eight['policy']) if not leaf.sharding.is_fully_replicated]
+    assert bool(split) == ('fsdp' in mesh)
+
+
+@pytest.mark.parametrize('baseline', BASELINES)
+def test_every_baseline_learns_to_say_what_scores(baseline):
+    here, scores = world(baseline=baseline), []
+    state = here.state()
+    for i in range(60):
+        batch = make_batch(state['policy']['params'], seed=i)
+        batch['score_B'] = np.asarray((batch['token_BT'] == WORDS[0]).sum(1) - 1.0, np.float32)
+        scores.append(batch['score_B'].mean())
+        state, metrics = here.update(state, batch)
+    assert np.mean(scores[-10:]) > np.mean(scores[:10]) + 0.5
+    assert float(metrics['objective/kl']) > 0.1 and float(metrics['sampler/mismatch']) < 1e-4
+    assert set(state['value']['params']) == set(values(baseline))
+
+
+def test_the_state_is_donated_and_the_reference_stays():
+    here = world()
+    before = jax.tree.map(np.array, here.sft)
+    state = here.state()
+    here.update(state, make_batch(params()))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state['policy']['params']))
+    close(here.sft, before, 0.0)
+
+
+@pytest.mark.parametrize('broken', ['policy', 'value'])
+def test_networks_skip_a_step_that_is_not_finite_together(broken):
+    here, batch = world(), make_batch(params())
+    state = here.state(head=0.1)
+    network = {'policy': state['policy']['params'], 'value': state['value']['params']['trunk']}[broken]
+    network['final_norm_D'] = jax.device_put(np.full(MODEL.width, np.nan, np.float32), axes.replicated(here.mesh))
+    before = jax.tree.map(np.array, state)
+    for times in (1, 2):
+        state, metrics = here.update(state, batch)
+        for name in ('policy', 'value'):
+            kept = {key: state[name][key] for key in ('params', 'optimizer')}
+            close(kept, {key: before[name][key] for key in kept}, 0.0)
+            assert int(state[name]['skipped']) == times and float(metrics[f'skipped/{name}']) == 1
+    training.check_finite('reinforce', 7, 2)
+    with pytest.raises(Mistake, match=r'reinforce: the last 3 steps, up to step 7.*learning_rate'):
+        training.check_finite('reinforce', 7, 3)
+
+
+def test_skipped_steps_in_a_row_are_forgotten_after_a_good_one():
+    state = world().state()
+    state['policy']['skipped'] = jax.device_put(np.int32(2), axes.replicated(world().mesh))
+    assert int(world().update(state, make_batch(params()))[0]['policy']['skipped']) == 0
+
+
+# The config, and the run
+
+
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        ({'beta': 1.5}, 'beta = 1.5'),
+        ({'beta': float('nan')}, 'beta = nan'),
+        ({'temperature': 0.0}, 'temperature must be positive'),
+        ({'batch': 0}, 'batch must be positive'),
+        ({'batch': 8, 'parts': 3}, 'batch = 8 does not fall into 3'),
+        ({'steps': 0}, 'steps must be positive'),
+        ({'max_new_tokens': -1}, 'max_new_tokens must be positive'),
+        ({'most_kl': 0.0}, 'most_kl must be positive'),
+        ({'missing_end_penalty': -1.0}, 'missing_end_penalty must not be negative'),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        config(**wrong)
+
+
+@pytest.fixture(scope='module')
+def spelling():
+    """The model with a real tokenizer, of letters: WORDS are c, d and e."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from rlaif_jax.text import Tokenizer as Ours
+
+    letters = Tokenizer(models.WordLevel({t: i for i, t in enumerate(['<pad>', '<eos>', *'abcdefghijklmn'])}, '<pad>'))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex('.'), 'isolated')
+    letters.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token='<pad>', eos_token='<eos>')
+    return LM(MODEL, world().sft, Ours(fast, (END,)), 'spelling')
+
+
+PROMPTS = [Prompt(text, f'p{i}') for i, text in enumerate(('abc', 'd', 'efghij', 'kl', 'mn', 'aa', 'bb', 'cc'))]
+
+
+@pytest.fixture
+def run(spelling, tmp_path, monkeypatch):
+    """The stage with the steps that the other tests have compiled."""
+    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: world().steps)
+
+    def run(lm=spelling, scorer=lambda prompts, texts: np.array([t.count('c') - 1.0 for t in texts]), **changes):
+        cfg = config(eval_every=2, eval_prompts=3, **changes)
+        return reinforce.run(cfg, tmp_path, lm, lambda step: PROMPTS, scorer, PROMPTS[:3], axes.make_mesh())
+
+    return run
+
+
+def test_a_run_trains_and_exports_a_policy_and_leaves_the_reference_as_it_was(spelling, run, tmp_path):
+    before, seen = jax.tree.map(np.array, spelling.params), []
+
+    def scorer(prompts, texts):
+        seen.append((prompts, texts))
+        return np.array([text.count('c') for text in texts])
+
+    trained = run(scorer=scorer, steps=3)
+    close(spelling.params, before, 0.0)
+    close(hf.load(tmp_path / 'export').params, trained.params, 0.0)
+    assert all((np.asarray(trained.params[name]) != before[name]).any() for name in before)
+    prompts, texts = seen[0]
+    assert prompts == [p.text for p in PROMPTS] and all(len(text) <= T and set(text) <= set('cde') for text in texts)
+    assert [len(texts) for _, texts in seen] == [8, 8, 3, 8, 3]  # evaluated after steps 2 and 3
+
+
+def test_a_run_whose_kl_runs_away_stops_and_says_what_to_change(run):
+    with pytest.raises(Mistake, match=r'(?s)KL to the SFT policy.*nats.*most_kl = 1e-06.*reinforce\.beta'):
+        run(most_kl=1e-6)
+
+
+def test_a_run_that_is_not_finite_stops_and_says_so(spelling, run):
+    bad = jax.device_put(np.full(MODEL.width, np.nan, np.float32), axes.replicated(world().mesh))
+    broken = replace(spelling, params=spelling.params | {'final_norm_D': bad})
+    with pytest.raises(Mistake, match=r'reinforce: the last 3 steps.*not finite'):
+        run(broken)
+
+
+def test_a_prompt_that_does_not_fit_is_named(run):
+    with pytest.raises(Mistake, match=r'prompt p2 has 6 tokens; reinforce\.max_prompt = 5'):
+        run(max_prompt=5)

@@ -1,0 +1,182 @@
+"""Laws of the model: names are shapes, the cache and the padding are invisible, the mask alone says who sees whom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlaif_jax import axes
+from rlaif_jax.models import heads
+from rlaif_jax.models.transformer import Config, attend, causal, forward, init, make_cache
+
+CFG = Config(vocab=40, layers=3, width=16, heads=4, kv_heads=2, head_dim=6, ffn=24, max_length=64)
+B, T = 8, 8
+TOKEN = np.random.default_rng(0).integers(0, CFG.vocab, (B, T))
+
+run = jax.jit(forward, static_argnums=0)
+
+
+def plain(cfg, params, token_BT):
+    """Hidden states of unpadded text, without a cache."""
+    return run(cfg, params, jnp.asarray(token_BT), *causal(jnp.ones(token_BT.shape, bool)))[0]
+
+
+def close(a, b, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope='module')
+def params(random_params):
+    return random_params(CFG)
+
+
+@pytest.mark.parametrize('more', [{}, {'tied': False}, {'qkv_bias': True}, {'tied': False, 'qkv_bias': True}])
+def test_a_parameter_has_the_shape_that_its_name_says(more):
+    cfg = dataclasses.replace(CFG, **more)
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    for name, leaf in shapes.items():
+        assert leaf.shape == tuple(cfg.sizes[letter] for letter in axes.letters(name)), name
+        assert leaf.dtype == jnp.float32
+    assert ('unembed_DV' in shapes) == (not cfg.tied)
+    assert ('query_bias_LNH' in shapes) == cfg.qkv_bias
+
+
+def test_fresh_parameters_are_of_the_right_size():
+    """Norms and biases do nothing; matrices keep the size of what passes through, residual branches take a share each."""
+    cfg = dataclasses.replace(CFG, qkv_bias=True)
+    names = ('final_norm_D', 'mlp_norm_LD', 'query_bias_LNH', 'embed_VD', 'down_LFD')
+    params = jax.jit(lambda key: {name: init(cfg, key)[name] for name in names})(jax.random.key(0))
+    for name in names[:3]:
+        assert np.all(params[name] == ('norm' in name)), name
+    assert np.std(params['embed_VD']) == pytest.approx(CFG.width**-0.5, rel=0.1)
+    assert np.std(params['down_LFD']) == pytest.approx((2 * CFG.layers * CFG.ffn) ** -0.5, rel=0.1)
+
+
+@pytest.mark.parametrize('chunks', [(5, 1, 1, 1), (1, 1, 5, 1)])
+def test_the_cache_is_invisible(params, chunks):
+    expected_BTD = plain(CFG, params, TOKEN)
+    cache = make_cache(CFG, B, T + 1)  # a slot more than is filled
+    start = 0
+    for n in chunks:
+        t = start + jnp.arange(n)
+        mask_BTS = jnp.broadcast_to(jnp.arange(T + 1)[None, None] <= t[None, :, None], (B, n, T + 1))
+        position_BT = jnp.broadcast_to(t, (B, n))
+        hidden_BTD, cache = run(CFG, params, jnp.asarray(TOKEN[:, start : start + n]), position_BT, mask_BTS, cache)
+        close(hidden_BTD, expected_BTD[:, start : start + n])
+        start += n
+        assert int(cache['length']) == start
+
+
+def test_padding_is_invisible(params):
+    """On either side, of any length, whatever tokens it holds: logits at real positions are those of the text alone."""
+    real = TOKEN[:, :5]
+    expected_BTV = heads.logits(CFG, params, plain(CFG, params, real))
+    for left in range(4):
+        token_BT = np.full((B, T), 7)
+        token_BT[:, left : left + 5] = real
+        valid_BT = np.zeros((B, T), bool)
+        valid_BT[:, left : left + 5] = True
+        hidden_BTD, _ = run(CFG, params, jnp.asarray(token_BT), *causal(jnp.asarray(valid_BT)))
+        assert np.isfinite(hidden_BTD).all()
+        close(heads.logits(CFG, params, hidden_BTD)[:, left : left + 5], expected_BTV)
+
+
+def test_a_later_token_changes_nothing_earlier(params):
+    before = np.asarray(plain(CFG, params, TOKEN))
+    for t in (1, 4, T - 1):
+        changed = TOKEN.copy()
+        changed[:, t] = (changed[:, t] + 1) % CFG.vocab
+        after = np.asarray(plain(CFG, params, changed))
+        np.testing.assert_array_equal(after[:, :t], before[:, :t])
+        assert (
+            np.abs(after[:, t:] - before[:, t:]).max(axis=(0, 2)).min() > 1e-3
+        )  # and everything later does hear of it
+
+
+def test_grouped_queries_are_repeated_heads(params):
+    """K key-value heads are N heads of which every N/K are the same."""
+    full = dataclasses.replace(CFG, kv_heads=CFG.heads)
+    repeated = params | {name: jnp.repeat(params[name], 2, axis=2) for name in ('key_LDKH', 'value_LDKH')}
+    close(plain(full, repeated, TOKEN), plain(CFG, params, TOKEN))
+
+
+def test_attention_is_its_formula():
+    """One query at a time, one head at a time, in float64."""
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal((2, n, h, 6)) for n, h in ((3, 4), (5, 2), (5, 2)))
+    seen = rng.random((2, 3, 5)) < 0.6
+    seen[:, :, 0] = True
+    out = jax.jit(attend)(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(seen))
+    for b, t, n in np.ndindex(2, 3, 4):
+        weight = np.exp(k[b, seen[b, t], n // 2] @ q[b, t, n] / np.sqrt(6))
+        close(out[b, t, n], weight @ v[b, seen[b, t], n // 2] / weight.sum())
+
+
+def test_branches_are_separate_texts(params):
+    """A trunk with two branches, told apart by the mask alone: each branch is what it is behind the trunk alone."""
+    trunk, one, two = TOKEN[:, :3], TOKEN[:, 3:5], TOKEN[:, 5:]
+    branch_T = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    position_T = np.array([0, 1, 2, 3, 4, 3, 4, 5])
+    sees_TS = (branch_T[None] == 0) | (branch_T[None] == branch_T[:, None])
+    sees_TS &= np.arange(T)[None] <= np.arange(T)[:, None]
+    position_BT, mask_BTS = np.broadcast_to(position_T, (B, T)), np.broadcast_to(sees_TS, (B, T, T))
+    tree_BTD, _ = run(CFG, params, jnp.asarray(TOKEN), jnp.asarray(position_BT), jnp.asarray(mask_BTS))
+    for branch, where in ((one, [0, 1, 2, 3, 4]), (two, [0, 1, 2, 5, 6, 7])):
+        alone = np.concatenate([trunk, branch], axis=1)
+        filled = np.pad(alone, ((0, 0), (0, T - alone.shape[1])))  # behind the text, so nobody sees it
+        close(tree_BTD[:, where], plain(CFG, params, filled)[:, : alone.shape[1]])
+
+
+def test_rotary_positions_are_relative(params):
+    """Hidden states depend on how far apart tokens are, not on where they stand."""
+    position_BT, mask_BTS = causal(jnp.ones((B, T), bool))
+    close(run(CFG, params, jnp.asarray(TOKEN), position_BT + 31, mask_BTS)[0], plain(CFG, params, TOKEN), 1e-4)
+
+
+def test_remat_keeps_only_what_enters_a_layer(params):
+    """What the forward scan hands to the backward one, in bytes. That the gradients are the same is tested with SFT."""
+
+    def kept(cfg):
+        total = lambda params: jnp.sum(forward(cfg, params, jnp.asarray(TOKEN), *causal(jnp.ones((B, T), bool)))[0])  # noqa: E731
+        scan = next(e for e in jax.make_jaxpr(jax.grad(total))(params).eqns if e.primitive.name == 'scan')
+        return sum(v.aval.size * v.aval.dtype.itemsize for v in scan.outvars[scan.params['num_carry'] :])
+
+    x_LBTD = CFG.layers * B * T * CFG.width * 4
+    assert kept(dataclasses.replace(CFG, remat=True)) < 1.1 * x_LBTD < 5 * x_LBTD < kept(CFG)
+
+
+def test_bfloat16_is_for_matrix_products_only(params):
+    cfg = dataclasses.replace(CFG, dtype='bfloat16')
+    hidden_BTD = plain(cfg, params, TOKEN)
+    assert hidden_BTD.dtype == jnp.bfloat16
+    logit_BTV = heads.logits(cfg, params, hidden_BTD)
+    assert logit_BTV.dtype == jnp.float32
+    expected_BTV = heads.logits(CFG, params, plain(CFG, params, TOKEN))
+    assert 1e-4 < np.abs(logit_BTV - expected_BTV).mean() < 0.05  # another precision, the same model
+    assert make_cache(cfg, 1, 2)['key_LBSKH'].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('sizes', [{'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
+def test_a_mesh_changes_nothing(params, sizes):
+    mesh = axes.make_mesh(sizes)
+    expected_BTD = plain(CFG, params, TOKEN)
+    with jax.set_mesh(mesh):
+        token_BT = jax.device_put(TOKEN, axes.rows(mesh))
+        hidden_BTD = plain(CFG, axes.place(params, mesh), token_BT)
+    close(hidden_BTD, expected_BTD)
+    assert len(hidden_BTD.sharding.device_set) == 8
+
+
+@pytest.mark.parametrize(
+    'more, says',
+    [
+        ({'layers': 0}, 'layers must be positive'),
+        ({'kv_heads': 3}, 'kv_heads = 3 must divide heads = 4'),
+        ({'head_dim': 5}, 'must be even'),
+    ],
+)
+def test_sizes_that_cannot_be(more, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(CFG, **more)
