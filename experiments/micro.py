@@ -21,6 +21,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
+from rlaif_jax.data import loader
 from rlaif_jax.data.micro import oracle, raters, tokenizer, world
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.labeling import direct, preference, prompts
@@ -237,7 +238,13 @@ class Pretrain:
         params = axes.place(transformer.init(cfg, jax.random.key(self.seed)), mesh)
         start = LM(cfg, params, words, self.model)
         trained = sft.run(
-            self.sft, folder, start, Rows(self.curriculum, words, self.sft.batch, self.seed), mesh, title=self.model
+            self.sft,
+            folder,
+            start,
+            Rows(self.curriculum, words, self.sft.batch, self.seed),
+            mesh,
+            title=self.model,
+            note=loader.note(self.data.source),
         )
         result = labeling_figures(trained, self.evaluation_pairs)
         columns = ['model', *result]

@@ -38,15 +38,20 @@ def check(config: Any, folder: Path) -> None:
         if cfg := getattr(config, name, None):
             parts = getattr(cfg, 'parts', 1)
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
+            if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
+                raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
     loader.source(config.data.source, 'train', 1)
-    for stage in config.stages(folder):
-        for role, model in stage.models.items():
-            longest = _sizes(model, config.dtype).max_length
-            if role == 'policy' and stage.length > longest:
-                raise Mistake(
-                    f'{stage.name}: rows have up to {stage.length} tokens, prompt and response together; {model} was '
-                    f'made for {longest}. Lower max_prompt or max_new_tokens'
-                )
+    stages = config.stages(folder)
+    made = getattr(config, 'model', None)  # by the experiment itself
+    models = dict.fromkeys(model for stage in stages for model in stage.models.values())
+    sizes = {model: hf.check(model) for model in models if model != made}
+    for stage in stages:
+        policy = stage.models.get('policy', made)
+        if policy in sizes and stage.length > sizes[policy].max_length:
+            raise Mistake(
+                f'{stage.name}: rows have up to {stage.length} tokens, prompt and response together; {policy} was made '
+                f'for {sizes[policy].max_length}. Lower max_prompt or max_new_tokens'
+            )
 
 
 def show(name: str, config: Any, folder: Path) -> None:

@@ -142,6 +142,7 @@ class Direct:
             [validation[i] for i in range(min(self.reinforce.eval_prompts, len(validation)))],
             mesh,
             judge=make_judge(self.evaluation, self.dtype, mesh),
+            note=loader.note(self.data.source),
         )
         prompts = test_prompts(self)
         texts = {
@@ -179,7 +180,14 @@ class Supervised:
                 prompts_at = loader.batches(
                     loader.source(self.data.source, 'train', self.data.train), self.sft.batch, self.sft.seed
                 )
-                sft.run(self.sft, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh)
+                sft.run(
+                    self.sft,
+                    folder,
+                    lm,
+                    lambda step: self.batch(lm, prompts_at(step)),
+                    mesh,
+                    note=loader.note(self.data.source),
+                )
                 checkpoint.finish(folder, {'export': 'export'})
             else:
                 log.say(f'sft: already there, in {folder}')

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
@@ -287,11 +287,10 @@ class Stop:
     def __init__(self) -> None:
         self.asked = False
 
-    def exit_if_asked(self, where: str) -> None:
+    def exit(self, where: str) -> NoReturn:
         """Call it behind a save: leaves the program, status 130, saying that the same command goes on from here."""
-        if self.asked:
-            say(f'{where}; saved. The same command goes on from here.')
-            raise SystemExit(130)
+        say(f'{where}; saved. The same command goes on from here.')
+        raise SystemExit(130)
 
 
 @contextmanager

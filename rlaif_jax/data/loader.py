@@ -36,3 +36,8 @@ def batches(prompts: Sequence[Prompt], batch: int, seed: int) -> Callable[[int],
 def simulated(name: str) -> bool:
     """Whether a data set is of a simulated world; everything printed from it says so."""
     return name.startswith('micro')
+
+
+def note(name: str) -> str:
+    """What stands beside everything that is printed about a data set: `[simulated]`, or nothing."""
+    return '[simulated]' if simulated(name) else ''

@@ -235,33 +235,51 @@ def table(cfg: Config) -> dict[str, tuple[str, str]]:
     return {ours: row for ours, row in TABLE.items() if not (ours == 'unembed_DV' and cfg.tied)}
 
 
-def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
-    """Read all parameters as float32 arrays on `mesh`, each device its own slices. Raises `Mistake` before anything
-    large is read.
+def check(path_or_hub_id: str | Path) -> Config:
+    """The sizes of a model that `load` can read. Raises what `load` would raise, and reads no parameters."""
+    folder = resolve(path_or_hub_id)
+    config = read_config(folder)
+    Tokenizer.load(folder)
+    find_tensors(folder, config)
+    return config
+
+
+def find_tensors(folder: Path, cfg: Config) -> dict[str, Any]:
+    """tensor name -> open file, of a checkpoint that holds exactly what its config.json asks for. Raises `Mistake`
+    where it does not; only the files' headers are read.
     """
     files = _open(folder)
-    rows = table(cfg)
-    theirs = {name.format(i) for name, _ in rows.values() for i in range(cfg.layers if '{}' in name else 1)}
-    if missing := sorted(theirs - set(files)):
+    stored = {
+        name.format(i): tuple(math.prod(cfg.sizes[c] for c in group) for group in layout.split())
+        for name, layout in table(cfg).values()
+        for i in range(cfg.layers if '{}' in name else 1)
+    }
+    if missing := sorted(set(stored) - set(files)):
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
         )
     known_extra = {'lm_head.weight'} if cfg.tied else set()  # some writers store a tied head twice
-    if extra := sorted(n for n in set(files) - theirs - known_extra if not n.endswith('rotary_emb.inv_freq')):
+    if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith('rotary_emb.inv_freq')):
         raise Mistake(
             f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
             f'first {extra[0]}'
         )
+    for name, shape in stored.items():
+        found = tuple(files[name].get_slice(name).get_shape())
+        if found != shape:
+            raise Mistake(f'{folder}: {name} has shape {found}; its config.json says {shape}')
+    return files
 
+
+def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
+    """Read all parameters as float32 arrays on `mesh`, each device its own slices. Raises `Mistake` before anything
+    large is read.
+    """
+    files = find_tensors(folder, cfg)
     params: Params = {}
-    for ours, (name, layout) in rows.items():
+    for ours, (name, layout) in table(cfg).items():
         letters = axes.letters(ours)
         shape = tuple(cfg.sizes[c] for c in letters)
-        stored = tuple(math.prod(cfg.sizes[c] for c in group) for group in layout.split())
-        for i in range(cfg.layers if '{}' in name else 1):
-            found = tuple(files[name.format(i)].get_slice(name.format(i)).get_shape())
-            if found != stored:
-                raise Mistake(f'{folder}: {name.format(i)} has shape {found}; its config.json says {stored}')
 
         def read(
             index: tuple[slice, ...], name: str = name, layout: str = layout, letters: str = letters

@@ -264,13 +264,14 @@ def run(
     validation: Sequence[Prompt],
     mesh: Mesh,
     judge: Judge | None = None,
+    note: str = '',
 ) -> LM:
     """Train the policy `lm` (the SFT policy, which also becomes value network and frozen reference) and export it to
     `folder/export`.
 
     `prompts_at(step)` is the step's batch. Goes on from the last checkpoint; everything random is a function of (seed,
     step), so a resumed run ends with the parameters of an uninterrupted one. Raises `Mistake` where the KL runs away or
-    steps are not finite.
+    steps are not finite. `note` stands beside everything that is printed.
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
     steps = make_steps(cfg, lm, mesh)
@@ -335,7 +336,7 @@ def run(
         _, sft_texts = respond_all(lm.params, jax.random.fold_in(seed, 2))
         with (
             log.Metrics(folder, start_step=start) as metrics,
-            log.progress('reinforce', cfg.steps, start) as bar,
+            log.progress(f'reinforce {note}'.rstrip(), cfg.steps, start) as bar,
             checkpoint.stop_on_signal() as stop,
         ):
             for i in range(start, cfg.steps):
@@ -364,14 +365,18 @@ def run(
                     numbers, rows = evaluate(done, state['policy']['params'])
                     shown |= numbers
                     metrics.samples(i, rows)
-                    log.say(_line(done, numbers))
-                    log.sample_table(f'samples at step {done}', rows[:2], ['prompt', 'sft', 'policy', 'score'])
+                    log.say(f'{note} {_line(done, numbers)}'.lstrip())
+                    log.sample_table(
+                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score']
+                    )
                 metrics.write(i, shown)
                 training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
                 _check_kl(cfg, i, shown['objective/kl'])
-                if done % cfg.save_every == 0 or done == cfg.steps or stop.asked:
-                    checkpoints.save(done, state, block=stop.asked)
-                stop.exit_if_asked(f'reinforce: stopped at step {done} of {cfg.steps}')
+                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
+                if done % cfg.save_every == 0 or done == cfg.steps or stopping:
+                    checkpoints.save(done, state, block=stopping)
+                if stopping:
+                    stop.exit(f'reinforce: stopped at step {done} of {cfg.steps}')
         trained = LM(lm.config, state['policy']['params'], lm.tokenizer, str(folder / 'export'))
         about = (
             f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a labeler: {cfg.batch} '

@@ -80,7 +80,14 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
 
 
 def run(
-    cfg: Config, folder: Path, lm: LM, batch_at: Callable[[int], training.Batch], mesh: Mesh, *, title: str = 'sft'
+    cfg: Config,
+    folder: Path,
+    lm: LM,
+    batch_at: Callable[[int], training.Batch],
+    mesh: Mesh,
+    *,
+    title: str = 'sft',
+    note: str = '',
 ) -> LM:
     """Train `lm` on `batch_at(0), batch_at(1), …` and export it to `folder/export`; goes on from the last checkpoint.
 
@@ -96,7 +103,7 @@ def run(
             log.say(f'{title}: going on from step {start} of {cfg.steps}')
         with (
             log.Metrics(folder, start_step=start) as metrics,
-            log.progress(title, cfg.steps, start) as bar,
+            log.progress(f'{title} {note}'.rstrip(), cfg.steps, start) as bar,
             checkpoint.stop_on_signal() as stop,
         ):
             for i in range(start, cfg.steps):
@@ -106,9 +113,11 @@ def run(
                     metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
                     text = f'loss {float(numbers["loss"]):.3f} nats'
                 bar.advance(text)
-                if (i + 1) % cfg.save_every == 0 or stop.asked or i + 1 == cfg.steps:
-                    checkpoints.save(i + 1, state, block=stop.asked)
-                stop.exit_if_asked(f'{title}: stopped at step {i + 1} of {cfg.steps}')
+                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
+                if (i + 1) % cfg.save_every == 0 or i + 1 == cfg.steps or stopping:
+                    checkpoints.save(i + 1, state, block=stopping)
+                if stopping:
+                    stop.exit(f'{title}: stopped at step {i + 1} of {cfg.steps}')
     trained = LM(lm.config, state['params'], lm.tokenizer, str(folder / 'export'))
     about = (
         f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples each, seed {cfg.seed}.'

@@ -1,0 +1,549 @@
+"""Laws of launch/run.py, end to end on models of 20,000 random parameters: what a run leaves, that it repeats, that it
+goes on bit for bit wherever it was stopped, and that bad input costs a message and nothing else.
+
+RLAIF_REGENERATE_GOLDEN=1 pytest tests/test_run.py rewrites the configs in tests/golden/configs.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import experiments
+from experiments.scales import SCALES
+from launch import run as launcher
+from rlaif_jax import log
+from rlaif_jax.config import bind, dump, parse
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.hf import LM
+
+ROOT = Path(launcher.__file__).parents[1]
+GOLDEN = Path(__file__).parent / 'golden' / 'configs'
+EVERY = [(name, scale) for name in experiments.experiments() for scale in SCALES]
+SFT_STEPS, RL_STEPS = 8, 6
+
+
+@pytest.fixture(scope='module', autouse=True)
+def programs(tmp_path_factory):
+    """Programs compiled by one run serve the next, in this process and in others; nothing is left in the user's home."""
+    before = {name: getattr(jax.config, name) for name in CACHE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+CACHE = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory, micro_tokenizer, random_params):
+    """A policy and a labeler as directories, of random weights."""
+    folder = tmp_path_factory.mktemp('models')
+    sizes = transformer.Config(vocab=1024, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
+    for seed, name in enumerate(('policy', 'labeler')):
+        hf.save(LM(sizes, random_params(sizes, seed), micro_tokenizer, name), folder / name)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def command(models):
+    """`command(workdir, *more, experiment=…)`: the arguments of a run that takes seconds. `more` wins."""
+
+    def command(workdir: Path, *more: str, experiment: str = 'tldr_direct') -> list[str]:
+        tiny = {
+            'policy': models / 'policy', 'data.train': 64, 'data.validation': 8, 'data.test': 16,
+            'sft.steps': SFT_STEPS, 'sft.batch': 8, 'sft.save_every': 3, 'sft.log_every': 1,
+            'evaluation.prompts': 16, 'evaluation.batch': 16,
+        }  # fmt: skip
+        if experiment == 'tldr_direct':
+            # A random labeler has next to no mass on the ten ratings.
+            tiny |= {
+                'labeler': models / 'labeler', 'rating.least_mass': 0.0, 'rating.batch': 8, 'reinforce.steps': RL_STEPS,
+                'reinforce.batch': 8, 'reinforce.max_prompt': 192, 'reinforce.max_new_tokens': 6,
+                'reinforce.eval_every': 3, 'reinforce.eval_prompts': 8, 'reinforce.save_every': 2,
+            }  # fmt: skip
+        else:
+            tiny |= {'max_prompt': 192, 'max_new_tokens': 6}
+        changed = [text.partition('=')[0] for text in more]
+        bindings = [f'{path}={value}' for path, value in tiny.items() if path not in changed]
+        return [f'--experiment={experiment}', f'--workdir={workdir}', *bindings, *more]
+
+    return command
+
+
+@pytest.fixture(scope='module')
+def finished(command, tmp_path_factory):
+    """The folder of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp('finished') / 'run'
+    assert launcher.main(command(folder)) == 0
+    return folder
+
+
+def stage(folder: Path) -> Path:
+    """The one SFT stage beside a run."""
+    (found,) = folder.parent.glob('stages/sft-*')
+    return found
+
+
+def lines(path: Path) -> list[dict]:
+    """Metrics without what differs from run to run: times."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: x for key, x in row.items() if key != 'time' and not key.startswith('seconds/')} for row in rows]
+
+
+def same(one: Path, other: Path) -> None:
+    """Two runs ended alike, bit for bit: both policies, every metric, every sample, the result."""
+    for a, b in ((one, other), (stage(one), stage(other))):
+        assert (a / 'export/model.safetensors').read_bytes() == (b / 'export/model.safetensors').read_bytes()
+        assert lines(a / 'metrics.jsonl') == lines(b / 'metrics.jsonl')
+    assert [row['step'] for row in lines(one / 'metrics.jsonl')] == list(range(RL_STEPS))
+    for name in ('samples.jsonl', 'test_samples.jsonl', 'result.json'):
+        assert (one / name).read_text() == (other / name).read_text()
+
+
+# What a run leaves
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    there = {path.name for path in finished.iterdir()}
+    assert there >= {
+        'config.gin', 'metrics.jsonl', 'tensorboard', 'samples.jsonl', 'test_samples.jsonl', 'checkpoints', 'export',
+        'result.json',
+    }  # fmt: skip
+    assert list((finished / 'tensorboard').glob('events.*'))
+    assert {path.name for path in (finished / 'checkpoints').iterdir()} == {'4', '6'}
+    assert {path.name for path in stage(finished).iterdir()} >= {'config.gin', 'metrics.jsonl', 'export', 'result.json'}
+    result = json.loads((finished / 'result.json').read_text())
+    assert result['simulated'] is True and [row['judge'] for row in result['comparisons']] == ['raters', 'oracle']
+
+
+def test_metrics_have_the_names_that_people_look_for(finished):
+    rows = lines(finished / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(RL_STEPS))
+    for row in rows:
+        assert set(row) >= {
+            'objective/kl', 'objective/scores', 'objective/rlhf_reward', 'objective/entropy', 'loss/policy',
+            'loss/value', 'val/num_eos_tokens', 'completions/mean_length', 'sampler/mismatch',
+        }  # fmt: skip
+        assert row['sampler/mismatch'] < 1e-4 and row['skipped/policy'] == 0 == row['val/unscorable']
+    assert abs(rows[0]['objective/kl']) < 1e-4 < abs(rows[-1]['objective/kl'])
+    assert [row['step'] for row in rows if 'eval/score' in row] == [2, 5]
+    samples = [json.loads(line) for line in (finished / 'samples.jsonl').read_text().splitlines()]
+    assert set(samples[0]) == {'step', 'prompt', 'sft', 'policy', 'score'} and {s['step'] for s in samples} == {2, 5}
+    assert len([row['sft/loss'] for row in lines(stage(finished) / 'metrics.jsonl')]) == SFT_STEPS
+
+
+def test_the_export_is_read_by_transformers_and_by_us(finished, models):
+    from transformers import AutoConfig, AutoTokenizer
+
+    words = AutoTokenizer.from_pretrained(finished / 'export')
+    assert words.decode(words(' my sister')['input_ids']) == ' my sister'
+    assert AutoConfig.from_pretrained(finished / 'export').hidden_size == 16
+    trained, before = hf.load(finished / 'export'), hf.load(models / 'policy')
+    assert trained.config == before.config
+    assert any((trained.params[name] != before.params[name]).any() for name in before.params)
+
+
+def test_a_finished_run_is_not_run_again(finished, command, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.name != '.lock'}
+    assert launcher.main(command(finished)) == 0
+    printed = capsys.readouterr().out
+    assert 'already finished' in printed and '"comparisons"' in printed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+# Again
+
+
+def test_config_gin_repeats_a_run(finished, tmp_path, capsys):
+    again = tmp_path / 'again'
+    assert launcher.main([f'--bindings={finished}/config.gin', f'--workdir={again}']) == 0
+    assert (again / 'config.gin').read_text() == (finished / 'config.gin').read_text()
+    same(again, finished)
+
+
+def test_a_seed_on_the_command_line_is_that_of_a_repeated_config_too(finished):
+    def config(*more: str) -> dict:
+        flags = launcher.parser().parse_intermixed_args([f'--bindings={finished}/config.gin', *more])
+        return parse(launcher.read_config(flags)[2])
+
+    plain, other = config(), config('--seed=7', 'sft.seed=3')
+    changed = {path: value for path, value in other.items() if plain[path] != value}
+    assert changed == {'sft.seed': 3, 'reinforce.seed': 7, 'evaluation.seed': 7}
+
+
+def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, command, capsys):
+    folder = finished.parent / 'sft'
+    assert launcher.main(command(folder, experiment='tldr_sft')) == 0
+    assert f'sft: already there, in {stage(finished)}' in capsys.readouterr().out.replace('\n', '')
+    assert (folder / 'export/model.safetensors').read_bytes() == (
+        stage(finished) / 'export/model.safetensors'
+    ).read_bytes()
+    for change in ('sft.seed=1', 'data.train=32', 'reinforce.max_new_tokens=5'):
+        assert launcher.main([*command(finished.parent / 'other', change), '--dry_run']) == 0
+        assert 'done, reused' not in capsys.readouterr().out
+    assert launcher.main([*command(finished.parent / 'other', 'reinforce.beta=0.1'), '--dry_run']) == 0
+    assert 'done, reused' in capsys.readouterr().out
+
+
+def test_a_run_on_eight_devices_is_that_on_one(finished, command, tmp_path):
+    """Two steps of each stage; the same texts are written, so every metric can be compared."""
+    mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')
+    assert launcher.main(command(tmp_path / 'run', *mesh, 'sft.steps=1', 'reinforce.steps=1', 'data.train=64')) == 0
+    assert launcher.main(command(tmp_path / 'one' / 'run', 'sft.steps=1', 'reinforce.steps=1')) == 0
+    for folder in (lambda run: run, stage):
+        found, wanted = (lines(folder(run) / 'metrics.jsonl') for run in (tmp_path / 'run', tmp_path / 'one' / 'run'))
+        assert len(found) == len(wanted) == 1
+        for name, value in wanted[0].items():
+            assert found[0][name] == pytest.approx(value, abs=1e-4), name
+
+
+# Stopped, and gone on
+
+
+class At:
+    """Sends a signal to this process when a metric of that name is written at that step."""
+
+    def __init__(self, monkeypatch, name: str, step: int, number: int) -> None:
+        write = log.Metrics.write
+
+        def noticed(metrics, at, values):
+            write(metrics, at, values)
+            if at == step and name in values:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(log.Metrics, 'write', noticed)
+
+
+def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(finished, command, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / 'run'
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stops = (('sft/loss', 3, signal.SIGTERM, 'sft: stopped at step 4 of 8'),
+             ('objective/kl', 2, signal.SIGINT, 'reinforce: stopped at step 3 of 6'))  # fmt: skip
+    for name, step, number, message in stops:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            At(patch, name, step, number)
+            launcher.main(command(folder))
+        assert left.value.code == 130
+        assert f'{message}; saved. The same command goes on' in capsys.readouterr().out
+        assert not (folder / 'result.json').exists()
+    assert launcher.main(command(folder)) == 0
+    assert 'reinforce: going on from step 3 of 6' in capsys.readouterr().out
+    same(folder, finished)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_what_a_crash_leaves_half_written_is_ignored(finished, command, tmp_path, capsys):
+    shutil.copytree(finished.parent, tmp_path / 'root')
+    folder = tmp_path / 'root' / 'run'
+    (folder / 'result.json').unlink()
+    shutil.rmtree(folder / 'export')
+    steps = folder / 'checkpoints'
+    (steps / '6').rename(steps / '6.orbax-checkpoint-tmp-7')
+    shutil.copytree(steps / '4', steps / '5')
+    (steps / '5' / 'sizes.json').unlink()
+    with open(folder / 'metrics.jsonl', 'r+') as file:
+        file.truncate((folder / 'metrics.jsonl').stat().st_size - 100)
+    assert launcher.main(command(folder)) == 0
+    printed = capsys.readouterr().out
+    assert 'is damaged' in printed and 'reinforce: going on from step 4 of 6' in printed
+    same(folder, finished)
+
+
+def start(arguments: list[str], out: Path) -> subprocess.Popen:
+    with open(out, 'w') as file:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / 'launch/run.py'), *arguments], stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+def wait_for(process: subprocess.Popen, ready) -> None:
+    deadline = time.monotonic() + 120
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.003)
+
+
+def count(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_path):
+    """Asked to end before its first step, then killed with SIGKILL while it fine-tunes, then while it reinforces."""
+    folder, out, rng = tmp_path / 'run', tmp_path / 'out.txt', random.Random(0)
+    arguments = command(folder)
+
+    process = start(arguments, out)
+    wait_for(process, lambda: 'plan' in out.read_text())
+    process.terminate()
+    assert process.wait(60) == 130 and 'the same command goes on' in out.read_text().lower()
+
+    for of_stage, steps in ((stage, SFT_STEPS), (lambda folder: folder, RL_STEPS)):
+        step = rng.randrange(1, steps - 1)
+        process = start(arguments, out)
+        while process.poll() is None:
+            time.sleep(0.003)
+            if (folder.parent / 'stages').exists() and count(of_stage(folder) / 'metrics.jsonl') >= step:
+                process.kill()
+        assert process.wait() == -signal.SIGKILL, out.read_text()
+        assert not (folder / 'result.json').exists()
+
+    process = start(arguments, out)
+    assert process.wait(120) == 0, out.read_text()
+    assert 'reinforce: going on from step' in out.read_text() or count(folder / 'metrics.jsonl') == RL_STEPS
+    same(folder, finished)
+
+
+# Bad input
+
+
+def damaged(models: Path, folder: Path, how: str) -> Path:
+    """A copy of the policy's directory, damaged."""
+    copy = shutil.copytree(models / 'policy', folder / how.replace(' ', '_'))
+    weights, config = copy / 'model.safetensors', copy / 'config.json'
+    match how:
+        case 'torn':
+            os.truncate(weights, weights.stat().st_size // 2)
+        case 'a pickle':
+            weights.rename(copy / 'pytorch_model.bin')
+        case 'of another architecture':
+            config.write_text(config.read_text().replace('"llama"', '"mamba"'))
+        case 'of other sizes':
+            config.write_text(config.read_text().replace('"intermediate_size": 32', '"intermediate_size": 48'))
+        case 'without a tokenizer':
+            (copy / 'tokenizer.json').unlink()
+        case 'with a torn tokenizer':
+            os.truncate(copy / 'tokenizer.json', 1000)
+        case 'with a torn config':
+            os.truncate(config, 50)
+    return copy
+
+
+CHECKPOINTS = {
+    'torn': r'model\.safetensors: not a whole safetensors file',
+    'a pickle': r'pytorch_model\.bin is a pickle.*only safetensors',
+    'of another architecture': r"model_type = 'mamba' is not supported; supported: llama",
+    'of other sizes': r'has shape \(32, 16\); its config\.json says \(48, 16\)',
+    'without a tokenizer': r'no tokenizer\.json here',
+    'with a torn tokenizer': r'tokenizer cannot be read',
+    'with a torn config': r'config\.json: not valid JSON',
+}
+
+
+@pytest.mark.parametrize('role', ['policy', 'labeler'])
+@pytest.mark.parametrize('how', CHECKPOINTS)
+def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_runs(how, role, models, command, tmp_path, capsys):
+    folder = damaged(models, tmp_path, how)
+    assert launcher.main(command(tmp_path / 'run', f'{role}={folder}')) == 2
+    told = capsys.readouterr().err
+    assert re.search(CHECKPOINTS[how], told) and str(folder) in told
+    assert not (tmp_path / 'run').exists()
+
+
+BAD = {  # what is typed -> what is said
+    'sft.bach=8': r'sft\.bach: no such field; did you mean sft\.batch\?',
+    'reinforce.beta=high': r"reinforce\.beta: wants float, got 'high'",
+    'reinforce.beta=2.0': r'reinforce: beta = 2\.0 must be in \[0, 1\]',
+    'reinforce.steps=2.5': r'reinforce\.steps: wants int, got 2\.5',
+    'reinforce.batch=-8': r'reinforce: batch must be positive, not -8',
+    'reinforce.baseline=vlaue': r"reinforce\.baseline: wants .*did you mean 'value'",
+    'reinforce.parts=3': r'batch = 8 does not fall into 3 equal parts',
+    'sft.batch=72': r'sft\.batch = 72 is more than the prompts, data\.train = 64',
+    'reinforce.max_new_tokens=400': r'rows have up to 592 tokens.*made for 512',
+    'dtype=float16': r"dtype: wants 'float32' \| 'bfloat16', got 'float16'",
+    'data.source=micro_tdlr': r"no data set 'micro_tdlr'; did you mean micro_tldr\?",
+    'evaluation.judge=raters2': r'raters2: no such directory, and no packaged model',
+    'policy=micro_xz': r'micro_xz: no such directory, and no packaged model',
+    'policy=/nowhere/at/all': r'/nowhere/at/all: no such directory',
+    'mesh.data=16': r"mesh: \{'data': 16.*needs 16 devices.*there are 8",
+    'mesh.data=0': r'mesh: sizes are positive',
+    'just words': r"'just words' is not a binding; write path\.to\.field = value",
+    'scale=mikro': r"no scale 'mikro'; did you mean micro\?",
+    'scale=3': r"no scale '3'",
+    '--scale=gemma': r"no scale 'gemma'; did you mean",
+    '--seed=-1': r'--seed=-1: a seed is 0 or more',
+}
+
+
+@pytest.mark.parametrize('typed', BAD)
+def test_bad_input_is_named_with_the_nearest_right_thing_and_nothing_is_written(typed, command, tmp_path, capsys):
+    assert launcher.main(command(tmp_path / 'run', typed)) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith('error: ') and re.search(BAD[typed], told.err.replace('\n', ' ')), told.err
+    assert 'Traceback' not in told.err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'which experiment?.*tldr_direct'),
+        (['--experiment=tldr_drect'], "no experiment 'tldr_drect'; did you mean tldr_direct?"),
+        (['experiment=7'], "no experiment '7'"),
+        (['--experiment=tldr_sft', '--bindings=/nowhere.gin'], '--bindings=/nowhere.gin: No such file'),
+        (['--experiment=tldr_sft', '--bindings=.'], '--bindings=.: Is a directory'),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    assert launcher.main(arguments) == 2
+    assert re.search(message.replace('?', r'\?'), capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        (b'sft.steps = 3\nsft.steps : 4\n', r'bad\.gin:2: .*is not a binding'),
+        (b'sft.steps = 3\nsft.steps = 4\n', r'bad\.gin:2: sft\.steps is already bound on line 1'),
+        (b'sft.stesp = 3\n', r'sft\.stesp: no such field; did you mean sft\.steps\?'),
+        (b'mesh.data = (1,\n', r'bad\.gin:1: a bracket is opened here and never closed'),
+        (b'\xff\xfe\x00', r'bad\.gin: not a text file'),
+    ],
+)
+def test_a_file_of_bindings_that_is_wrong_is_named_with_its_line(text, message, command, tmp_path, capsys):
+    (tmp_path / 'bad.gin').write_bytes(text)
+    assert launcher.main([*command(tmp_path / 'run'), f'--bindings={tmp_path}/bad.gin']) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('stage', ['sft', 'reinforce', 'rating', 'evaluation'])
+def test_a_batch_that_the_mesh_does_not_divide_is_named_before_anything_runs(stage, command, tmp_path, capsys):
+    batches = ('rating.batch=16', 'evaluation.batch=16', 'sft.batch=16', 'reinforce.batch=16')
+    changes = [change for change in batches if not change.startswith(stage)] + [f'{stage}.batch=12', 'mesh.data=8']
+    assert launcher.main(command(tmp_path / 'run', *changes)) == 2
+    assert re.search(
+        rf'{stage}\.batch = 12: the mesh splits a batch into 8; the nearest sizes that fit are 8 or 16',
+        capsys.readouterr().err,
+    )
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_folder_of_another_config_is_left_as_it_is(finished, command, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.name != '.lock'}
+    assert launcher.main(command(finished, 'reinforce.beta=0.5')) == 2
+    told = capsys.readouterr().err
+    assert re.search(r'belongs to another config:\s+reinforce\.beta: 0\.05 there, 0\.5 here', told)
+    assert 'another --workdir' in told
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_corrected_command_finds_the_folder_free(command, tmp_path, capsys):
+    assert launcher.main(command(tmp_path / 'run', 'mesh.data=16')) == 2
+    assert launcher.main([*command(tmp_path / 'run'), '--dry_run']) == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(command, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert launcher.main(command(tmp_path / 'file' / 'run')) == 2
+    assert re.search(r'file/run: nothing can be written here \(Not a directory\)', capsys.readouterr().err)
+
+
+def test_a_labeler_that_gives_no_ratings_stops_the_run_and_keeps_the_sft_policy(finished, command, capsys):
+    folder = finished.parent / 'strict'
+    assert launcher.main(command(folder, 'rating.least_mass=0.9')) == 2
+    told = capsys.readouterr().err
+    assert 'labeler' in told and 'rating.least_mass' in told and 'mass' in told
+    assert (stage(finished) / 'result.json').exists() and not (folder / 'result.json').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, status', [(['--help'], 0), (['--experimnet=tldr_sft'], 2), (['--seed=one'], 2), (['--exp=tldr_sft'], 2)]
+)
+def test_flags_are_those_of_argparse(arguments, status, capsys):
+    with pytest.raises(SystemExit) as left:
+        launcher.main(arguments)
+    assert left.value.code == status
+    printed = capsys.readouterr()
+    assert '--dry_run' in printed.out if status == 0 else re.search(r'unrecognized|invalid int', printed.err)
+
+
+# Without running
+
+
+def test_list_names_every_experiment_in_a_line(capsys):
+    assert launcher.main(['--list']) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == list(experiments.experiments())
+    assert all(len(line.split()) > 3 for line in printed)
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = command(tmp_path / 'run', 'mesh.data=2', 'mesh.fsdp=-1', 'reinforce.beta=0.125')
+    assert launcher.main([*arguments, '--dry_run']) == 0
+    printed = capsys.readouterr().out
+    for said in (
+        'reinforce.beta = 0.125', '8 device(s) of kind cpu', 'data 2 × fsdp 4 × tensor 1', 'float32', 'SIMULATED',
+        '0.02 M', 'MiB', 'sft', 'reinforce', 'evaluation', 'to do', 'nothing was written',
+    ):  # fmt: skip
+        assert said in printed, said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name, scale', EVERY)
+def test_every_config_survives_its_text(name, scale):
+    config = experiments.find(name)(SCALES[scale], 3)
+    other = experiments.find(name)(SCALES[scale], 4)
+    assert bind(other, parse(dump(config))) == config != other
+
+
+@pytest.mark.parametrize('name, scale', EVERY)
+def test_every_config_is_pinned(name, scale):
+    """Golden files: a default that moves is seen, and someone has to mean it."""
+    path = GOLDEN / f'{name}-{scale}.gin'
+    flags = launcher.parser().parse_intermixed_args([f'--experiment={name}', f'--scale={scale}'])
+    text = launcher.read_config(flags)[2]
+    if os.environ.get('RLAIF_REGENERATE_GOLDEN'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.exists() and text == path.read_text(), f'{path} differs; RLAIF_REGENERATE_GOLDEN=1 rewrites it'
+
+
+def test_no_golden_config_is_left_over():
+    assert {path.stem for path in GOLDEN.glob('*')} == {f'{name}-{scale}' for name, scale in EVERY}
+
+
+@pytest.mark.parametrize('name, scale', EVERY)
+def test_every_experiment_says_what_it_is(name, scale):
+    about = experiments.find(name).__doc__
+    assert f'--experiment={name}' in about and len(experiments.summary(experiments.find(name))) < 200
+
+
+def test_an_experiment_does_not_know_its_scale():
+    """tldr.py is the same at every scale: `micro` is in its docstrings only."""
+    tree = ast.parse((ROOT / 'experiments/tldr.py').read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            node.body[0].value.value = ''
+    assert 'micro' not in ast.unparse(tree)
+
+
+def test_seeds_make_runs_of_their_own(command):
+    flags = [launcher.parser().parse_intermixed_args(['--experiment=tldr_sft', *more]) for more in ([], ['--seed=1'])]
+    folders = [launcher.default_folder(f, *launcher.read_config(f)) for f in flags]
+    assert [folder.name for folder in folders] == ['tldr_sft-micro-s0', 'tldr_sft-micro-s1']
+    bound = launcher.parser().parse_intermixed_args(['--experiment=tldr_sft', 'sft.steps=7'])
+    assert launcher.default_folder(bound, *launcher.read_config(bound)).name.startswith('tldr_sft-micro-s0-')
+
+
+def test_the_metrics_of_the_first_step_are_those_of_an_unmoved_policy(finished):
+    row = lines(finished / 'metrics.jsonl')[0]
+    beta = parse((finished / 'config.gin').read_text())['reinforce.beta']
+    np.testing.assert_allclose(row['objective/rlhf_reward'], (1 - beta) * row['objective/scores'], atol=1e-5)
