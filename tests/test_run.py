@@ -204,16 +204,18 @@ def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, com
     assert 'done, reused' in capsys.readouterr().out
 
 
-def test_a_run_on_eight_devices_is_that_on_one(finished, command, tmp_path):
-    """Two steps of each stage; the same texts are written, so every metric can be compared."""
-    mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2')
-    assert launcher.main(command(tmp_path / 'run', *mesh, 'sft.steps=1', 'reinforce.steps=1', 'data.train=64')) == 0
-    assert launcher.main(command(tmp_path / 'one' / 'run', 'sft.steps=1', 'reinforce.steps=1')) == 0
-    for folder in (lambda run: run, stage):
-        found, wanted = (lines(folder(run) / 'metrics.jsonl') for run in (tmp_path / 'run', tmp_path / 'one' / 'run'))
-        assert len(found) == len(wanted) == 1
-        for name, value in wanted[0].items():
-            assert found[0][name] == pytest.approx(value, abs=1e-4), name
+@pytest.mark.slow
+def test_stages_on_eight_devices_are_those_on_one(finished, command, tmp_path):
+    """All of fine-tuning; of REINFORCE the first step, behind which rounding may choose another token."""
+    mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2', 'evaluation.prompts=8', 'evaluation.batch=8')
+    tuned, reinforced = tmp_path / 'sft', finished.parent / 'eight'
+    assert launcher.main(command(tuned, *mesh, experiment='tldr_sft')) == 0
+    assert launcher.main(command(reinforced, *mesh, 'reinforce.steps=1')) == 0
+    for found, wanted, rows in ((stage(tuned), stage(finished), SFT_STEPS), (reinforced, finished, 1)):
+        pairs = list(zip(lines(found / 'metrics.jsonl'), lines(wanted / 'metrics.jsonl')))[:rows]
+        assert len(pairs) == rows
+        for a, b in pairs:
+            assert {name: a[name] for name in b} == pytest.approx(b, abs=1e-3 if rows > 1 else 1e-4)
 
 
 # Stopped, and gone on
@@ -233,6 +235,7 @@ class At:
         monkeypatch.setattr(log.Metrics, 'write', noticed)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(finished, command, tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'run'
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
@@ -297,7 +300,7 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
     assert process.wait(60) == 130 and 'the same command goes on' in out.read_text().lower()
 
     for of_stage, steps in ((stage, SFT_STEPS), (lambda folder: folder, RL_STEPS)):
-        step = rng.randrange(1, steps - 1)
+        step = rng.randrange(3, steps - 1)
         process = start(arguments, out)
         while process.poll() is None:
             time.sleep(0.003)
