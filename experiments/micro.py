@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh as DeviceMesh
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
@@ -234,7 +235,8 @@ class Pretrain:
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh = axes.make_mesh(asdict(self.mesh))
-        words, cfg = Tokenizer(tokenizer.build(), (tokenizer.SPECIALS.index('<eos>'),)), PRESETS[self.model]
+        words = Tokenizer(tokenizer.build(), (tokenizer.SPECIALS.index('<eos>'),))
+        cfg = replace(PRESETS[self.model], dtype=self.dtype)
         params = axes.place(transformer.init(cfg, jax.random.key(self.seed)), mesh)
         start = LM(cfg, params, words, self.model)
         trained = sft.run(
@@ -246,7 +248,7 @@ class Pretrain:
             title=self.model,
             note=loader.note(self.data.source),
         )
-        result = labeling_figures(trained, self.evaluation_pairs)
+        result = labeling_figures(trained, self.evaluation_pairs, mesh)
         columns = ['model', *result]
         log.figures_table(
             'SIMULATED world: the labeler against its raters, validation pairs',
@@ -261,7 +263,7 @@ class Pretrain:
         return {'simulated': True, **result}
 
 
-def labeling_figures(lm: LM, pairs: int, split: str = 'validation') -> dict[str, float]:
+def labeling_figures(lm: LM, pairs: int, mesh: DeviceMesh | None = None, split: str = 'validation') -> dict[str, float]:
     """How a labeler agrees with the simulated raters: shares in [0, 1], and the correlation of its score with quality.
 
     `confident` figures are on pairs whose qualities differ by more than the raters' `CLEAR`; `same_position` is how
@@ -273,8 +275,10 @@ def labeling_figures(lm: LM, pairs: int, split: str = 'validation') -> dict[str,
     better_B = np.array([p.preference for p in chosen]) > 0.5
     clear_B = np.array(raters.confident(records, first, second))
     quality = np.array([oracle.quality(records, first), oracle.quality(records, second)])
-    score = np.array([[r.score for r in direct.rate(lm, texts, side, task=TASK)] for side in (first, second)])
-    one = preference.make_single_order(lm, task=TASK)
+    score = np.array(
+        [[r.score for r in direct.rate(lm, texts, side, task=TASK, mesh=mesh)] for side in (first, second)]
+    )
+    one = preference.make_single_order(lm, task=TASK, mesh=mesh)
     ab_B, ba_B = one(texts, first, second), one(texts, second, first)
     both_B = 0.5 * (ab_B + 1 - ba_B)
     agree = lambda prefers_B, where_B=slice(None): float(np.mean((prefers_B == better_B)[where_B]))  # noqa: E731

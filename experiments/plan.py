@@ -9,6 +9,7 @@ from typing import Any
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
+from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, resolve
 from rlaif_jax.training import reinforce, sft
@@ -41,6 +42,8 @@ def check(config: Any, folder: Path) -> None:
             if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
                 raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
     loader.source(config.data.source, 'train', 1)
+    if hasattr(config, 'rating'):
+        prompts.read(config.rating.task, 'rating')
     stages = config.stages(folder)
     made = getattr(config, 'model', None)  # by the experiment itself
     models = dict.fromkeys(model for stage in stages for model in stage.models.values())

@@ -97,7 +97,7 @@ class SFT:
     def run(self, folder: Path) -> dict[str, Any]:
         mesh = axes.make_mesh(asdict(self.mesh))
         policy = supervised(self).run(folder.parent, mesh)
-        hf.save(policy, folder / 'export')
+        checkpoint.link(supervised(self).stage(folder.parent).folder, folder)
         prompts = test_prompts(self)
         ours = respond(policy, prompts, self.max_new_tokens, self.evaluation, mesh)
         theirs = [prompt.reference for prompt in prompts]
@@ -157,10 +157,12 @@ class Direct:
 
 @dataclass(frozen=True)
 class Supervised:
-    """Everything that determines the SFT policy, and nothing else: experiments that need the same one share its folder."""
+    """What determines the SFT policy, down to the weights it starts from: experiments that need the same one share it."""
 
     policy: str
-    data: Data
+    fingerprint: str  # of the weights behind that name
+    source: str
+    train: int
     max_prompt: int
     max_new_tokens: int
     sft: sft.Config
@@ -178,7 +180,7 @@ class Supervised:
             if checkpoint.finished(folder) is None:
                 lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
                 prompts_at = loader.batches(
-                    loader.source(self.data.source, 'train', self.data.train), self.sft.batch, self.sft.seed
+                    loader.source(self.source, 'train', self.train), self.sft.batch, self.sft.seed
                 )
                 sft.run(
                     self.sft,
@@ -186,7 +188,7 @@ class Supervised:
                     lm,
                     lambda step: self.batch(lm, prompts_at(step)),
                     mesh,
-                    note=loader.note(self.data.source),
+                    note=loader.note(self.source),
                 )
                 checkpoint.finish(folder, {'export': 'export'})
             else:
@@ -210,7 +212,16 @@ class Supervised:
 def supervised(cfg: SFT | Direct) -> Supervised:
     """The SFT stage that an experiment starts from."""
     lengths = cfg if isinstance(cfg, SFT) else cfg.reinforce
-    return Supervised(cfg.policy, cfg.data, lengths.max_prompt, lengths.max_new_tokens, cfg.sft, cfg.dtype)
+    return Supervised(
+        policy=cfg.policy,
+        fingerprint=hf.fingerprint(cfg.policy),
+        source=cfg.data.source,
+        train=cfg.data.train,
+        max_prompt=lengths.max_prompt,
+        max_new_tokens=lengths.max_new_tokens,
+        sft=cfg.sft,
+        dtype=cfg.dtype,
+    )
 
 
 def test_prompts(cfg: SFT | Direct) -> list[Prompt]:
@@ -244,7 +255,9 @@ def make_judge(cfg: Evaluation, dtype: Dtype, mesh: DeviceMesh) -> win_rate.Judg
         return win_rate.raters(cfg.seed)
     if cfg.judge == 'oracle':
         return win_rate.oracle()
-    prefer = preference.make_single_order(hf.load(cfg.judge, dtype=dtype, mesh=mesh), task=TASK, mesh=mesh)
+    prefer = preference.make_single_order(
+        hf.load(cfg.judge, dtype=dtype, mesh=mesh), task=TASK, mesh=mesh, batch=cfg.batch
+    )
     return win_rate.from_preference(lambda prompts, firsts, seconds: prefer([p.text for p in prompts], firsts, seconds))
 
 
@@ -258,7 +271,7 @@ def report(
 ) -> dict[str, Any]:
     """Judge policies against each other, print the tables, and return what goes into result.json."""
     simulated = loader.simulated(cfg.data.source)
-    config = win_rate.Config(n_prompts=len(prompts), confidence=cfg.evaluation.confidence)
+    config = win_rate.Config(confidence=cfg.evaluation.confidence)
     judging = {cfg.evaluation.judge: make_judge(cfg.evaluation, cfg.dtype, mesh)}
     if simulated:
         judging['oracle'] = win_rate.oracle()

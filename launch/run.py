@@ -21,9 +21,8 @@ RESERVED = ('experiment', 'scale')  # bindings that choose the config rather tha
 
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
-    os.environ.setdefault(
-        'TRANSFORMERS_VERBOSITY', 'error'
-    )  # else it tells that there is no torch, which is as it should be
+    # Else it tells that there is no torch, which is as it should be.
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     from rlaif_jax import log
     from rlaif_jax.config import Mistake
@@ -35,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.list:
             return show_experiments()
         name, config, text = read_config(flags)
-        folder = Path(flags.workdir) if flags.workdir else default_folder(flags, name, config, text)
+        folder = Path(flags.workdir).expanduser() if flags.workdir else default_folder(flags, name, config, text)
         return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
     except Mistake as mistake:
         log.error(str(mistake))

@@ -6,7 +6,7 @@
     folder/.lock           held by the process that writes here
 
     with lock(folder), Checkpoints(folder) as checkpoints:
-        if checkpoints.latest() is not None:
+        if checkpoints.begun():
             step, state = checkpoints.restore(None, state)
         ...
         checkpoints.save(step, state)
@@ -57,6 +57,14 @@ def open_folder(folder: Path, config_text: str) -> None:
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
         raise Mistake(f'{lines}\ngive another --workdir, or delete it')
+
+
+def link(stage: Path, folder: Path) -> None:
+    """Shows a shared stage's files in the folder of a run that is this stage and little else."""
+    for name in ('metrics.jsonl', 'tensorboard', 'samples.jsonl', 'checkpoints', 'export'):
+        target, here = Path(stage) / name, Path(folder) / name
+        if target.exists() and not here.exists():
+            here.symlink_to(os.path.relpath(target, folder))
 
 
 def finish(folder: Path, result: dict) -> None:
@@ -140,6 +148,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps that can be restored: complete, and no file missing or of another size. Ascending."""
         return [step for step in self._all_steps() if not self._damage(step)]
+
+    def begun(self) -> bool:
+        """Whether any step was ever saved here, whole or damaged: a run that begun must `restore`, and hear of damage."""
+        return bool(self._all_steps())
 
     def latest(self) -> int | None:
         """The newest step that can be restored."""

@@ -83,7 +83,10 @@ class Tokenizer:
         end a response.
         """
         allowed_V = np.arange(vocab) < len(self.hf)
-        allowed_V[[i for i in self.hf.all_special_ids if i < vocab]] = False
+        control = {i for i, token in self.hf.added_tokens_decoder.items() if token.special} | set(
+            self.hf.all_special_ids
+        )
+        allowed_V[[i for i in control if i < vocab]] = False
         allowed_V[list(self.ends)] = True
         return allowed_V
 

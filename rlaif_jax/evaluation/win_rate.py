@@ -40,13 +40,12 @@ Judge = Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray]
 class Config:
     """How a comparison is reported. The prompts are drawn by the caller, who answers them with both policies."""
 
-    n_prompts: int = 1024
     confidence: float = 0.95
     length_ratio: LengthRatio = 'plain'
 
     def __post_init__(self) -> None:
-        if self.n_prompts < 1 or not 0 < self.confidence < 1:
-            raise Mistake(f'need n_prompts >= 1 and 0 < confidence < 1, not {self.n_prompts} and {self.confidence}')
+        if not 0 < self.confidence < 1:
+            raise Mistake(f'confidence must be between 0 and 1, not {self.confidence}')
 
 
 @dataclass(frozen=True)

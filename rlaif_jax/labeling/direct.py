@@ -44,7 +44,7 @@ class Rating:
     """A rating as a distribution. `score` is in [-1, 1], NaN where the status is 'unscorable'."""
 
     score: float
-    distribution: tuple[float, ...]  # P(1) … P(10), renormalised over the ten
+    distribution: tuple[float, ...]  # P(1) … P(10), renormalised over the ten unless unscorable
     mass: float  # what the ten held before
     status: str  # 'ok' | 'unscorable'
 
@@ -77,10 +77,20 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
 
 
 def rate(
-    lm: LM, prompts: Sequence[str], responses: Sequence[str], *, task: str = 'summarization', batch: int = 64
+    lm: LM,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    task: str = 'summarization',
+    batch: int = 64,
+    mesh: Mesh | None = None,
 ) -> list[Rating]:
-    """Rate each response to its prompt, 1 to 10. Raises `Mistake` where most answers are no ratings."""
-    return make_rater(lm, Config(task=task, batch=batch))(prompts, responses)
+    """Rate each response to its prompt, 1 to 10, on the mesh that `lm` was loaded on (default: one device).
+
+    However many answers are no ratings, all are returned; look at `.status`. Raises `Mistake` for a prompt that does not
+    fit the model.
+    """
+    return make_rater(lm, Config(task=task, batch=batch, most_unscorable=1.0), mesh)(prompts, responses)
 
 
 def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:

@@ -7,6 +7,7 @@ tensors under other names is another table.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -104,6 +105,19 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     folder = resolve(path_or_hub_id)
     config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
     return LM(config, read_params(folder, config, mesh or axes.make_mesh()), tokenizer, str(path_or_hub_id))
+
+
+def fingerprint(path_or_hub_id: str | Path) -> str:
+    """Ten hex digits for the weights a name stands for now: of sizes and both ends of each file, so that it is quick."""
+    found = hashlib.sha256()
+    folder = resolve(path_or_hub_id)
+    for file in sorted([*folder.glob('*.safetensors'), folder / 'config.json']):
+        with open(file, 'rb') as stream:
+            size = file.stat().st_size
+            found.update(f'{file.name} {size}'.encode() + stream.read(2**20))
+            stream.seek(max(size - 2**20, 0))
+            found.update(stream.read())
+    return found.hexdigest()[:10]
 
 
 def save(

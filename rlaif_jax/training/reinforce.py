@@ -50,7 +50,7 @@ class Config:
     beta: float = 0.05
     temperature: float = 0.9
     baseline: Literal['value', 'shared_value', 'batch_mean'] = (
-        'value'  # own network, a head on the policy's trunk, or no network
+        'value'  # own network, a head on the policy's trunk, none
     )
     missing_end_penalty: float = 0.0  # taken off the score of a response cut at max_new_tokens
     max_prompt: int = 1024
@@ -71,7 +71,9 @@ class Config:
             raise ValueError(f'most_kl must be positive, not {self.most_kl}')
         if not self.missing_end_penalty >= 0:
             raise ValueError(f'missing_end_penalty must not be negative, not {self.missing_end_penalty}')
-        if not self.temperature > 0:
+        if self.seed < 0:
+            raise ValueError(f'seed must not be negative, not {self.seed}')
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
         for name in ('steps', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'save_every'):
             if getattr(self, name) < 1:
@@ -231,7 +233,7 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     where_params = axes.shardings(lm.params, mesh)
     where_state = axes.shardings(jax.eval_shape(init, lm.params), mesh)
     sample = partial(
-        generation.sample.__wrapped__,
+        generation.sample,
         model,
         allowed_V=allowed_V,
         stop_V=stop_V,
@@ -311,10 +313,11 @@ def run(
         ended_B = np.concatenate([np.asarray(batch['ended_B']) for batch in batches])[:n]
         length_B = np.concatenate([np.asarray(batch['mask_BT']).sum(1) for batch in batches])[:n]
         score_B = scorer([prompt.text for prompt in validation], texts)
+        penalty_B = cfg.missing_end_penalty * ~ended_B
         numbers = {
             'eval/score': float(np.nanmean(score_B)),
             'eval/kl': float(kl_B.mean()),
-            'eval/reward': float((1 - cfg.beta) * np.nanmean(score_B) - cfg.beta * kl_B.mean()),
+            'eval/reward': float((1 - cfg.beta) * np.nanmean(score_B - penalty_B) - cfg.beta * kl_B.mean()),
             'eval/mean_length': float(length_B.mean()),
             'eval/eos_rate': float(ended_B.mean()),
             'eval/unscorable': float(np.isnan(score_B).sum()),
@@ -330,7 +333,7 @@ def run(
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
         state = steps.init(lm.params)
         start = 0
-        if checkpoints.latest() is not None:
+        if checkpoints.begun():
             start, state = checkpoints.restore(None, state)
             log.say(f'reinforce: going on from step {start} of {cfg.steps}')
         _, sft_texts = respond_all(lm.params, jax.random.fold_in(seed, 2))
@@ -381,7 +384,7 @@ def run(
         about = (
             f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a labeler: {cfg.batch} '
             f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
-            'For text like its training prompts only.'
+            f'For text like its training prompts only. {note}'
         )
         hf.save(trained, folder / 'export', about=about)
     return trained

@@ -37,6 +37,8 @@ class Config:
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
+        if self.seed < 0:
+            raise ValueError(f'seed must not be negative, not {self.seed}')
         if self.steps < 1 or self.save_every < 1 or self.log_every < 1:
             raise ValueError('steps, save_every and log_every must be positive')
 
@@ -98,7 +100,7 @@ def run(
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
         state = init(lm.params)
         start, text = 0, ''
-        if checkpoints.latest() is not None:
+        if checkpoints.begun():
             start, state = checkpoints.restore(None, state)
             log.say(f'{title}: going on from step {start} of {cfg.steps}')
         with (
@@ -109,9 +111,9 @@ def run(
             for i in range(start, cfg.steps):
                 state, numbers = step(state, jax.device_put(batch_at(i), axes.rows(mesh)))
                 if i % cfg.log_every == 0 or i + 1 == cfg.steps:
-                    training.check_finite(title, i, int(state['skipped']))
                     metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
                     text = f'loss {float(numbers["loss"]):.3f} nats'
+                training.check_finite('sft', i, int(state['skipped']))
                 bar.advance(text)
                 stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
                 if (i + 1) % cfg.save_every == 0 or i + 1 == cfg.steps or stopping:
@@ -119,9 +121,7 @@ def run(
                 if stopping:
                     stop.exit(f'{title}: stopped at step {i + 1} of {cfg.steps}')
     trained = LM(lm.config, state['params'], lm.tokenizer, str(folder / 'export'))
-    about = (
-        f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples each, seed {cfg.seed}.'
-    )
+    about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning on {cfg.batch} examples. {note}'
     hf.save(trained, folder / 'export', about=about)
     return trained
 

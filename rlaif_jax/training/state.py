@@ -36,6 +36,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ValueError(f'learning_rate must be positive, not {self.learning_rate}')
+        if self.weight_decay and self.name == 'adafactor':
+            raise ValueError('weight_decay is for adamw: adafactor would apply it without the learning rate')
         if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
             raise ValueError('warmup_steps, clip_norm and weight_decay must not be negative')
 
@@ -62,9 +64,7 @@ def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
     # at zero would stay.
     return optax.chain(
         *clip,
-        optax.adafactor(
-            schedule, momentum=None, multiply_by_parameter_scale=False, weight_decay_rate=cfg.weight_decay or None
-        ),
+        optax.adafactor(schedule, momentum=None, multiply_by_parameter_scale=False),
     )
 
 
