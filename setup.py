@@ -12,7 +12,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*', 'experiments', 'experiments.*']),
+    packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*']),
     package_data={
         'rlaif_jax.labeling': ['templates/*/*.txt'],
         'rlaif_jax.data.micro': ['models/*/*'],

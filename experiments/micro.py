@@ -55,7 +55,7 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
 
     Command: python launch/run.py --experiment=micro_pretrain_s
     """
-    return Pretrain('micro_s', scale.tldr, pretraining(900, 2e-3, seed), seed=seed)
+    return Pretrain('micro_s', scale.tldr, pretraining(600, 2e-3, seed), seed=seed)
 
 
 def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
