@@ -288,3 +288,24 @@ def test_sizes_are_of_every_file_that_counts(written):
     files = {str(file.relative_to(path)) for file in path.rglob('*') if file.is_file()}
     unlisted = files - set(json.loads((path / 'sizes.json').read_text()))
     assert unlisted <= {'sizes.json', 'commit_success.txt', '_CHECKPOINT_METADATA'}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_has_begun_and_must_hear_of_it(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not checkpoints.begun()
+        checkpoints.save(3, {'w_D': jnp.ones(4)}, block=True)
+    (tmp_path / 'checkpoints' / '3' / 'sizes.json').unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.begun() and checkpoints.latest() is None
+        with pytest.raises(Mistake, match='every checkpoint is damaged'):
+            checkpoints.restore(None, {'w_D': jnp.ones(4)})
+
+
+def test_a_linked_stage_shows_its_files(tmp_path):
+    stage, folder = tmp_path / 'stages' / 'sft', tmp_path / 'run'
+    (stage / 'export').mkdir(parents=True)
+    folder.mkdir()
+    (stage / 'metrics.jsonl').write_text('{}\n')
+    for _ in range(2):  # again is no harm
+        checkpoint.link(stage, folder)
+    assert (folder / 'metrics.jsonl').read_text() == '{}\n' and (folder / 'export').is_dir()

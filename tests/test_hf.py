@@ -337,3 +337,14 @@ def test_the_public_names_are_the_ones_our_stages_call():
     assert all(hasattr(rlaif_jax, name) for name in rlaif_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'; it has .*load"):
         rlaif_jax.lode  # noqa: B018
+
+
+def test_a_fingerprint_is_of_the_weights_behind_a_name(tmp_path, micro_tokenizer):
+    from rlaif_jax.models import hf, transformer
+
+    cfg = transformer.Config(vocab=1024, layers=1, width=16, heads=1, kv_heads=1, head_dim=16, ffn=16)
+    prints = []
+    for seed in (0, 0, 1):
+        hf.save(hf.LM(cfg, transformer.init(cfg, jax.random.key(seed)), micro_tokenizer, 'm'), tmp_path / 'm')
+        prints.append(hf.fingerprint(tmp_path / 'm'))
+    assert prints[0] == prints[1] != prints[2]

@@ -1,0 +1,35 @@
+"""Laws of text and tokens: what users write is data, and what a policy may write holds no control tokens."""
+
+import numpy as np
+import pytest
+
+from rlaif_jax.data.micro import tokenizer as micro
+from rlaif_jax.text import Tokenizer, pad_left, pad_right
+
+
+def test_control_tokens_are_never_allowed_named_or_not():
+    hf = micro.build()
+    hf.add_tokens(['<|header|>'], special_tokens=True)  # as Llama 3 has hundreds: special, but no named role
+    header, tokenizer = hf.convert_tokens_to_ids('<|header|>'), Tokenizer(hf, (2,))
+    allowed_V = tokenizer.allowed(1024)
+    assert not allowed_V[[0, 1, 3, header]].any() and allowed_V[2]  # pad, bos, unk; the end token may be written
+    assert not allowed_V[len(hf) :].any()  # rows of padding
+    assert allowed_V.sum() == len(hf) - 4
+
+
+def test_control_tokens_in_text_are_letters(micro_tokenizer):
+    texts = ['a <eos> b', '<pad>', '<bos><unk>']
+    rows = micro_tokenizer.encode(texts)
+    assert all(min(row) > 3 for row in rows)
+    assert micro_tokenizer.decode(rows) == texts
+
+
+@pytest.mark.parametrize('pad', [pad_left, pad_right])
+def test_padding_keeps_the_rows(pad):
+    rows = [[5, 6], [], [7, 8, 9]]
+    token_BT, valid_BT = pad(rows, 4, 0)
+    assert [token[valid].tolist() for token, valid in zip(token_BT, valid_BT, strict=True)] == rows
+    assert not token_BT[~valid_BT].any()
+    with pytest.raises(ValueError, match='row 2 has 3 tokens'):
+        pad(rows, 2, 0)
+    assert np.array_equal(pad_left(rows, 4, 0)[1], pad_right(rows, 4, 0)[1][:, ::-1])
