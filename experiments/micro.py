@@ -46,7 +46,8 @@ def micro_pretrain_xs(scale: Scale, seed: int = 0) -> Pretrain:
     """The packaged model micro_xs, stand-in for PaLM 2 XS, from random weights.
 
     Command: python launch/run.py --experiment=micro_pretrain_xs
-    Cost, read off the run that made the weights: about 26 CPU minutes. 1,000 validation pairs: agreement with simulated raters 72.7 % by rating, 71.8 %
+    Cost, read off the run that made the weights: about 26 CPU minutes.
+    1,000 validation pairs: agreement with simulated raters 72.7 % by rating, 71.8 %
     by comparison; the same position after a swap 21 %.
     """
     return Pretrain('micro_xs', scale.tldr, pretraining(1500, 2e-3, seed), seed=seed)
@@ -56,7 +57,8 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
     """The packaged model micro_s, stand-in for PaLM 2 S, from random weights.
 
     Command: python launch/run.py --experiment=micro_pretrain_s
-    Cost, read off the run that made the weights: 15 minutes on two busy cores. 1,000 validation pairs: agreement with simulated raters 72.5 % by rating,
+    Cost, read off the run that made the weights: 15 minutes on two busy cores.
+    1,000 validation pairs: agreement with simulated raters 72.5 % by rating,
     71.5 % by comparison; the same position after a swap 27 %.
     """
     return Pretrain('micro_s', scale.tldr, pretraining(600, 2e-3, seed), seed=seed)
@@ -66,7 +68,8 @@ def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
     """The packaged model micro_l, stand-in for PaLM 2 L, from random weights.
 
     Command: python launch/run.py --experiment=micro_pretrain_l
-    Cost, estimated from a run in two pieces: about 50 CPU minutes. 1,000 validation pairs: agreement with simulated raters 72.9 % by rating, 72.1 %
+    Cost, estimated from a run in two pieces: about 50 CPU minutes.
+    1,000 validation pairs: agreement with simulated raters 72.9 % by rating, 72.1 %
     by comparison; the same position after a swap 17 %. The packaged weights spent their first 400 steps under a cosine
     laid out for 1,300, so a run from scratch ends near these figures, not on these weights.
     """
