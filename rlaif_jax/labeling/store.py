@@ -1,0 +1,238 @@
+"""The label store: what a labeler was asked once it is not asked again, whatever happens to the process in between.
+
+    store = Store(folder / 'labels.jsonl')
+    keys = [key(lm.digest, template.digest, 'detailed', prompt, first, second) for prompt, first, second in pairs]
+    labels = complete(store, keys, lambda indices: [ask(pairs[i]) for i in indices], batch=64)
+
+A store is a text file to which whole lines of JSON are added, `{"key": …, "status": …, …}`, and which nothing rewrites.
+A key stands for everything that a label depends on, so another labeler, template or pair is another key and nothing is
+ever stale. The first line with a key counts. Hence several hosts may write a file each, and the files put one behind
+the other (`cat`) are a store again; processes of one host may write the same file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rlaif_jax import log
+from rlaif_jax.config import Mistake
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+Record = dict[str, Any]  # plain JSON
+
+_ENOUGH = 50  # labels, before their unscorable share says something
+_START = b'{"key": "'  # of every line
+
+
+def key(*parts: str) -> str:
+    """32 hex digits (128 bits) that stand for the sequence of `parts`: ('ab', 'c') and ('a', 'bc') have other keys."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode('utf-8', 'surrogatepass')
+        digest.update(b'%d:' % len(data) + data)  # with its length before it, no part runs into the next
+    return digest.hexdigest()
+
+
+class Store:
+    """The labels in the file `path`, which is made where it is absent: `{key: record}`, read whole into memory.
+
+    Every reading and writing holds the file's lock, so any number of processes may share it (a `Store` is for one
+    thread). Where the system or the file system has no locks it says so, and one process at a time may write.
+
+    A last line cut short, by a crash in the middle of a write, is dropped, and said. A damaged line before it is skipped
+    and said, not an error: its label is made again and added, and the line itself stays for whoever wants to look. So
+    no label that was paid for is lost and no run is held up. A file without any label is not ours and is not touched.
+
+    Raises `Mistake` for what is not a label store, and where the system lets it not be read or written.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._records: dict[str, Record] = {}
+        self._bytes = self._lines = 0  # how far the file has been read
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._records
+
+    def get(self, key: str) -> Record | None:
+        """A copy of the record, as the file has it (null is None, a tuple a list), or None where there is none."""
+        record = self._records.get(key)
+        return None if record is None else dict(record)
+
+    def append(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds `{key: record}` in one locked write of whole lines, on disk when this returns.
+
+        A key that is there already, if another process wrote it meanwhile, too, stays what it is. A number that is not
+        finite becomes null. Raises ValueError for a record with a field `key`, `Mistake` where the disk is full.
+        """
+        if any('key' in record for record in records.values()):
+            raise ValueError('a record cannot have a field named key')
+        with self._open() as file:
+            new = {key: record for key, record in records.items() if key not in self._records}
+            if not new:
+                return
+            text = ''.join(log.to_json({'key': key, **record}) + '\n' for key, record in new.items())
+            file.write(text.encode('utf-8', 'backslashreplace'))  # a lone surrogate becomes its JSON escape
+            file.flush()
+            os.fsync(file.fileno())
+            self._read(file)  # so that memory holds what the file does
+
+    def refresh(self) -> None:
+        """Reads what other processes added."""
+        with self._open():
+            pass
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
+        """The file, locked, mended, read to its end."""
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise Mistake(f'{self.path} is not a file; name one, such as {self.path / "labels.jsonl"}')
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, 'a+b') as file:  # closing it drops the lock
+                _lock(file, self.path)
+                self._read(file)
+                yield file
+        except OSError as error:
+            reason = error.strerror or error
+            hope = 'put that right, or name another file; what is stored is kept'
+            raise Mistake(f'{self.path}: labels cannot be kept here ({reason}); {hope}') from error
+
+    def _read(self, file: BinaryIO) -> None:
+        """Takes in every line from where the last reading ended, and mends the end of the file."""
+        size = file.seek(0, os.SEEK_END)
+        if size < self._bytes:
+            raise Mistake(f'{self.path} was cut or replaced while labels were added to it; start again')
+        file.seek(self._bytes)
+        *lines, tail = file.read().split(b'\n')
+        found, last = [_parse(line) for line in lines], _parse(tail)
+        damaged = [number for number, record in enumerate(found, self._lines + 1) if record is None]
+        ours = any(found) if found else last or _START.startswith(tail[: len(_START)])
+        if not self._records and not ours:
+            raise Mistake(f'{self.path} is not a label store: no line of it is a label; name another file')
+        if last:  # only its line end is missing
+            file.write(b'\n')
+            file.flush()
+            found.append(last)
+            size += 1
+        elif tail:
+            size -= len(tail)
+            file.truncate(size)
+            log.say(f'{self.path}: dropped the last line, which a crash cut short ({len(tail)} bytes)')
+        if damaged:
+            which = f'line {damaged[0]}' + f' and {len(damaged) - 1} more' * (len(damaged) > 1)
+            log.say(f'{self.path}: skipped {which}, damaged; asked for again when needed')
+        for record in filter(None, found):
+            self._records.setdefault(record.pop('key'), record)
+        self._bytes, self._lines = size, self._lines + len(found)
+
+
+def complete(
+    store: Store,
+    keys: Sequence[str],
+    make: Callable[[list[int]], Sequence[Mapping[str, Any]]],
+    *,
+    batch: int,
+    title: str = 'label',
+    note: str = '',
+    most_unscorable: float = 0.2,
+    describe: Callable[[int], str] | None = None,
+) -> list[Record]:
+    """The records of `keys`, in their order; those that the store lacks are made first, and stored batch by batch.
+
+    `make(indices)` gets up to `batch` indices into `keys` (of a key that stands there more than once, the first) and
+    returns as many records, each with a `status`, 'ok' or 'unscorable'. Each is stored with a `weight`: 0 where
+    unscorable, otherwise what `make` gave or 1. What is unscorable stays so: it is not asked for again.
+
+    Ctrl-C or SIGTERM ends the program behind a batch; a crash loses the batch in flight; the same call goes on.
+
+    Raises `Mistake`, with three examples in the words of `describe(index)`, when more than `most_unscorable` (a share)
+    of the labels made by this call are unscorable; it looks from the 50th on. Where fewer were left to make it looks at
+    the end and at all of `keys`, so that a run resumed for its last labels is not judged by these few. What was made
+    stays stored.
+    """
+    if batch < 1:
+        raise ValueError(f'batch must be positive, not {batch}')
+    store.refresh()
+    first = {}
+    for i, key in enumerate(keys):
+        first.setdefault(key, i)
+    todo = [i for key, i in first.items() if key not in store]
+    old_bad = [i for key, i in first.items() if key in store and _unscorable(store.get(key))]
+    there = f'{len(first) - len(todo)} of {len(first)} are in {store.path} ({len(old_bad)} unscorable)'
+    log.say(f'{title}: {there}, {len(todo)} to make')
+    if not todo:
+        return [store.get(key) for key in keys]
+    from rlaif_jax.checkpoint import stop_on_signal  # brings jax, which who only reads need not wait for
+
+    parts = [todo[i : i + batch] for i in range(0, len(todo), batch)]
+    made, bad, began = 0, [], time.monotonic()
+    # The bar counts batches: labels come in bursts, which make nonsense of a rate.
+    with log.progress(f'{title} {note}'.rstrip(), len(parts)) as bar, stop_on_signal() as stop:
+        for part in parts:
+            store.append({keys[i]: _weighted(record) for i, record in zip(part, make(list(part)), strict=True)})
+            made += len(part)
+            bad += [i for i in part if _unscorable(store.get(keys[i]))]
+            rate = made / max(time.monotonic() - began, 1e-9)
+            bar.advance(f'{made} labels, {rate:.3g} a second, {len(bad)} unscorable')
+            enough = made >= _ENOUGH
+            among, count = (bad, made) if enough else (bad + old_bad, len(first))
+            if (enough or made == len(todo)) and len(among) / count > most_unscorable:
+                tell = describe or (lambda i: log.to_json(store.get(keys[i]))[:200])
+                examples = ''.join(f'\n  {tell(i)}' for i in among[:3])
+                raise Mistake(
+                    f'{title}: {len(among)} of {count} labels are unscorable ({len(among) / count:.0%}, of which at most '
+                    f'{most_unscorable:.0%} may be): the labeler gave no answer that can be read. For example{examples}\n'
+                    f'use a labeler that follows instructions, or raise most_unscorable; all are kept in {store.path}'
+                )
+            if stop.asked:
+                stop.exit(f'{title}: stopped after {made} of {len(todo)} labels')
+    return [store.get(key) for key in keys]
+
+
+def _weighted(record: Mapping[str, Any]) -> Record:
+    if record.get('status') not in ('ok', 'unscorable'):
+        raise ValueError(f"a label's status is 'ok' or 'unscorable', not {record.get('status')!r}")
+    return {'weight': 1.0, **record} | ({'weight': 0.0} if _unscorable(record) else {})
+
+
+def _unscorable(record: Mapping[str, Any]) -> bool:
+    return record.get('status') == 'unscorable'
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line as a record with its key; None where it is damaged. What is cut off a line's end never leaves a whole one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get('key'), str) else None
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Waits until no other process holds the lock of `file`; closing it, or the end of the process, lets go."""
+    try:
+        if fcntl is None:
+            raise OSError('not on this system')
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems
+        _say_once(f'{path}: there are no file locks here ({error}); take care that one process writes this file')
+
+
+_say_once = functools.cache(log.say)
