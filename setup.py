@@ -14,8 +14,8 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*']),
     package_data={
-        'rlaif_jax.labeling': ['templates/*/*.txt'],
-        'rlaif_jax.data.micro': ['models/*/*'],
+        'rlaif_jax.labeling': ['templates/*/*'],
+        'rlaif_jax.data.micro': ['models/*/*', 'templates/*/*'],
     },
     install_requires=[
         'jax>=0.10,<0.13',
@@ -23,11 +23,14 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.11',
         'transformers>=5',
+        'jinja2>=3.1',  # chat templates
         'tensorflow-datasets>=4.9',
         'grain>=0.2.10',
         'safetensors>=0.6',
         'rich>=13',
         'tensorboardX>=2.6',
+        'matplotlib>=3.8',
+        'pyarrow>=15',
     ],
     extras_require={
         'tpu': ['jax[tpu]'],

@@ -147,7 +147,7 @@ def raters(seed: int = 0) -> Judge:
 
 def oracle() -> Judge:
     """The micro world's oracle: the response of higher quality wins."""
-    from rlaif_jax.data.micro.oracle import quality
+    from rlaif_jax.data.micro.tasks import quality
 
     return from_quality(quality)
 
@@ -193,6 +193,19 @@ def from_preference(
             return 0.5 + 0.5 * np.trunc(margin_B / 2)
         margin_B = a_first_B - b_first_B  # the difference changes sign exactly when A and B are swapped
         return 0.5 + 0.5 * (margin_B if soft else np.sign(margin_B))
+
+    return judge
+
+
+def from_labels(labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]], **rule: Any) -> Judge:
+    """`from_preference` for a labeler that shows each pair in both orders by itself: it returns labels with
+    `first_shown` and `second_shown`, both P(A is better).
+    """
+
+    def judge(prompts, responses_a, responses_b):
+        labels = labeler(prompts, responses_a, responses_b)
+        shown = iter(([label.first_shown for label in labels], [1 - label.second_shown for label in labels]))
+        return from_preference(lambda *_: np.array(next(shown)), **rule)(prompts, responses_a, responses_b)
 
     return judge
 

@@ -1,0 +1,622 @@
+"""How well a labeler agrees with people, and how much of what it says is position, length or bluster (§3.4, Tables 2-4
+and App. B of the paper).
+
+    one = report('detailed_cot_0shot', preference_B, human_B, first_shown_B=..., second_shown_B=...)
+    table([one, ...]);  write_csv('alignment.csv', [one, ...]);  figure('alignment.png', [one, ...])
+
+Everything is an array over pairs. All preferences, those of one order too, are P(the first candidate is better): what
+changes between the orders is only where that candidate was shown. nan is a pair that could not be scored.
+A verdict is a preference thresholded at one half. Which candidate is called the first is arbitrary, and no figure here
+depends on it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Number
+from os import PathLike
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Literal
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlaif_jax import log
+from rlaif_jax.config import Mistake
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, wilson
+
+__all__ = [
+    'Agreement',
+    'Alignment',
+    'Calibration',
+    'PositionBias',
+    'agreement',
+    'calibration',
+    'figure',
+    'position_bias',
+    'report',
+    'table',
+    'write_csv',
+]
+
+# A preference this near one half has no verdict. Averaging two orders rounds, in float32 by up to 1e-7; without this
+# the rounding would decide what the labeler did not.
+TIE = 1e-6
+
+# An averaged preference further than this from the mean of its two orders was not averaged from them.
+ROUNDING = 0.01
+
+
+@dataclass(frozen=True)
+class Agreement(Interval):
+    """Share of pairs on which the labeler's verdict is people's, in [0, 1], and the pairs that have no say in it.
+
+    n + unscorable + undecided is the number of pairs; one that is both counts as unscorable.
+    """
+
+    ties: int  # of the n: preference of exactly one half, counted as half an agreement
+    unscorable: int  # left out: the labeler gave no preference
+    undecided: int  # left out: people have no preference (exactly one half, or nan: nobody was asked)
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """What the position of a candidate does to a labeler. Shares in [0, 1]; 'first' and 'second' are positions."""
+
+    same: Interval  # share of pairs on which the same position is preferred in both orders
+    which: Literal['first', 'second', 'neither']  # the position that more of these prefer
+    share: Interval  # of these, the share that prefers that position
+    p_value: float  # two-sided binomial test of these against an even split (App. B)
+    first: Interval  # share of all verdicts of both orders that go to the first position; without bias one half
+    mean: Interval  # P(the one shown first is better) - 1/2, averaged over orders and pairs; in [-1/2, 1/2]
+    ties: int  # left out of same, which, share and p_value: no verdict in at least one order
+    unscorable: int  # left out of everything: nan in at least one order
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reliability curve over bins of the probability that the labeler gives to its own verdict, in [1/2, 1]."""
+
+    edges: tuple[float, ...]  # one more than there are bins; a bin holds its lower edge, and the last one both
+    predicted: tuple[float, ...]  # mean probability in the bin; nan where it is empty
+    observed: tuple[float, ...]  # mean share of people who agree; nan where it is empty
+    count: tuple[int, ...]
+    ece: float  # expected calibration error: |predicted - observed| averaged over pairs; nan without any
+    n: int
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """All that is known of one labeler. None: the arrays that would tell were not given."""
+
+    name: str
+    pairs: int
+    agreement: Agreement
+    calibration: Calibration
+    confident: Agreement | None = None  # on the pairs of which people were sure
+    bands: tuple[tuple[str, Agreement], ...] = ()  # by how sure people were
+    single_order: Interval | None = None  # agreement of a verdict from one order, over both orders
+    gain: Interval | None = None  # what averaging the orders adds to that, on the same pairs
+    position: PositionBias | None = None
+    longer: Interval | None = None  # share of verdicts for the longer candidate
+    human_longer: Interval | None = None  # people's share of the same, on the same pairs
+    mass: float | None = None  # mean probability of the answers among all tokens
+    tokens: float | None = None  # totals over all pairs
+    seconds: float | None = None
+    calls: int | None = None  # questions put to the labeler, answered by it or by the cache
+    cache_hits: int | None = None
+
+    @property
+    def unscorable_share(self) -> float:
+        """Share of pairs without a preference."""
+        return self.agreement.unscorable / self.pairs
+
+    @property
+    def tokens_per_label(self) -> float | None:
+        return None if self.tokens is None else self.tokens / self.pairs
+
+    @property
+    def seconds_per_label(self) -> float | None:
+        return None if self.seconds is None else self.seconds / self.pairs
+
+    @property
+    def cached(self) -> float | None:
+        """Share of calls that the cache answered; nan where there were none."""
+        if self.calls is None or self.cache_hits is None:
+            return None
+        return self.cache_hits / self.calls if self.calls else float('nan')
+
+    def row(self) -> dict[str, str]:
+        """One line of a table: column name to text, `–` where nothing is known."""
+        bias = self.position
+        cells = {
+            'labeler': self.name,
+            'agreement %': _within(self.agreement),
+            'n': str(self.agreement.n),
+            'confident %': _percent(self.confident),
+            'one order %': _percent(self.single_order),
+            'gain': self.gain and f'{100 * self.gain.value:+.1f} ± {50 * (self.gain.high - self.gain.low):.1f}',
+            'same position %': bias and _within(bias.same),
+            'of these %': bias and (bias.which if bias.which == 'neither' else f'{bias.which} {_percent(bias.share)}'),
+            'p': bias and ('<0.001' if bias.p_value < 0.001 else f'{bias.p_value:.3f}'),
+            'first %': bias and _percent(bias.first),
+            'bias': bias and f'{bias.mean.value:+.3f}',
+            'longer %': _percent(self.longer),
+            'people longer %': _percent(self.human_longer),
+            'ECE': f'{self.calibration.ece:.3f}',
+            'unscorable %': _percent(self.unscorable_share),
+            'mass': None if self.mass is None else f'{self.mass:.3f}',
+            'tokens': None if self.tokens is None else f'{self.tokens_per_label:.1f}',
+            'seconds': None if self.seconds is None else f'{self.seconds_per_label:.3g}',
+            'cached %': _percent(self.cached),
+            **{f'band {name} %': _percent(band) for name, band in self.bands},
+        }
+        return {column: cell or '–' for column, cell in cells.items()}
+
+
+# What the figures are
+
+
+def agreement(preference_B: np.ndarray, human_B: np.ndarray, *, confidence: float = 0.95) -> Agreement:
+    """Labeler alignment (§3.4 of the paper): how often the preference, as a hard verdict, is the one of people.
+
+    preference_B: P(first better), both orders averaged, or of one order. human_B: 0/1 votes, or the share of people for
+    the first, which is thresholded at one half too; pairs on which it is exactly that, or nan, are left out and counted,
+    and so are those without a preference. A preference of one half agrees by half. Wilson's interval; ties make it a
+    little wide. With nothing left: nan in [0, 1]. Mistake: no pairs, unequal lengths, values outside [0, 1].
+    """
+    preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
+    hit_B = _hits(preference_B, human_B)
+    found = _share(hit_B, confidence)
+    unscorable = int(np.isnan(preference_B).sum())
+    return Agreement(
+        found.value,
+        found.low,
+        found.high,
+        found.n,
+        ties=int((hit_B == 0.5).sum()),
+        unscorable=unscorable,
+        undecided=len(hit_B) - found.n - unscorable,
+    )
+
+
+def position_bias(first_shown_B: np.ndarray, second_shown_B: np.ndarray, *, confidence: float = 0.95) -> PositionBias:
+    """How often the verdict stays with the position when the candidates swap theirs (App. B of the paper).
+
+    first_shown_B, second_shown_B: P(the first candidate is better) when it was shown first, and when it was shown
+    second; so a labeler without bias has the same number in both. Pairs that are nan in either order are left out of
+    everything; pairs at one half in either order prefer no position there, and are left out of what is about the same
+    one. Both are counted. Where the labeler is asked for the worse response, the position that it names is the one that
+    it does not prefer. Mistake: no pairs, unequal lengths, values outside [0, 1].
+    """
+    first_shown_B, second_shown_B = _probabilities(first_shown_B=first_shown_B, second_shown_B=second_shown_B)
+    kept_B = ~np.isnan(first_shown_B) & ~np.isnan(second_shown_B)
+    first_shown_B, second_shown_B = first_shown_B[kept_B], second_shown_B[kept_B]
+    # By position: 1 where the one shown first won. In the second order that is the other candidate.
+    position_OB = np.stack([_verdict(first_shown_B), 1 - _verdict(second_shown_B)])
+    decided_B = (position_OB != 0.5).all(0)
+    same_B = decided_B & (position_OB[0] == position_OB[1])
+    n, first = int(same_B.sum()), int(position_OB[0, same_B].sum())
+    return PositionBias(
+        same=wilson(n, int(decided_B.sum()), confidence),
+        which='first' if 2 * first > n else 'second' if 2 * first < n else 'neither',
+        share=wilson(max(first, n - first), n, confidence),
+        p_value=binomial_test(first, n),
+        first=mean_interval(position_OB.mean(0), confidence).clipped(),
+        mean=mean_interval((first_shown_B - second_shown_B) / 2, confidence).clipped(-0.5, 0.5),
+        ties=int((~decided_B).sum()),
+        unscorable=int((~kept_B).sum()),
+    )
+
+
+def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10) -> Calibration:
+    """Of the verdicts given with a probability of 0.8, are people's 80 % for them?
+
+    Each pair is folded so that the preference is at least one half: swapping its candidates, if need be, which changes
+    nothing about it. So a bin holds twice as many pairs as the same width of an unfolded curve, and the answer does not
+    depend on which candidate was called the first. It is the curve of the pairs together with their mirror images.
+
+    Here human_B is not thresholded: a probability predicts the share of people, and a share of exactly one half is
+    evidence like any other (leaving it out would make few-voter data look surer than they are). nan in either array is
+    left out. ECE averages sizes, so noise alone gives about sqrt(bins / n) / 3. Mistake: bins < 1, and as `agreement`.
+    """
+    preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
+    if bins < 1:
+        raise Mistake(f'a reliability curve needs at least one bin, not {bins}')
+    kept_B = ~np.isnan(preference_B) & ~np.isnan(human_B)
+    preference_B, human_B = preference_B[kept_B], human_B[kept_B]
+    verdict_B = _verdict(preference_B)
+    predicted_B = 0.5 + np.abs(preference_B - 0.5)
+    observed_B = verdict_B * human_B + (1 - verdict_B) * (1 - human_B)  # a tie is half of each: one half
+    bin_B = np.minimum((2 * bins * (predicted_B - 0.5)).astype(int), bins - 1)
+    count, predicted, observed = (np.bincount(bin_B, x, bins) for x in (None, predicted_B, observed_B))
+    with np.errstate(invalid='ignore'):  # an empty bin is nan
+        mean_predicted, mean_observed = predicted / count, observed / count
+    return Calibration(
+        edges=tuple(np.linspace(0.5, 1.0, bins + 1).tolist()),
+        predicted=tuple(mean_predicted.tolist()),
+        observed=tuple(mean_observed.tolist()),
+        count=tuple(count.astype(int).tolist()),
+        ece=float(np.abs(predicted - observed).sum() / kept_B.sum()) if kept_B.any() else float('nan'),
+        n=int(kept_B.sum()),
+    )
+
+
+def report(
+    name: str,
+    preference_B: np.ndarray,
+    human_B: np.ndarray,
+    *,
+    first_shown_B: np.ndarray | None = None,
+    second_shown_B: np.ndarray | None = None,
+    confident_B: np.ndarray | None = None,
+    band_B: Sequence[Any] | np.ndarray | None = None,
+    first_chars_B: np.ndarray | None = None,
+    second_chars_B: np.ndarray | None = None,
+    mass_B: np.ndarray | None = None,
+    tokens: float | None = None,
+    seconds: float | None = None,
+    calls: int | None = None,
+    cache_hits: int | None = None,
+    bins: int = 10,
+    confidence: float = 0.95,
+) -> Alignment:
+    """Everything about one labeler on one set of pairs; preferences and votes as in `agreement` and `position_bias`.
+
+    confident_B: bool, pairs of which people were sure. band_B: a name or number for each pair (None or nan: in no band).
+    first_chars_B, second_chars_B: lengths in characters; a pair of equal lengths says nothing about longer. mass_B: the
+    probability of the answers among all tokens. tokens, seconds, calls and cache_hits are totals over the pairs.
+
+    The agreement of a single order and the gain are over pairs with a verdict of people and all three preferences; the
+    gain is paired, and both intervals are Student's t over pairs, since two orders of one pair are not independent.
+    With preferences that are only 0 or 1 the gain is nothing by arithmetic, as orders that differ average to a tie.
+    Mistake: only one of two arrays that go together; a preference that is not the mean of its two orders.
+    """
+    preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
+    pairs = len(preference_B)
+
+    def among(chosen_B: np.ndarray) -> Agreement:
+        if not chosen_B.any():
+            return Agreement(float('nan'), 0.0, 1.0, 0, ties=0, unscorable=0, undecided=0)
+        return agreement(preference_B[chosen_B], human_B[chosen_B], confidence=confidence)
+
+    found: dict[str, Any] = {}
+    if confident_B is not None:
+        chosen_B = _column('confident_B', confident_B, pairs)
+        if not np.isin(chosen_B, (False, True)).all():
+            raise Mistake('confident_B is true or false for each pair; for degrees of it there is band_B')
+        found['confident'] = among(chosen_B.astype(bool))
+    if band_B is not None:
+        names_B = _column('band_B', band_B, pairs, object)
+        found['bands'] = tuple((str(band), among(names_B == band)) for band in _ordered(names_B))
+    if _both('first_shown_B', first_shown_B, 'second_shown_B', second_shown_B):
+        found['position'] = position_bias(first_shown_B, second_shown_B, confidence=confidence)
+        names = {'first_shown_B': first_shown_B, 'second_shown_B': second_shown_B}
+        shown_OB = np.stack(_probabilities(preference_B=preference_B, **names)[1:])
+        _check_averaged(preference_B, shown_OB)
+        hit_B, single_B = _hits(preference_B, human_B), _hits(shown_OB, human_B[None]).mean(0)
+        kept_B = ~np.isnan(hit_B + single_B)
+        found['single_order'] = mean_interval(single_B[kept_B], confidence).clipped()
+        found['gain'] = mean_interval((hit_B - single_B)[kept_B], confidence).clipped(-1.0, 1.0)
+    if _both('first_chars_B', first_chars_B, 'second_chars_B', second_chars_B):
+        first_B, second_B = (
+            _column(name, chars_B, pairs, np.float64)
+            for name, chars_B in {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}.items()
+        )
+        kept_B = ~np.isnan(_hits(preference_B, human_B)) & (np.abs(first_B - second_B) > 0)
+        for field, verdict_B in {'longer': _verdict(preference_B), 'human_longer': _verdict(human_B)}.items():
+            found[field] = _share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B], confidence)
+    if mass_B is not None:
+        mass_B = _column('mass_B', mass_B, pairs, np.float64)
+        found['mass'] = float(np.nanmean(mass_B)) if not np.isnan(mass_B).all() else float('nan')
+    if calls is not None and cache_hits is not None and not 0 <= cache_hits <= calls:
+        raise Mistake(f'cache_hits are among the calls, but there are {cache_hits} of {calls}')
+    return Alignment(
+        name=name,
+        pairs=pairs,
+        agreement=agreement(preference_B, human_B, confidence=confidence),
+        calibration=calibration(preference_B, human_B, bins=bins),
+        tokens=tokens,
+        seconds=seconds,
+        calls=calls,
+        cache_hits=cache_hits,
+        **found,
+    )
+
+
+# How they are shown
+
+# Title -> columns: tables that fit on 100 columns with names of up to 20 characters.
+TABLES = {
+    'agreement': ('agreement %', 'n', 'paper %', 'confident %', 'one order %', 'gain'),
+    'position and length': ('same position %', 'of these %', 'p', 'bias', 'first %', 'longer %', 'people longer %'),
+    'calibration, and the cost of a pair': ('ECE', 'unscorable %', 'mass', 'tokens', 'seconds', 'cached %'),
+}
+
+
+def table(
+    reports: Sequence[Alignment],
+    *,
+    title: str = 'Labelers and people',
+    published: Mapping[str, float] | None = None,
+    simulated: bool = False,
+    console: Console | None = None,
+) -> None:
+    """Prints up to four tables of a line a report: agreement, position and length, calibration and cost, and agreement
+    by band. A column that is known of no report is not shown. Intervals are in brackets, or behind ± in points.
+
+    published: name -> the paper's agreement in per cent, such as 78.0, put beside ours. Mistake: no reports.
+    """
+    _check_shown(reports, published)
+    rows = [one.row() for one in reports]
+    for one, row in zip(reports, rows):
+        row['paper %'] = f'{published[one.name]:.1f}' if published and one.name in published else '–'
+    bands = dict.fromkeys(f'band {band} %' for one in reports for band, _ in one.bands)
+    for name, columns in {**TABLES, 'agreement by band': tuple(bands)}.items():
+        known = [column for column in columns if any(row.get(column, '–') != '–' for row in rows)]
+        if not known:
+            continue
+        shown = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+        shown.add_column('labeler', overflow='fold')
+        for column in known:
+            shown.add_column(Text('\n'.join(wrap(column, 12))), justify='right', no_wrap=True, vertical='bottom')
+        for row in rows:
+            shown.add_row(*(Text(row.get(column, '–')) for column in ('labeler', *known)))
+        # Not the table's own title, which would be folded to the width of the table.
+        (console or log.console()).print(Text(_title(title, simulated, name), style='bold'), shown, '')
+
+
+def write_csv(
+    path: str | PathLike[str],
+    reports: Sequence[Alignment],
+    *,
+    published: Mapping[str, float] | None = None,
+    simulated: bool = False,
+) -> None:
+    """One line a report with full precision. Columns are the fields of `Alignment`, `position_same` for `position.same`:
+    an interval has its value under its name, and `_low`, `_high` and `_n` beside it. Reliability curves are left out.
+
+    Empty is not known, `nan` undefined. The file is there whole or not at all. Mistake: no reports.
+    """
+    _check_shown(reports, published)
+    lines = [{**_columns(one), 'simulated': simulated} for one in reports]
+    for one, line in zip(reports, lines):
+        if published and one.name in published:
+            line['paper_percent'] = published[one.name]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, dict.fromkeys(column for line in lines for column in line), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(lines)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.write_whole(path, text.getvalue())
+
+
+def _columns(value: Any, column: str = '') -> dict[str, Any]:
+    """Column -> number or text, of all that is known."""
+    if is_dataclass(value):
+        found = {}
+        for field in fields(value):
+            inner = column if field.name == 'value' else f'{column}_{field.name}'.lstrip('_')
+            found.update(_columns(getattr(value, field.name), inner))
+        return found
+    if column == 'bands':
+        return {name: number for band, share in value for name, number in _columns(share, f'band_{band}').items()}
+    return {} if value is None or isinstance(value, tuple) else {column: value}
+
+
+BLUE, ORANGE, GREY = '#0072b2', '#d55e00', '#8c8c8c'
+COLOURS = (BLUE, ORANGE, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+
+
+def figure(
+    path: str | PathLike[str],
+    reports: Sequence[Alignment],
+    *,
+    title: str = 'Labelers and people',
+    published: Mapping[str, float] | None = None,
+    simulated: bool = False,
+) -> None:
+    """Draws agreement and same-position rate with their intervals, a line a report, and the reliability curves.
+
+    Of more than six curves those of the highest and the lowest agreement are in colour and the others grey; bins with
+    fewer than one pair in a hundred are not drawn. Needs no display.
+    Mistake: a suffix other than .png and .svg, no reports, matplotlib not installed.
+    """
+    _check_shown(reports, published)
+    path = Path(path)
+    if path.suffix.lower() not in ('.png', '.svg'):
+        raise Mistake(f'{path}: a figure is a .png or a .svg')
+    try:
+        from matplotlib.figure import Figure  # not pyplot: that has global state, and looks for a display
+    except ImportError as error:
+        raise Mistake(f'a figure needs matplotlib, which is not here ({error}): pip install matplotlib') from error
+
+    placed = any(one.position for one in reports)
+    widths = (3.6, 2.8, 3.6) if placed else (3.6, 3.6)
+    size = (0.9 + 0.08 * max(len(one.name) for one in reports) + sum(widths), max(4.6, 1.6 + 0.26 * len(reports)))
+    drawing = Figure(figsize=size, dpi=110, layout='constrained')
+    axes = drawing.subplots(1, len(widths), width_ratios=widths)
+    drawing.suptitle(
+        _title(title, simulated), color=ORANGE if simulated else 'black', fontweight='bold', parse_math=False
+    )
+    _draw_agreement(axes[0], reports, published or {})
+    if placed:
+        _draw_positions(axes[1], reports)
+        axes[1].tick_params(labelleft=False)
+    _draw_curves(axes[-1], reports)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path)
+
+
+def _draw_agreement(ax: Any, reports: Sequence[Alignment], published: Mapping[str, float]) -> None:
+    _draw_lines(ax, reports, 'agreement, %')
+    _draw_intervals(ax, [(i, one.agreement) for i, one in enumerate(reports)], BLUE, 'ours, 95 %')
+    paper = [(published[one.name], i) for i, one in enumerate(reports) if one.name in published]
+    if paper:
+        ax.plot(*zip(*paper), 'D', markersize=5, markerfacecolor='none', color=GREY, label='paper')
+    ax.axvline(50, color=GREY, linewidth=0.8, linestyle=':', label='chance')
+    _legend(ax)
+
+
+def _draw_positions(ax: Any, reports: Sequence[Alignment]) -> None:
+    _draw_lines(ax, reports, 'same position in both orders, %')
+    for which, colour in {'first': BLUE, 'second': ORANGE, 'neither': GREY}.items():
+        these = [
+            (i, one.position.same) for i, one in enumerate(reports) if one.position and one.position.which == which
+        ]
+        _draw_intervals(ax, these, colour, f'more often the {which}' if which != 'neither' else which)
+    ax.set_xlim(left=0)
+    _legend(ax)
+
+
+def _draw_curves(ax: Any, reports: Sequence[Alignment]) -> None:
+    ranked = sorted((one for one in reports if one.agreement.n), key=lambda one: -one.agreement.value)
+    many = len(ranked) > len(COLOURS)
+    named = {'highest: ': ranked[0], 'lowest: ': ranked[-1]} if many else {}
+    ax.plot([50, 100], [50, 100], ':', color=GREY, linewidth=0.8, label='calibrated')
+    for one in ranked if many else []:
+        ax.plot(*_curve(one), color='#d8d8d8', linewidth=0.8)
+    chosen = list(named.items()) or [('', one) for one in ranked]
+    for (what, one), colour in zip(chosen, COLOURS):
+        label = f'{what}{one.name} (ECE {one.calibration.ece:.3f})'
+        ax.plot(*_curve(one), 'o-', color=colour, linewidth=1.4, markersize=4, label=label)
+    ax.set(xlabel="labeler's probability of its verdict, %", ylabel='people who agree, %', xlim=(49, 101))
+    ax.set_box_aspect(1)
+    ax.set_anchor('N')
+    _legend(ax)
+
+
+def _curve(one: Alignment) -> tuple[list[float], list[float]]:
+    """Per cent predicted and observed, of the bins that hold enough pairs to say something."""
+    found = one.calibration
+    kept = [i for i, count in enumerate(found.count) if count and count >= 0.01 * found.n]
+    return [100 * found.predicted[i] for i in kept], [100 * found.observed[i] for i in kept]
+
+
+def _draw_lines(ax: Any, reports: Sequence[Alignment], label: str) -> None:
+    """One line a report from the top down."""
+    ax.set(xlabel=label, ylim=(len(reports) - 0.5, -0.5))
+    ax.set_yticks(range(len(reports)), [one.name for one in reports], parse_math=False)
+    ax.tick_params(axis='y', length=0)
+    ax.grid(axis='y', color='#e6e6e6', linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def _draw_intervals(ax: Any, places: Sequence[tuple[int, Interval]], colour: str, label: str) -> None:
+    places = [(i, found) for i, found in places if found.n]
+    if places:
+        value_B, low_B, high_B = (
+            np.array([100 * getattr(found, end) for _, found in places]) for end in ('value', 'low', 'high')
+        )
+        error = np.stack([value_B - low_B, high_B - value_B])
+        ax.errorbar(
+            value_B, [i for i, _ in places], xerr=error, fmt='o', color=colour, markersize=5, linewidth=1.4, label=label
+        )
+
+
+def _legend(ax: Any) -> None:
+    """Above the axes, where no data can be under it."""
+    legend = ax.legend(loc='lower left', bbox_to_anchor=(0, 1), frameon=False, fontsize='small', borderaxespad=0.2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    for side in ('top', 'right'):
+        ax.spines[side].set_visible(False)
+
+
+# Small parts
+
+
+def _verdict(p_B: np.ndarray) -> np.ndarray:
+    """1 for the first, 0 for the second, 1/2 for a tie, nan for nan."""
+    return np.where(np.abs(p_B - 0.5) <= TIE, 0.5, 0.5 + 0.5 * np.sign(p_B - 0.5))
+
+
+def _hits(preference_B: np.ndarray, human_B: np.ndarray) -> np.ndarray:
+    """1 where the verdicts are the same, 0 where opposite, 1/2 where the labeler has none; nan where left out."""
+    human_B = _verdict(human_B)
+    return np.where(human_B == 0.5, np.nan, 1 - np.abs(_verdict(preference_B) - human_B))
+
+
+def _share(vote_B: np.ndarray, confidence: float) -> Interval:
+    vote_B = vote_B[~np.isnan(vote_B)]
+    return wilson(float(vote_B.sum()), vote_B.size, confidence)
+
+
+def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
+    """The arrays as float64, checked: named rows of the same, positive length with values in [0, 1] or nan."""
+    found = [np.asarray(array_B, np.float64) for array_B in arrays_B.values()]
+    shapes = {name: array_B.shape for name, array_B in zip(arrays_B, found)}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        told = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
+        raise Mistake(f'these are one number a pair and must be as many, not of shapes {told}')
+    if not found[0].size:
+        raise Mistake(f'{" and ".join(shapes)} are empty: there are no pairs to agree on')
+    for name, array_B in zip(shapes, found):
+        if ((array_B < 0) | (array_B > 1)).any():
+            raise Mistake(
+                f'{name} holds probabilities in [0, 1] (or nan), not {array_B[(array_B < 0) | (array_B > 1)][0]}'
+            )
+    return found
+
+
+def _column(name: str, values_B: Any, pairs: int, dtype: Any = None) -> np.ndarray:
+    value_B = np.asarray(values_B, dtype)
+    if value_B.shape != (pairs,):
+        raise Mistake(f'{name} must have one value for each of {pairs} pairs, not shape {value_B.shape}')
+    return value_B
+
+
+def _both(name_a: str, a: Any, name_b: str, b: Any) -> bool:
+    if (a is None) != (b is None):
+        given, missing = (name_a, name_b) if b is None else (name_b, name_a)
+        raise Mistake(f'{given} was given without {missing}: they go together')
+    return a is not None
+
+
+def _check_averaged(preference_B: np.ndarray, shown_OB: np.ndarray) -> None:
+    """Catches the likely slip, one order given as P(the one *shown* first is better)."""
+    far_B = np.abs(shown_OB.mean(0) - preference_B) > ROUNDING  # nan is not far
+    if far_B.any():
+        i = int(far_B.argmax())
+        raise Mistake(
+            f'preference_B[{i}] = {preference_B[i]:.3f} is not the mean of first_shown_B = {shown_OB[0, i]:.3f} and '
+            f'second_shown_B = {shown_OB[1, i]:.3f}: all three are P(the first candidate is better), wherever it was shown'
+        )
+
+
+def _ordered(names_B: np.ndarray) -> list[Any]:
+    """The distinct bands: numbers rising, names as they come."""
+    names = list(dict.fromkeys(name for name in names_B.tolist() if name is not None and name == name))
+    return sorted(names) if all(isinstance(name, Number) for name in names) else names
+
+
+def _check_shown(reports: Sequence[Alignment], published: Mapping[str, float] | None) -> None:
+    if not reports:
+        raise Mistake('there are no reports to show')
+    for name, percent in (published or {}).items():
+        if not 1 < percent <= 100:
+            raise Mistake(
+                f'published[{name!r}]: the figures are per cent as the paper prints them, such as 78.0, not {percent}'
+            )
+
+
+def _title(title: str, simulated: bool, *more: str) -> str:
+    return ' · '.join([*['SIMULATED'] * simulated, title, *more])
+
+
+def _percent(share: Interval | float | None) -> str | None:
+    value = share.value if isinstance(share, Interval) else share
+    return None if value is None else f'{100 * value:.1f}'
+
+
+def _within(share: Interval) -> str:
+    """`78.0 [75.3, 80.4]`, in per cent."""
+    return f'{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]'
