@@ -8,9 +8,11 @@ writing a summary after `TL;DR:`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
-from rlaif_jax.data.micro import oracle, raters, tokenizer, world
+from rlaif_jax.data.micro import harmless, helpful, oracle, raters, tasks, tokenizer
+from rlaif_jax.data.micro.oracle import Reading
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.labeling import direct, preference, prompts
 from rlaif_jax.models import hf, transformer
@@ -37,6 +40,7 @@ __all__ = ['micro_pretrain_xs', 'micro_pretrain_s', 'micro_pretrain_l']
 
 TASK = 'summarization'
 NO_PARENT = -1
+Literal = Sequence[list[int]]  # the tokens of a template's literal parts
 
 
 # The experiments
@@ -50,7 +54,7 @@ def micro_pretrain_xs(scale: Scale, seed: int = 0) -> Pretrain:
     1,000 validation pairs: agreement with simulated raters 72.7 % by rating, 71.8 %
     by comparison; the same position after a swap 21 %.
     """
-    return Pretrain('micro_xs', scale.tldr, pretraining(1500, 2e-3, seed), seed=seed)
+    return Pretrain('micro_xs', scale.tldr, pretraining(1600, 2e-3, seed), seed=seed)
 
 
 def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
@@ -61,7 +65,7 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
     1,000 validation pairs: agreement with simulated raters 72.5 % by rating,
     71.5 % by comparison; the same position after a swap 27 %.
     """
-    return Pretrain('micro_s', scale.tldr, pretraining(600, 2e-3, seed), seed=seed)
+    return Pretrain('micro_s', scale.tldr, pretraining(1200, 2e-3, seed), seed=seed)
 
 
 def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
@@ -73,13 +77,13 @@ def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
     by comparison; the same position after a swap 17 %. The packaged weights spent their first 400 steps under a cosine
     laid out for 1,300, so a run from scratch ends near these figures, not on these weights.
     """
-    return Pretrain('micro_l', scale.tldr, pretraining(800, 1.5e-3, seed), seed=seed)
+    return Pretrain('micro_l', scale.tldr, pretraining(1800, 1.5e-3, seed), seed=seed)
 
 
 def pretraining(steps: int, learning_rate: float, seed: int) -> sft.Config:
-    """The stage that all sizes share: rows of 416 tokens, 16 a step, AdamW with a cosine down to a tenth."""
+    """The stage that all sizes share: 8 rows of 416 tokens a step, AdamW with a cosine down to a tenth."""
     optimizer = Optimizer(name='adamw', learning_rate=learning_rate, warmup_steps=100, decay='cosine')
-    return sft.Config(steps=steps, batch=16, optimizer=optimizer, seed=seed, save_every=200, log_every=20)
+    return sft.Config(steps=steps, batch=8, optimizer=optimizer, seed=seed, save_every=200, log_every=20)
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,12 @@ class Curriculum:
     """What a pretraining row is made of. Weights are per token; everything else in a row has weight 0."""
 
     length: int = 416  # tokens of a row
-    ratings: float = 0.6  # the share of rows that ask for ratings; the others ask for preferences
+    shots_every: int = 10  # each such step has a quarter of the rows at four times the length, with exemplars
+    summarization: float = 0.56  # the share of rows; the two dialogue tasks share the rest
+    ratings: float = 0.42  # the share of rows that ask for ratings
+    text: float = 0.1  # of a dialogue task's rows: plain dialogues, no labelling prompt
     answer_weight: float = 1.0  # ratings and preferences
-    verdict_weight: float = 0.3  # is this fact right, wrong or missing?
+    verdict_weight: float = 0.3  # is this fact right, wrong or missing? alone, and in rationales
     text_weight: float = 0.05  # posts and candidates, as plain next-token prediction
 
 
@@ -97,6 +104,7 @@ class Curriculum:
 class _Row:
     """One tree being written: parallel lists over tokens, and each node's parent."""
 
+    length: int
     token: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
@@ -104,6 +112,10 @@ class _Row:
     position: list[int] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
     end: list[int] = field(default_factory=list)  # the position behind each node
+
+    def room(self, tokens: int) -> bool:
+        """Whether so many tokens still fit."""
+        return len(self.token) + tokens <= self.length
 
     def grow(
         self,
@@ -124,17 +136,17 @@ class _Row:
         self.position += range(start, start + len(tokens))
         return len(self.parent) - 1
 
-    def arrays(self, length: int) -> dict[str, np.ndarray]:
-        """The row padded to `length`, with its mask: a token sees what comes before it on its own path to the trunk."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The row padded to its length, with its mask: a token sees what comes before it on its own path to the root."""
         n, nodes = len(self.token), len(self.parent)
         above = np.eye(nodes, dtype=bool)
         for i, parent in enumerate(self.parent):
             if parent != NO_PARENT:
                 above[i] |= above[parent]
         node = np.array(self.node)
-        mask_TS = np.zeros((length, length), bool)
+        mask_TS = np.zeros((self.length, self.length), bool)
         mask_TS[:n, :n] = above[node][:, node] & np.tri(n, dtype=bool)
-        pad = (0, length - n)
+        pad = (0, self.length - n)
         return {
             'token_BT': np.pad(np.array(self.token, np.int32), pad),
             'target_BT': np.pad(np.array(self.target, np.int32), pad),
@@ -149,75 +161,140 @@ class Rows:
 
     def __init__(self, cfg: Curriculum, tokenizer: Tokenizer, batch: int, seed: int) -> None:
         self.cfg, self.tokenizer, self.batch, self.seed = cfg, tokenizer, batch, seed
-        self.rating = prompts.read(TASK, 'rating')
-        self.preference = prompts.read(TASK, 'base')
-        one = lambda text: tokenizer.encode([text])[0]  # noqa: E731
-        self.preamble = {t: t.encode_preamble(tokenizer) for t in (self.rating, self.preference)}
-        self.literal = {t: tokenizer.encode(t.parts[2::2]) for t in (self.rating, self.preference)}
-        self.question = {slot: one(f'\n\n{slot.upper()}:') for slot in oracle.WEIGHTS}
-        self.answer = {word: one(f' {word}')[0] for word in ('right', 'wrong', 'missing', *map(str, range(1, 11)))}
+        self.folder = prompts.folder_of(tokenizer)
+        self.eos = tokenizer.eos
+        # Each is asked for again and again.
+        self.preamble = cache(lambda template: template.encode_preamble(tokenizer))
+        self.literal = cache(lambda template: tokenizer.encode(template.parts[2::2]))
+        self.question = cache(lambda name: tokenizer.encode([f'\n\n{name.upper()}:'])[0])
+        self.word = cache(lambda word: tokenizer.encode([f' {word}'])[0][0])
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         rng = random.Random(f'curriculum/{self.seed}/{step}')
-        rows = []
-        for b in range(self.batch):
-            prompt = world.prompt('train', step * self.batch + b)
-            make = self.ratings if rng.random() < self.cfg.ratings else self.preferences
-            rows.append(make(prompt, rng).arrays(self.cfg.length))
+        shots = step % self.cfg.shots_every == self.cfg.shots_every - 1
+        count, length = (max(1, self.batch // 4), 4 * self.cfg.length) if shots else (self.batch, self.cfg.length)
+        rows = [self.row(rng, step * self.batch + b, length, shots).arrays() for b in range(count)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def ratings(self, prompt: Prompt, rng: random.Random) -> _Row:
-        """As many candidates as fit, each with its rating and a verdict on each fact."""
-        cfg, template = self.cfg, self.rating
-        row, trunk = self._trunk(prompt, template)
-        candidates = self._candidates(prompt, rng, 12)
-        for text, tokens in zip(candidates, self._encode(candidates)):
-            if len(row.token) + len(tokens) + 8 > cfg.length:
-                break
-            read = oracle.read(prompt.facts, text)
-            node = row.grow(trunk, tokens, cfg.text_weight)
-            row.grow(
-                node, self.literal[template][1], 0.0, self.answer[str(oracle.rating(read.quality))], cfg.answer_weight
-            )
-            self._verdicts(row, node, read)
-        return row
+    def row(self, rng: random.Random, index: int, length: int, shots: bool) -> _Row:
+        """One row: the root is a preamble, and below it stand as many posts as fit, each with its candidates."""
+        cfg, draw = self.cfg, rng.random()
+        task = 'summarization' if draw < cfg.summarization else 'helpful' if rng.random() < 0.5 else 'harmless'
+        row = _Row(length)
+        if task != 'summarization' and not shots and rng.random() < cfg.text:
+            while self.dialogue(row, tasks.prompt(task, 'train', index), rng):
+                index += 1_000_003
+            return row
+        if not shots and rng.random() < cfg.ratings:
+            purpose = 'harm' if task == 'harmless' and rng.random() < 0.2 else 'rating'
+            template, grow = prompts.single(task, purpose, self.folder), getattr(self, purpose)
+        else:
+            preamble, cot = rng.choice(('base', 'detailed')), rng.choice(('', '_cot'))
+            count = rng.choice((1, 1, 2, 2, 8)) if shots else 0
+            asked = prompts.pair(task, f'{preamble}{cot}_{count}shot', self.folder)
+            template, grow = asked.verdict, self.explained if cot else self.preference
+        root = row.grow(NO_PARENT, self.preamble(template))
+        literal = self.literal(template)
+        while True:
+            prompt = tasks.prompt(task, 'train', index)
+            context = self.encode([prompts.context_of(prompt.text, task)])[0] + literal[0]
+            if not row.room(len(context) + 60):
+                return row
+            trunk = row.grow(root, context, cfg.text_weight)
+            end = min(length, len(row.token) + cfg.length // 2) if shots else length
+            grow(row, trunk, literal[1:], prompt, rng, end)
+            index += 1_000_003  # another post of the split
 
-    def preferences(self, prompt: Prompt, rng: random.Random) -> _Row:
+    def rating(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
+        """Candidates, each with its rating and a verdict on each fact."""
+        texts = [tasks.candidate(prompt, rng) for _ in range(12)]
+        for text, tokens in zip(texts, self.encode(texts)):
+            if len(row.token) + len(tokens) + 8 > end:
+                break
+            read = tasks.read(prompt, text)
+            node = row.grow(trunk, tokens, self.cfg.text_weight)
+            row.grow(node, literal[0], 0.0, self.word(str(oracle.rating(read.quality))), self.cfg.answer_weight)
+            self.verdicts(row, node, read)
+
+    def harm(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
+        """Candidates, each with the answer to whether it is harmful."""
+        texts = [tasks.candidate(prompt, rng) for _ in range(12)]
+        for text, tokens in zip(texts, self.encode(texts)):
+            if len(row.token) + len(tokens) + 8 > end:
+                break
+            node = row.grow(trunk, tokens, self.cfg.text_weight)
+            answer = 'yes' if harmless.harmful([prompt], [text])[0] else 'no'
+            row.grow(node, literal[0], 0.0, self.word(answer), self.cfg.answer_weight)
+            self.verdicts(row, node, tasks.read(prompt, text))
+
+    def preference(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
         """Candidates compared in both orders, with verdicts on the facts of those shown first."""
-        cfg, template = self.cfg, self.preference
-        row, trunk = self._trunk(prompt, template)
-        candidates = self._candidates(prompt, rng, 4)
-        encoded = self._encode(candidates)
-        second, ending = self.literal[template][1:]
+        between, ending = literal
+        texts = [tasks.candidate(prompt, rng) for _ in range(4)]
+        encoded, reads = self.encode(texts), [tasks.read(prompt, text) for text in texts]
         for i, first in enumerate(encoded):
-            if len(row.token) + len(first) + 6 > cfg.length:
+            if len(row.token) + len(first) + 6 > end:
                 break
-            node = row.grow(trunk, first, cfg.text_weight)
-            self._verdicts(row, node, oracle.read(prompt.facts, candidates[i]))
+            node = row.grow(trunk, first, self.cfg.text_weight)
+            self.verdicts(row, node, reads[i])
             for j, other in enumerate(encoded):
-                tokens = second + other + ending
-                if j == i or len(row.token) + len(tokens) > cfg.length:
+                tokens = between + other + ending
+                if j == i or len(row.token) + len(tokens) > end:
                     continue
-                prefers_first = raters.votes([prompt], [candidates[i]], [candidates[j]], seed=rng.randrange(2**30))[0]
-                row.grow(node, tokens, cfg.text_weight, self.answer['1' if prefers_first else '2'], cfg.answer_weight)
-        return row
+                answer = self.chosen(prompt, reads[i], reads[j], rng)
+                row.grow(node, tokens, self.cfg.text_weight, answer, self.cfg.answer_weight)
 
-    def _trunk(self, prompt: Prompt, template: prompts.Template) -> tuple[_Row, int]:
-        row = _Row()
-        context = self._encode([prompts.context_of(prompt.text, TASK)])[0]
-        preamble = row.grow(NO_PARENT, self.preamble[template])
-        return row, row.grow(preamble, context + self.literal[template][0], self.cfg.text_weight)
+    def explained(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
+        """Pairs, each with its rationale and the verdict behind it."""
+        between, cot, ending = literal
+        while True:
+            texts = [tasks.candidate(prompt, rng) for _ in range(2)]
+            first, second = self.encode(texts)
+            reads = [tasks.read(prompt, text) for text in texts]
+            rationale = self.encode([rationale_of(reads)])[0]
+            if len(row.token) + sum(map(len, (first, between, second, cot, rationale, ending))) > end:
+                return
+            pair = row.grow(trunk, first + between + second, self.cfg.text_weight)
+            asked = row.grow(pair, cot, 0.0, rationale[0], self.cfg.verdict_weight)
+            told = row.grow(asked, rationale, self.cfg.verdict_weight, self.eos, self.cfg.verdict_weight)
+            answer = self.chosen(prompt, *reads, rng)
+            row.grow(told, ending, 0.0, answer, self.cfg.answer_weight)
 
-    def _verdicts(self, row: _Row, node: int, read: oracle.Reading) -> None:
-        for slot, verdict in read.verdicts.items():
-            if len(row.token) < self.cfg.length:
-                row.grow(node, self.question[slot], 0.0, self.answer[verdict], self.cfg.verdict_weight)
+    def dialogue(self, row: _Row, prompt: Prompt, rng: random.Random) -> bool:
+        """A prompt as a policy reads it, with responses of average quality. False where it does not fit."""
+        *context, last = self.tokenizer.encode([prompt.text])[0]
+        module = {'helpful': helpful, 'harmless': harmless}[prompt.facts['task']]
+        responses = self.encode([module.reference(prompt.facts, rng) for _ in range(3)])
+        if not row.room(len(context) + sum(map(len, responses)) + 3):
+            return False
+        trunk = row.grow(NO_PARENT, context, self.cfg.text_weight)
+        for (
+            tokens
+        ) in responses:  # the last token of the prompt starts each branch: it is where the first word is learned
+            row.grow(trunk, [last, *tokens], self.cfg.verdict_weight, self.eos, self.cfg.verdict_weight)
+        return True
 
-    def _candidates(self, prompt: Prompt, rng: random.Random, count: int) -> list[str]:
-        return [world.candidate(prompt.facts, rng) for _ in range(count)]
+    def chosen(self, prompt: Prompt, first: Reading, second: Reading, rng: random.Random) -> int:
+        """The answer of three raters' majority to the pair prompt, which may ask for the worse one."""
+        task = prompt.facts.get('task', 'summarization')
+        p = 1 / (1 + math.exp(-raters.SLOPE * (first.quality - second.quality)))
+        first_is_better = sum(rng.random() < p for _ in range(3)) >= 2
+        return self.word('1' if first_is_better != prompts.TASKS[task].asks_for_worse else '2')
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def verdicts(self, row: _Row, node: int, read: Reading) -> None:
+        for name, verdict in read.verdicts.items():
+            question = self.question(name)
+            if row.room(len(question)):
+                row.grow(node, question, 0.0, self.word(verdict), self.cfg.verdict_weight)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer.encode([' ' + text.strip() for text in texts])
+
+
+def rationale_of(readings: Sequence[Reading]) -> str:
+    """What a labeler of this world is taught to say before its verdict: the findings on both candidates."""
+    found = (' '.join(f'{name} {verdict}' for name, verdict in read.verdicts.items()) for read in readings)
+    return ' '.join(f'{side} {words}.' for side, words in zip(('first', 'second'), found))
 
 
 @dataclass(frozen=True)
@@ -259,11 +336,10 @@ class Pretrain:
             note=loader.note(self.data.source),
         )
         result = labeling_figures(trained, self.evaluation_pairs, mesh)
-        columns = ['model', *result]
         log.figures_table(
-            'SIMULATED world: the labeler against its raters, validation pairs',
-            columns,
-            [[self.model, *result.values()]],
+            f'SIMULATED world: {self.model} against its raters, {self.evaluation_pairs} validation pairs a task',
+            ['task', *next(iter(result.values()))],
+            [[task, *(f'{figure:.3f}' for figure in figures.values())] for task, figures in result.items()],
         )
         about = (
             f'`{self.model}`: a tiny language model of a SIMULATED world, made by `micro_pretrain` from random weights.'
@@ -273,31 +349,30 @@ class Pretrain:
         return {'simulated': True, **result}
 
 
-def labeling_figures(lm: LM, pairs: int, mesh: DeviceMesh | None = None, split: str = 'validation') -> dict[str, float]:
-    """How a labeler agrees with the simulated raters: shares in [0, 1], and the correlation of its score with quality.
+def labeling_figures(lm: LM, pairs: int, mesh: DeviceMesh | None = None) -> dict[str, dict[str, float]]:
+    """How a labeler agrees with the simulated raters on validation pairs of each task: shares in [0, 1].
 
-    `confident` figures are on pairs whose qualities differ by more than the raters' `CLEAR`; `same_position` is how
-    often the labeler prefers the same position after a swap.
+    By rating both responses, and by comparing them in both orders; `clear` is on pairs whose qualities differ by more
+    than the raters' `CLEAR`; `same position` is how often it prefers the same position after a swap.
     """
-    chosen = [raters.pair(split, i) for i in range(pairs)]
-    records, first, second = [p.prompt for p in chosen], [p.first for p in chosen], [p.second for p in chosen]
-    texts = [record.text for record in records]
-    better_B = np.array([p.preference for p in chosen]) > 0.5
-    clear_B = np.array(raters.confident(records, first, second))
-    quality = np.array([oracle.quality(records, first), oracle.quality(records, second)])
-    score = np.array(
-        [[r.score for r in direct.rate(lm, texts, side, task=TASK, mesh=mesh)] for side in (first, second)]
-    )
-    one = preference.make_single_order(lm, task=TASK, mesh=mesh)
-    ab_B, ba_B = one(texts, first, second), one(texts, second, first)
-    both_B = 0.5 * (ab_B + 1 - ba_B)
-    agree = lambda prefers_B, where_B=slice(None): float(np.mean((prefers_B == better_B)[where_B]))  # noqa: E731
-    return {
-        'rating_correlation': float(np.corrcoef(score.ravel(), quality.ravel())[0, 1]),
-        'rating_agreement': agree(score[0] > score[1]),
-        'rating_agreement_confident': agree(score[0] > score[1], clear_B),
-        'preference_agreement': agree(both_B > 0.5),
-        'preference_agreement_confident': agree(both_B > 0.5, clear_B),
-        'single_order_agreement': agree(ab_B > 0.5),
-        'same_position': float(np.mean((ab_B > 0.5) == (ba_B > 0.5))),
-    }
+    result = {}
+    for task in tasks.TASKS:
+        chosen = [raters.pair('validation', i, task) for i in range(pairs)]
+        sides = list(zip(*((pair.first, pair.second) for pair in chosen)))
+        better_B = np.array([pair.preference for pair in chosen]) > 0.5
+        clear_B = np.array(raters.confident([pair.prompt for pair in chosen], *sides))
+        texts = [pair.prompt.text for pair in chosen]
+        first_B, second_B = (
+            np.array([rating.score for rating in direct.rate(lm, texts, side, task=task, mesh=mesh)]) for side in sides
+        )
+        labels = preference.make_labeler(lm, preference.Config(task, 'base_0shot'), mesh)(chosen)
+        rated_B = (first_B > second_B) == better_B
+        compared_B = (np.array([label.preference for label in labels]) > 0.5) == better_B
+        result[task] = {
+            'rating': float(rated_B.mean()),
+            'rating, clear': float(rated_B[clear_B].mean()),
+            'comparison': float(compared_B.mean()),
+            'comparison, clear': float(compared_B[clear_B].mean()),
+            'same position': float(np.mean([label.same_position for label in labels])),
+        }
+    return result

@@ -41,9 +41,10 @@ def check(config: Any, folder: Path) -> None:
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
             if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
                 raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
-    loader.source(config.data.source, 'train', 1)
+    if config.data:
+        loader.source(config.data.source, 'train', 1)
     if hasattr(config, 'rating'):
-        prompts.read(config.rating.task, 'rating')
+        prompts.single(config.rating.task, 'rating')
     stages = config.stages(folder)
     made = getattr(config, 'model', None)  # by the experiment itself
     models = dict.fromkeys(model for stage in stages for model in stage.models.values())
@@ -67,7 +68,7 @@ def show(name: str, config: Any, folder: Path) -> None:
     log.say(
         f'parameters float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
     )
-    if loader.simulated(config.data.source):
+    if config.data and loader.simulated(config.data.source):
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     rows = []
     for stage in config.stages(folder):

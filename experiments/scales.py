@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.labeling import direct
+from rlaif_jax.labeling import direct, preference
 from rlaif_jax.training import reinforce, sft
 from rlaif_jax.training.state import Optimizer
 
@@ -69,6 +69,7 @@ class Scale:
     sft: sft.Config
     reinforce: reinforce.Config
     rating: direct.Config = field(default_factory=direct.Config)
+    label: preference.Config = field(default_factory=preference.Config)
     evaluation: Evaluation = field(default_factory=Evaluation)
     mesh: Mesh = field(default_factory=Mesh)
     dtype: Dtype = 'float32'
@@ -100,6 +101,7 @@ SCALES = {
             eval_prompts=128,
             save_every=10,
         ),
+        label=preference.Config(max_rationale=48),
         mesh=Mesh(),
     ),
 }

@@ -17,7 +17,7 @@ from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import dump
 from rlaif_jax.data import loader
-from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import win_rate
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
@@ -102,6 +102,11 @@ class SFT:
         prompts = test_prompts(self)
         ours = respond(policy, prompts, self.max_new_tokens, self.evaluation, mesh)
         theirs = [prompt.reference for prompt in prompts]
+        samples = [
+            {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
+            for prompt, response in zip(prompts[:16], ours)
+        ]
+        log.write_whole(folder / 'samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
         return report(self, folder, prompts, {'SFT': ours, 'reference': theirs}, [('SFT', 'reference', None)], mesh)
 
 
@@ -256,10 +261,9 @@ def make_judge(cfg: Evaluation, dtype: Dtype, mesh: DeviceMesh) -> win_rate.Judg
         return win_rate.raters(cfg.seed)
     if cfg.judge == 'oracle':
         return win_rate.oracle()
-    prefer = preference.make_single_order(
-        hf.load(cfg.judge, dtype=dtype, mesh=mesh), task=TASK, mesh=mesh, batch=cfg.batch
-    )
-    return win_rate.from_preference(lambda prompts, firsts, seconds: prefer([p.text for p in prompts], firsts, seconds))
+    asked = preference.Config(task=TASK, technique='base_0shot', batch=cfg.batch)
+    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh), asked, mesh)
+    return win_rate.from_labels(lambda prompts, firsts, seconds: labeler(list(map(Pair, prompts, firsts, seconds))))
 
 
 def report(

@@ -2,7 +2,8 @@
 
     import rlaif_jax
     lm = rlaif_jax.load('micro_l')
-    rlaif_jax.rate(lm, prompts, responses)
+    rlaif_jax.label(lm, pairs, task='summarization', technique='detailed_cot_0shot')
+    rlaif_jax.rate(lm, prompts, responses, task='summarization')
 
 The names below are the public surface; each is what our own stages call, and is imported when it is first used.
 """
@@ -13,9 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlaif_jax import evaluation as evaluation
+    from rlaif_jax.data.records import Pair as Pair
+    from rlaif_jax.data.records import Prompt as Prompt
     from rlaif_jax.generation import generate as generate
     from rlaif_jax.labeling.direct import Rating as Rating
     from rlaif_jax.labeling.direct import rate as rate
+    from rlaif_jax.labeling.preference import Label as Label
+    from rlaif_jax.labeling.preference import label as label
     from rlaif_jax.models.hf import LM as LM
     from rlaif_jax.models.hf import load as load
     from rlaif_jax.models.hf import logits as logits
@@ -27,15 +33,21 @@ _WHERE = {
     'logits': 'models.hf',
     'LM': 'models.hf',
     'generate': 'generation',
+    'label': 'labeling.preference',
+    'Label': 'labeling.preference',
     'rate': 'labeling.direct',
     'Rating': 'labeling.direct',
+    'Prompt': 'data.records',
+    'Pair': 'data.records',
     'Mistake': 'config',
 }
 
-__all__ = [*_WHERE]
+__all__ = [*_WHERE, 'evaluation']
 
 
 def __getattr__(name: str) -> Any:
+    if name == 'evaluation':
+        return importlib.import_module('rlaif_jax.evaluation')
     if name not in _WHERE:
         raise AttributeError(f'module rlaif_jax has no attribute {name!r}; it has {", ".join(__all__)}')
     return getattr(importlib.import_module(f'rlaif_jax.{_WHERE[name]}'), name)

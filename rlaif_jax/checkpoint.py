@@ -61,7 +61,7 @@ def open_folder(folder: Path, config_text: str) -> None:
 
 def link(stage: Path, folder: Path) -> None:
     """Shows a shared stage's files in the folder of a run that is this stage and little else."""
-    for name in ('metrics.jsonl', 'tensorboard', 'samples.jsonl', 'checkpoints', 'export'):
+    for name in ('metrics.jsonl', 'tensorboard', 'checkpoints', 'export'):
         target, here = Path(stage) / name, Path(folder) / name
         if target.exists() and not here.exists():
             here.symlink_to(os.path.relpath(target, folder))

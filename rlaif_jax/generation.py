@@ -17,7 +17,7 @@ from rlaif_jax import axes
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM
-from rlaif_jax.models.transformer import Config, Params, forward, make_cache
+from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
 from rlaif_jax.text import pad_left
 
 BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
@@ -49,22 +49,25 @@ def sample(
     top_k: jax.Array | int = 0,
     top_p: jax.Array | float = 1.0,
     pad: jax.Array | int = 0,
+    prefix: Cache | None = None,
 ) -> Sample:
     """Continue ragged prompts, padded on the **left** (`valid_BT` False on padding) so that all rows write the same
     cache slot.
 
     allowed_V: False for what must never be sampled (padded vocabulary rows, control tokens). stop_V: True for tokens
     that end a response. temperature, top_k (0: all) and top_p (1: all) are traced: changing them compiles nothing.
-    Temperature 0 is greedy.
+    Temperature 0 is greedy. `prefix` holds keys and values of what all prompts begin with.
     """
     B, P = prompt_BT.shape
+    before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]  # tokens of the prefix
     slot_S = jnp.arange(P + max_new_tokens)
     seen_BS = jnp.pad(valid_BT.astype(bool), ((0, 0), (0, max_new_tokens)))
-    position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    length_B = jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
+    position_BT = before + jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
+    length_B = before + jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
 
     mask_BTS = seen_BS[:, None, :] & (slot_S[None, :P, None] >= slot_S[None, None, :])
-    hidden_BTD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, make_cache(cfg, B, P + max_new_tokens))
+    cache = make_cache(cfg, B, P + max_new_tokens)
+    hidden_BTD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, cache, prefix)
 
     def going(state: dict) -> jax.Array:
         return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
@@ -77,7 +80,9 @@ def sample(
 
         # Row b's new token takes position length_b + step, and slot P + step like everyone's.
         mask_BTS = (seen_BS | ((slot_S >= P) & (slot_S <= P + step))[None])[:, None, :]
-        hidden_BTD, cache = forward(cfg, params, token_B[:, None], (length_B + step)[:, None], mask_BTS, state['cache'])
+        hidden_BTD, cache = forward(
+            cfg, params, token_B[:, None], (length_B + step)[:, None], mask_BTS, state['cache'], prefix
+        )
         return {
             'step': step + 1,
             'hidden_BD': hidden_BTD[:, 0],
@@ -153,28 +158,50 @@ def generate(
 
     The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model.
     """
+    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(prompts)]
+    out = extend(
+        lm, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        batch=batch, mesh=mesh,
+    )  # fmt: skip
+    return lm.tokenizer.decode(out)
+
+
+def extend(
+    lm: LM,
+    rows: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch: int = 64,
+    mesh: Mesh | None = None,
+    prefix: Cache | None = None,
+) -> list[list[int]]:
+    """`generate` for tokens: what is written behind each row, its end token included. Raises `Mistake` as it does."""
     mesh = mesh or axes.make_mesh()
     axes.check_batch('batch', batch, mesh)
-    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(prompts)]
+    before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
+    room = lm.config.max_length - max_new_tokens - before
     for i, row in enumerate(rows):
-        if not row or len(row) + max_new_tokens > lm.config.max_length:
-            room = lm.config.max_length - max_new_tokens
+        if not 0 < len(row) <= room:
             raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it may have 1 to {room}')
     allowed_V, stop_V = lm.tokenizer.allowed(lm.config.vocab), lm.tokenizer.stops(lm.config.vocab)
-    texts = [''] * len(rows)
+    written: list[list[int]] = [[]] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length go together
     with jax.set_mesh(mesh):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            filled = [rows[i] for i in chosen] + [rows[chosen[0]]] * (batch - len(chosen))
+            filled = [list(rows[i]) for i in chosen] + [list(rows[chosen[0]])] * (batch - len(chosen))
             length = -(-max(map(len, filled)) // BUCKET) * BUCKET
             token_BT, valid_BT = jax.device_put(pad_left(filled, length, lm.tokenizer.pad), axes.rows(mesh))
             key = jax.random.fold_in(jax.random.key(seed), start)
             out = sample(
                 lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=max_new_tokens,
-                temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad,
+                temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad, prefix=prefix,
             )  # fmt: skip
             new_BT, mask_BT = np.asarray(out.token_BT), np.asarray(out.mask_BT)
-            for i, text in zip(chosen, lm.tokenizer.decode([row[mask] for row, mask in zip(new_BT, mask_BT)])):
-                texts[i] = text
-    return texts
+            for i, row, mask in zip(chosen, new_BT, mask_BT):
+                written[i] = row[mask].tolist()
+    return written

@@ -66,14 +66,34 @@ class Tokenizer:
         """What the checkpoint wants before any text: `<bos>` for most Llamas, nothing for the micro world."""
         return tuple(i for i in self.hf('', add_special_tokens=True)['input_ids'] if i not in self.ends)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of plain text, one list each; '<eos>' in the text is five characters, not the control token."""
+    @cached_property
+    def turn(self) -> tuple[str, str] | None:
+        """What a chat checkpoint wants before and after a user's message, up to where its own turn begins; None for a
+        checkpoint without a chat template.
+        """
+        if not self.hf.chat_template:
+            return None
+        mark = 'the message goes here'
+        text = self.hf.apply_chat_template(
+            [{'role': 'user', 'content': mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        before, _, after = text.partition(mark)
+        return before, after
+
+    def encode(self, texts: Sequence[str], *, control: bool = False) -> list[list[int]]:
+        """Tokens of plain text, one list each; '<eos>' in the text is five characters, not the control token, unless
+        `control` says that the text is our own.
+        """
         if not texts:
             return []
-        return self.hf(list(texts), add_special_tokens=False, split_special_tokens=True)['input_ids']
+        # Half a surrogate pair, as a cut string may hold, is no character; it becomes U+FFFD.
+        whole = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in texts]
+        return self.hf(whole, add_special_tokens=False, split_special_tokens=not control)['input_ids']
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row, control tokens left out."""
+        if not len(rows):
+            return []
         return self.hf.batch_decode(
             [list(map(int, row)) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )

@@ -64,3 +64,18 @@ def micro_tokenizer():
 
     hf = tokenizer.build()
     return Tokenizer(hf, (hf.eos_token_id,))
+
+
+@pytest.fixture(scope='session')
+def tiny_labeler(random_params, micro_tokenizer):
+    """A model that likes to write numbers; which ones depends on what it has read."""
+    from rlaif_jax.models.hf import LM
+    from rlaif_jax.models.transformer import Config
+
+    cfg = Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ffn=16, max_length=512, tied=False)
+    params = {name: np.array(x) for name, x in random_params(cfg, seed=2).items()}
+    params['embed_VD'][:, 0] = 3.0  # a constant that no layer touches; numbers are drawn to it
+    params['out_LNHD'][..., 0] = params['down_LFD'][..., 0] = 0.0
+    numbers = np.array(micro_tokenizer.encode([f'{space}{n}' for n in range(1, 11) for space in ('', ' ')]))
+    params['unembed_DV'][0, numbers] += 4.0
+    return LM(cfg, params, micro_tokenizer, 'tiny')

@@ -7,10 +7,10 @@ import pytest
 
 from rlaif_jax import axes, generation, text
 from rlaif_jax.config import Mistake
-from rlaif_jax.generation import generate, sample
+from rlaif_jax.generation import extend, generate, sample
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
-from rlaif_jax.models.transformer import Config
+from rlaif_jax.models.transformer import Config, causal, forward, make_cache
 
 CFG = Config(vocab=24, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, ffn=24, max_length=64)
 V, STOPS, NEW = CFG.vocab, (3, 5, 8), 6
@@ -191,7 +191,7 @@ TEXTS = [
 
 @pytest.fixture(scope='module')
 def lm(random_params, micro_tokenizer):
-    cfg = Config(vocab=1024, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ffn=16, max_length=80)
+    cfg = Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ffn=16, max_length=80)
     start = text.Tokenizer(micro_tokenizer.hf, micro_tokenizer.ends)
     start.__dict__['start'] = (1,)  # as a checkpoint that wants <bos> first; so '' is a prompt too
     return LM(cfg, random_params(cfg, seed=3), start, 'tiny')
@@ -223,3 +223,20 @@ def test_a_prompt_that_does_not_fit_is_named(lm):
         generate(LM(lm.config, lm.params, text.Tokenizer(lm.tokenizer.hf, (2,)), ''), [''], max_new_tokens=4, batch=2)
     with pytest.raises(Mistake, match='batch = 3: .* 8'):
         generate(lm, ['x'], batch=3, mesh=axes.make_mesh({'data': 8}))
+
+
+# extend: tokens in, tokens out
+
+
+def test_a_prefix_is_tokens_in_front_of_each_row(lm):
+    """Kept once as a cache, it changes no token of what is written; rows of any length and an end token included."""
+    before, rows = [4, 300, 7, 12, 500], [[9], [8, 250, 33], [40] * 35, [17, 18]]
+    _, prefix = forward(
+        lm.config, lm.params, jnp.asarray([before]), *causal(jnp.ones((1, 5), bool)), make_cache(lm.config, 1, 5)
+    )
+    how = {'max_new_tokens': 6, 'temperature': 0.0, 'batch': 2}
+    written = extend(lm, rows, prefix=prefix, **how)
+    assert written == extend(lm, [before + row for row in rows], **how) != extend(lm, rows, **how)
+    assert len({tuple(row) for row in written}) == len(rows) and all(1 <= len(row) <= 6 for row in written)
+    with pytest.raises(Mistake, match='prompt 0 has 70 tokens; with 6 new ones it may have 1 to 69'):
+        extend(lm, [[5] * 70], prefix=prefix, **how)

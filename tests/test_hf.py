@@ -22,7 +22,7 @@ from rlaif_jax.models import hf, presets
 from rlaif_jax.models.hf import LM, load, save
 from rlaif_jax.models.transformer import Config
 
-CFG = Config(vocab=1024, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12, tied=False, norm_eps=1e-4)
+CFG = Config(vocab=1152, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12, tied=False, norm_eps=1e-4)
 
 
 @pytest.fixture(scope='module')
@@ -331,9 +331,11 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path):
 
 def test_the_public_names_are_the_ones_our_stages_call():
     from rlaif_jax.labeling.direct import rate
+    from rlaif_jax.labeling.preference import label
 
     assert rlaif_jax.load is load and rlaif_jax.save is save and rlaif_jax.LM is LM
-    assert rlaif_jax.generate is generate and rlaif_jax.rate is rate and rlaif_jax.logits is hf.logits
+    assert rlaif_jax.generate is generate and rlaif_jax.rate is rate and rlaif_jax.label is label
+    assert rlaif_jax.logits is hf.logits
     assert all(hasattr(rlaif_jax, name) for name in rlaif_jax.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lode'; it has .*load"):
         rlaif_jax.lode  # noqa: B018
@@ -342,7 +344,7 @@ def test_the_public_names_are_the_ones_our_stages_call():
 def test_a_fingerprint_is_of_the_weights_behind_a_name(tmp_path, micro_tokenizer):
     from rlaif_jax.models import hf, transformer
 
-    cfg = transformer.Config(vocab=1024, layers=1, width=16, heads=1, kv_heads=1, head_dim=16, ffn=16)
+    cfg = transformer.Config(vocab=1152, layers=1, width=16, heads=1, kv_heads=1, head_dim=16, ffn=16)
     prints = []
     for seed in (0, 0, 1):
         hf.save(hf.LM(cfg, transformer.init(cfg, jax.random.key(seed)), micro_tokenizer, 'm'), tmp_path / 'm')

@@ -57,7 +57,7 @@ CACHE = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_sec
 def models(tmp_path_factory, micro_tokenizer, random_params):
     """A policy and a labeler as directories, of random weights."""
     folder = tmp_path_factory.mktemp('models')
-    sizes = transformer.Config(vocab=1024, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
+    sizes = transformer.Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
     for seed, name in enumerate(('policy', 'labeler')):
         hf.save(LM(sizes, random_params(sizes, seed), micro_tokenizer, name), folder / name)
     return folder

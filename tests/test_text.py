@@ -11,7 +11,7 @@ def test_control_tokens_are_never_allowed_named_or_not():
     hf = micro.build()
     hf.add_tokens(['<|header|>'], special_tokens=True)  # as Llama 3 has hundreds: special, but no named role
     header, tokenizer = hf.convert_tokens_to_ids('<|header|>'), Tokenizer(hf, (2,))
-    allowed_V = tokenizer.allowed(1024)
+    allowed_V = tokenizer.allowed(1152)
     assert not allowed_V[[0, 1, 3, header]].any() and allowed_V[2]  # pad, bos, unk; the end token may be written
     assert not allowed_V[len(hf) :].any()  # rows of padding
     assert allowed_V.sum() == len(hf) - 4
@@ -22,6 +22,21 @@ def test_control_tokens_in_text_are_letters(micro_tokenizer):
     rows = micro_tokenizer.encode(texts)
     assert all(min(row) > 3 for row in rows)
     assert micro_tokenizer.decode(rows) == texts
+
+
+def test_control_tokens_in_our_own_text_are_control_tokens(micro_tokenizer):
+    assert micro_tokenizer.encode(['<bos>a<eos>'], control=True)[0][::2] == [1, 2]
+    assert micro_tokenizer.encode([], control=True) == micro_tokenizer.decode([]) == []
+
+
+def test_any_string_has_tokens(micro_tokenizer):
+    """Half a surrogate pair is no character, though a string may hold it; a whole one is the character it stands for."""
+    texts = ['\ud83d cut \udc4d', '\ud83d\udc4d', '', '\x00']
+    assert micro_tokenizer.decode(micro_tokenizer.encode(texts)) == ['\ufffd cut \ufffd', '👍', '', '\x00']
+
+
+def test_without_a_chat_template_there_are_no_turns(micro_tokenizer):
+    assert micro_tokenizer.turn is None
 
 
 @pytest.mark.parametrize('pad', [pad_left, pad_right])

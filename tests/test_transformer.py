@@ -69,6 +69,24 @@ def test_the_cache_is_invisible(params, chunks):
         assert int(cache['length']) == start
 
 
+@pytest.mark.parametrize('more', [{}, {'kv_heads': 4, 'qkv_bias': True}])
+@pytest.mark.parametrize('cached', [False, True])
+def test_a_prefix_stands_before_every_row(random_params, cached, more):
+    """Kept once as a cache of one row, seen by all: hidden states are those of prefix and row written out, with a cache
+    for the rows or without.
+    """
+    cfg, P = dataclasses.replace(CFG, **more), 3
+    params = random_params(cfg)
+    before_BT = np.broadcast_to(TOKEN[:1, :P], (B, P))
+    expected_BTD = plain(cfg, params, np.concatenate([before_BT, TOKEN[:, P:]], axis=1))[:, P:]
+    _, prefix = run(cfg, params, jnp.asarray(before_BT[:1]), *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
+    position_BT, mask_BTS = causal(jnp.ones((B, T - P), bool))
+    cache = make_cache(cfg, B, T - P) if cached else None
+    hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, P:]), P + position_BT, mask_BTS, cache, prefix)
+    close(hidden_BTD, expected_BTD)
+    assert cache is None or int(cache['length']) == T - P  # the prefix takes none of its slots
+
+
 def test_padding_is_invisible(params):
     """On either side, of any length, whatever tokens it holds: logits at real positions are those of the text alone."""
     real = TOKEN[:, :5]

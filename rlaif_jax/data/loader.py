@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Sequence
 
 import grain
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.records import Pair, Prompt
 
 SOURCES = ('micro_tldr',)
 
@@ -23,6 +24,23 @@ def source(name: str, split: str, size: int) -> Sequence[Prompt]:
         return world.Posts(split, size)
     near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
     raise Mistake(f'no data set {name!r}; did you mean {near[0]}?')
+
+
+def pairs(name: str, task: str, split: str, size: int, confident: bool = False) -> list[Pair]:
+    """The first `size` pairs of a split with what people preferred; `confident`: of those whose raters were sure.
+
+    Raises `Mistake` for an unknown name.
+    """
+    source(name, split, 1)  # raises
+    from rlaif_jax.data.micro import raters
+
+    found: list[Pair] = []
+    for index in itertools.count():
+        if len(found) == size:
+            return found
+        pair = raters.pair(split, index, task)
+        if not confident or raters.confident([pair.prompt], [pair.first], [pair.second])[0]:
+            found.append(pair)
 
 
 def batches(prompts: Sequence[Prompt], batch: int, seed: int) -> Callable[[int], list[Prompt]]:

@@ -28,6 +28,7 @@ class Config:
     """How the direct labeler asks, and when an answer is none."""
 
     task: str = 'summarization'
+    templates: str = ''  # a folder; '' for the checkpoint's own, or ours
     least_mass: float = 0.2  # of the ten ratings together; below it a rating is unscorable
     most_unscorable: float = 0.2  # of the responses of one call; above it the run stops and says why
     batch: int = 64
@@ -51,7 +52,7 @@ class Rating:
 
 def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
     """`(prompts, responses) -> ratings`, with the preamble read once."""
-    template = templates.read(cfg.task, 'rating')
+    template = templates.single(cfg.task, 'rating', templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
     mesh = mesh or axes.make_mesh()
     scorer = Scorer(
         lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch
@@ -62,7 +63,8 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
             {'context': templates.context_of(prompt, cfg.task), 'response': response}
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        ratings = [_rating(prob_R, cfg.least_mass) for prob_R in scorer(template.encode(lm.tokenizer, samples))]
+        rows = [one.tokens for one in template.encode(lm.tokenizer, samples, scorer.room)]
+        ratings = [_rating(prob_R, cfg.least_mass) for prob_R in scorer(rows)]
         bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
         if ratings and len(bad) > cfg.most_unscorable * len(ratings):
             raise Mistake(

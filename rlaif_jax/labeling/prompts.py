@@ -1,31 +1,99 @@
-"""Templates: the text files that ask the labeler, and how a sample's text gets into them as data.
+"""Prompts: the text files that ask the labeler, put together as the paper does, and how a sample's text gets into them.
 
-`templates/<task>/<purpose>.txt` is plain text with fields in braces. Literal text and the text of a field are encoded
-apart, so whatever a post or a response contains, the tokens around it stay what they are.
+    preamble, [separator, exemplar, …, separator], sample, ending        (§2.1 of the paper, Tables 15 to 22)
+
+A folder of templates holds one folder per task with these files; your own folder works the same way.
+
+    base.txt  detailed.txt            preambles; base_cot.txt, detailed_cot.txt where the labeler explains first
+    sample.txt                        one pair, with {context}, {first} and {second}
+    ending.txt                        what the verdict follows, such as `Preferred Summary=`
+    ending_cot.txt                    what the rationale follows; ending_cot_shots.txt (optional) where exemplars have one
+    example.txt  follow.txt           the lines before each exemplar and after the last
+    exemplars.jsonl                   {"context", "first", "second", "preferred": 1 or 2, "rationale"}, best first
+    rating.txt  harm.txt              a whole prompt each, about one {response}: 1 to 10; yes or no
+
+Literal text and the text of a field are encoded apart, so whatever a post or a response contains, the tokens around it
+stay what they are. The last line of an ending is where a chat checkpoint's own turn begins.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from rlaif_jax.config import Mistake
+from rlaif_jax.data import micro
+from rlaif_jax.labeling.quoting import TURNS, quote
 from rlaif_jax.text import Tokenizer
 
 FOLDER = Path(__file__).parent / 'templates'
-FIELDS = ('context', 'response', 'first', 'second')
+NAMED = {'micro': Path(micro.__file__).parent / 'templates'}
+FIELDS = ('context', 'response', 'first', 'second', 'rationale')
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the labeler must know of a task besides its templates."""
+
+    suffix: str  # what the policy's prompt ends in; the labeler is not shown it
+    asks_for_worse: bool  # the pair prompt asks for the worse response, so P('1') is P(the first is worse)
+
+
+# The harmless prompt asks which response is MORE HARMFUL (Table 22): this is the one place that says so, and
+# `preference.py` flips by it.
+TASKS = {
+    'summarization': Task('TL;DR:', asks_for_worse=False),
+    'helpful': Task('Assistant:', asks_for_worse=False),
+    'harmless': Task('Assistant:', asks_for_worse=True),
+}
+
+
+@dataclass(frozen=True)
+class Technique:
+    """How the labeler is asked (Table 2 of the paper). Written as `detailed_cot_0shot`."""
+
+    preamble: str  # 'base' or 'detailed'
+    cot: bool  # chain of thought: a rationale first, then the verdict
+    shots: int  # exemplars
+
+    @classmethod
+    def parse(cls, name: str) -> Technique:
+        """Raises `Mistake` naming the nearest technique."""
+        found = re.fullmatch(r'(base|detailed)(_cot)?_(\d+)shot', name)
+        if not found:
+            known = [f'{p}{c}_{n}shot' for p in ('base', 'detailed') for c in ('', '_cot') for n in (0, 1, 2, 8)]
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise Mistake(
+                f'no technique {name!r}; did you mean {near}? (base|detailed)[_cot]_<number of exemplars>shot'
+            )
+        return cls(found[1], bool(found[2]), int(found[3]))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample's prompt behind the preamble, and what was done to the sample to get there."""
+
+    tokens: list[int]
+    neutralised: int  # places in its fields that looked like the prompt's structure
+    shortened: int  # characters of its context that were left out
 
 
 @dataclass(frozen=True)
 class Template:
-    """`parts` alternate between literal text and the names of fields: literal, field, literal, …, literal."""
+    """`parts` alternate between literal text and the names of fields: literal, field, literal, …, literal.
+
+    `delimiters` are the pieces of structure that no field may imitate.
+    """
 
     parts: tuple[str, ...]
+    delimiters: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -37,45 +105,188 @@ class Template:
         """What stands before the first field: the same for all samples, so its keys and values are computed once."""
         return self.parts[0]
 
+    def quoted(self, field: str, text: str) -> tuple[str, int]:
+        """A field's text as it stands in the prompt, and how many places in it were neutralised.
+
+        A context may hold a dialogue's turns; a response that goes on with another turn may not. The labeler's own
+        rationale speaks of `Summary 1 -` by right, but not for the verdict.
+        """
+        if field == 'rationale':
+            return quote(text.strip(), (self.parts[-1].strip(),))
+        return quote(text.strip(), self.delimiters if field == 'context' else (*self.delimiters, *TURNS))
+
     def render(self, sample: Mapping[str, str]) -> str:
         """The whole prompt as text, for people; the labeler reads `encode`."""
-        return ''.join(part if i % 2 == 0 else _data(sample[part]) for i, part in enumerate(self.parts))
+        return ''.join(
+            part if i % 2 == 0 else ' ' + self.quoted(part, sample[part])[0] for i, part in enumerate(self.parts)
+        )
 
-    def encode(self, tokenizer: Tokenizer, samples: Sequence[Mapping[str, str]]) -> list[list[int]]:
-        """Tokens of each sample's prompt from the first field on (the preamble's are `encode_preamble`)."""
-        literal = dict(zip(self.parts[2::2], tokenizer.encode(self.parts[2::2])))
-        texts = [_data(sample[name]) for sample in samples for name in self.parts[1::2]]
-        fields = iter(tokenizer.encode(texts))
-        return [[token for part in self.parts[2::2] for token in next(fields) + literal[part]] for _ in samples]
+    def encode(
+        self, tokenizer: Tokenizer, samples: Sequence[Mapping[str, str]], room: int | None = None
+    ) -> list[Encoded]:
+        """Each sample's prompt from the first field on (the preamble's tokens are `encode_preamble`).
+
+        A prompt longer than `room` tokens loses whole paragraphs from the end of its context, then characters; candidates
+        and instructions are never cut. What cannot fit even so comes back as long as it is: the scorer refuses it.
+        """
+        literal = tokenizer.encode(self.parts[2::2], control=True)
+        names = self.parts[1::2]
+        quoted = [self.quoted(name, sample[name]) for sample in samples for name in names]
+        rows = tokenizer.encode([' ' + text for text, _ in quoted])
+        encoded = []
+        for b, sample in enumerate(samples):
+            mine = slice(b * len(names), (b + 1) * len(names))
+            fields, shortened = rows[mine], 0
+            over = sum(map(len, fields)) + sum(map(len, literal)) - (room or 0)
+            if room is not None and over > 0 and 'context' in names:
+                at = names.index('context')
+                encode = lambda text: tokenizer.encode([' ' + self.quoted('context', text)[0]])[0]  # noqa: E731
+                fields[at], shortened = shorten(encode, sample['context'].strip(), len(fields[at]) - over)
+            tokens = [token for field, after in zip(fields, literal) for token in (*field, *after)]
+            encoded.append(Encoded(tokens, sum(count for _, count in quoted[mine]), shortened))
+        return encoded
 
     def encode_preamble(self, tokenizer: Tokenizer) -> list[int]:
         """Tokens of what all samples share, with the checkpoint's start token where it has one."""
-        return [*tokenizer.start, *tokenizer.encode([self.preamble])[0]]
+        tokens, start = tokenizer.encode([self.preamble], control=True)[0], list(tokenizer.start)
+        return tokens if tokens[: len(start)] == start else start + tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts of a technique: for the verdict, and before it for the rationale where there is one."""
+
+    verdict: Template
+    rationale: Template | None = None
+
+    @property
+    def digest(self) -> str:
+        """Ten hex digits for both."""
+        return hashlib.sha256('\0'.join(t.digest for t in (self.verdict, self.rationale) if t).encode()).hexdigest()[
+            :10
+        ]
+
+
+def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:
+    """The templates to use: `folder`, else those that the checkpoint was taught on (the packaged micro models say so in
+    their tokenizer's configuration), else our own.
+    """
+    name = folder or getattr(tokenizer.hf, 'init_kwargs', {}).get('prompt_templates')
+    return NAMED.get(str(name), Path(name).expanduser()) if name else FOLDER
 
 
 @cache
-def read(task: str, purpose: str, folder: Path = FOLDER) -> Template:
-    """The template `folder/task/purpose.txt`. Raises `Mistake` naming the nearest one where there is none."""
+def pair(task: str, technique: str, folder: Path = FOLDER, turn: tuple[str, str] | None = None) -> Asked:
+    """The prompts that ask which of two responses is better. `turn` is what a chat checkpoint wants before and after the
+    user's message (`Tokenizer.turn`).
+
+    Raises `Mistake` for an unknown task or technique, a missing file, or fewer exemplars than asked for.
+    """
+    how = Technique.parse(technique)
+    sample, ending = _parts(folder, task, 'sample'), read(folder, task, 'ending')
+    cot = read(folder, task, 'ending_cot') if how.cot else ''
+    if how.cot and how.shots and (folder / task / 'ending_cot_shots.txt').exists():
+        cot = read(folder, task, 'ending_cot_shots')
+    head = [read(folder, task, how.preamble + '_cot' * how.cot)]
+    delimiters = {part.strip() for part in sample[::2]} | {ending}
+    if how.cot:
+        delimiters.add(cot.splitlines()[-1])
+    if how.shots:
+        before, after = read(folder, task, 'example'), read(folder, task, 'follow')
+        for one in _exemplars(folder, task, how.shots):
+            shown = ''.join(part if i % 2 == 0 else f' {one[part].strip()}' for i, part in enumerate(sample))
+            reason = f'\n\n{cot} {one["rationale"].strip()}' if how.cot else ''
+            head += [before, f'{shown}{reason}\n\n{ending}{one["preferred"]}']
+        head.append(after)
+        delimiters |= {before, after}
+    parts = ('\n\n'.join([*head, sample[0]]), *sample[1:])
+    delimiters = tuple(sorted(filter(None, delimiters)))
+    if not how.cot:
+        return Asked(_ask(parts, ending, delimiters, turn))
+    rationale = _ask(parts, cot, delimiters, turn)
+    *first, last = rationale.parts
+    return Asked(Template((*first, last, 'rationale', f'\n\n{ending}'), delimiters), rationale)
+
+
+@cache
+def single(task: str, purpose: str, folder: Path = FOLDER, turn: tuple[str, str] | None = None) -> Template:
+    """The prompt about one response: purpose `rating` (1 to 10) or `harm` (yes or no). Raises as `pair` does."""
+    parts = _parts(folder, task, purpose)
+    *lines, ending = parts[-1].rstrip('\n').split('\n')
+    parts = (*parts[:-1], '\n'.join(lines).rstrip())
+    delimiters = tuple(sorted(filter(None, {parts[0].split('\n')[-1], *(p.strip() for p in parts[2::2]), ending})))
+    return _ask(parts, ending, delimiters, turn)
+
+
+def context_of(prompt: str, task: str) -> str:
+    """What the labeler is shown of a policy's prompt: without the `TL;DR:` or `Assistant:` that asks for a response."""
+    return prompt.removesuffix(TASKS[task].suffix).strip() if task in TASKS else prompt
+
+
+def shorten(encode: Callable[[str], list[int]], text: str, room: int) -> tuple[list[int], int]:
+    """`(tokens, characters left out)` of as much of a context's beginning as fits `room` tokens: whole paragraphs are
+    dropped from its end, and where the first one alone is too long, characters.
+    """
+
+    def longest(ends: Sequence[int]) -> int:
+        """The last of `ends` up to which the text fits; 0 where there is none. In few looks, however long the text."""
+        at = bisect_left(ends, True, key=lambda end: len(encode(text[:end].rstrip())) > room)
+        return ends[at - 1] if at else 0
+
+    lines = [i for i, c in enumerate(text) if c == '\n']
+    kept = text[: longest(lines) or longest(range(1, lines[0] if lines else len(text)))].rstrip()
+    return (encode(kept) if kept else []), len(text) - len(kept)
+
+
+@cache
+def read(folder: Path, task: str, purpose: str) -> str:
+    """The text of `folder/task/purpose.txt`. Raises `Mistake` naming the nearest one where there is none."""
     path = folder / task / f'{purpose}.txt'
     if not path.exists():
         there = sorted(str(p.relative_to(folder).with_suffix('')) for p in folder.glob('*/*.txt'))
         near = difflib.get_close_matches(f'{task}/{purpose}', there, 1, 0.3) or there
         raise Mistake(f'no template {task}/{purpose} in {folder}; the nearest is {near[0] if near else "none"}')
-    # A space before a field belongs to the field: tokenizers join a space to the word behind it.
-    parts = re.split(r' ?\{(\w+)\}', path.read_text(encoding='utf-8'))
-    spaced = re.findall(r'( ?)\{\w+\}', path.read_text(encoding='utf-8'))
+    return path.read_text(encoding='utf-8').strip('\n')
+
+
+def _parts(folder: Path, task: str, purpose: str) -> tuple[str, ...]:
+    """Literal, field, literal, …; a space before a field belongs to the field: tokenizers join it to the word behind."""
+    text = read(folder, task, purpose)
+    where = folder / task / f'{purpose}.txt'
+    parts = re.split(r' ?\{(\w+)\}', text)
     if unknown := set(parts[1::2]) - set(FIELDS):
-        raise Mistake(f'{path}: unknown field {{{sorted(unknown)[0]}}}; fields are {", ".join(FIELDS)}')
-    if not all(spaced):
-        raise Mistake(f'{path}: put one space before each field, as in "SUMMARY: {{response}}"')
-    return Template(tuple(parts))
+        raise Mistake(f'{where}: unknown field {{{sorted(unknown)[0]}}}; fields are {", ".join(FIELDS)}')
+    if not all(re.findall(r'( ?)\{\w+\}', text)):
+        raise Mistake(f'{where}: put one space before each field, as in "SUMMARY: {{response}}"')
+    needed = {'first', 'second'} if purpose == 'sample' else {'response'}
+    if missing := needed - set(parts[1::2]):
+        raise Mistake(f'{where}: the field {{{sorted(missing)[0]}}} is missing')
+    return tuple(parts)
 
 
-def context_of(prompt: str, task: str) -> str:
-    """What the labeler is shown of a policy's prompt: for summaries the post, without the `TL;DR:` that asks for one."""
-    return prompt.removesuffix('TL;DR:').rstrip() if task == 'summarization' else prompt
+def _ask(parts: tuple[str, ...], ending: str, delimiters: tuple[str, ...], turn: tuple[str, str] | None) -> Template:
+    """The parts with their ending behind them; in a chat, its last line is where the assistant's turn begins."""
+    *lines, last = ending.split('\n')
+    if turn is None:
+        return Template((*parts[:-1], f'{parts[-1]}\n\n{ending}'), delimiters)
+    before, after = turn
+    told = '\n'.join(['', '', *lines]).rstrip()
+    wrapped = (before + parts[0], *parts[1:-1], f'{parts[-1]}{told}{after}{last}')
+    return Template(wrapped, delimiters)
 
 
-def _data(text: str) -> str:
-    """A field's text as it stands in the prompt: one space, then the text without the space around it."""
-    return ' ' + text.strip()
+def _exemplars(folder: Path, task: str, count: int) -> list[dict[str, str]]:
+    path = folder / task / 'exemplars.jsonl'
+    text = path.read_text(encoding='utf-8') if path.exists() else ''
+    lines = [line for line in text.split('\n') if line.strip()]
+    if len(lines) < count:
+        raise Mistake(f'{path}: {len(lines)} exemplars, but {count} are asked for')
+    rows = []
+    for number, line in enumerate(lines[:count], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise Mistake(f'{path}:{number}: not valid JSON ({error})') from None
+        if missing := {'context', 'first', 'second', 'preferred', 'rationale'} - set(rows[-1]):
+            raise Mistake(f'{path}:{number}: the exemplar has no {sorted(missing)[0]!r}')
+    return rows

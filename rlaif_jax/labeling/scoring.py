@@ -95,71 +95,130 @@ class Scorer:
     def __init__(self, lm: LM, preamble: Sequence[int], answers: Answers, mesh: Mesh, *, batch: int = 64) -> None:
         axes.check_batch('labeler batch', batch, mesh)
         self.lm, self.answers, self.mesh, self.batch = lm, answers, mesh, batch
-        self.preamble = jnp.asarray([list(preamble)], jnp.int32)
-        with jax.set_mesh(mesh):
-            self.prefix = _prefill(lm.config, lm.params, self.preamble) if len(preamble) else None
+        self.preamble = list(preamble)
+        self.prefix = prefill(lm, self.preamble, mesh)
 
-    def __call__(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """(B, C) float64. Raises `Mistake` for a row that does not fit the model, naming it."""
-        longest = self.lm.config.max_length - self.preamble.shape[1] - self.answers.depth
+    @property
+    def room(self) -> int:
+        """How many tokens a row may have behind the preamble."""
+        return self.lm.config.max_length - len(self.preamble) - self.answers.depth
+
+    def __call__(self, rows: Sequence[Sequence[int]], group: int = 1) -> np.ndarray:
+        """(B, C) float64. Of each `group` neighbouring rows the common beginning is computed once, as for a pair shown in
+        both orders. Raises `Mistake` for a row that does not fit the model, naming it.
+        """
         for b, row in enumerate(rows):
-            if not 0 < len(row) <= longest:
-                raise Mistake(f'prompt {b} has {len(row)} tokens behind the preamble; the labeler takes 1 to {longest}')
-        prob_BC = np.zeros((len(rows), len(self.answers.names)))
-        order = sorted(range(len(rows)), key=lambda b: len(rows[b]))
+            if not 0 < len(row) <= self.room:
+                raise Mistake(
+                    f'prompt {b} has {len(row)} tokens behind the preamble; the labeler takes 1 to {self.room}'
+                )
+        if len(rows) % group:
+            raise ValueError(f'{len(rows)} rows are no groups of {group}')
+        groups = [Group.of(rows[b : b + group]) for b in range(0, len(rows), group)]
+        prob_BOC = np.zeros((len(groups), group, len(self.answers.names)))
+        order = sorted(range(len(groups)), key=lambda b: len(groups[b].tokens))
         for start in range(0, len(order), self.batch):
             chosen = order[start : start + self.batch]
-            prob_BC[chosen] = self._batch([rows[b] for b in chosen])[: len(chosen)]
-        return prob_BC
+            prob_BOC[chosen] = self._batch([groups[b] for b in chosen])[: len(chosen)]
+        return prob_BOC.reshape(-1, len(self.answers.names))
 
-    def _batch(self, rows: list[Sequence[int]]) -> np.ndarray:
-        length = -(-max(map(len, rows)) // BUCKET) * BUCKET
-        rows = rows + [rows[0]] * (self.batch - len(rows))  # one shape a bucket; the extra rows are thrown away
-        token_BT, valid_BT = pad_right(rows, length, self.lm.tokenizer.pad)
+    def _batch(self, groups: list[Group]) -> np.ndarray:
+        length = -(-max(len(group.tokens) for group in groups) // BUCKET) * BUCKET
+        groups = groups + groups[:1] * (self.batch - len(groups))  # one shape a bucket; the extra ones are thrown away
+        token_BT, valid_BT = pad_right([group.tokens for group in groups], length, self.lm.tokenizer.pad)
+        branch_BT, _ = pad_right([group.branch for group in groups], length, PADDING)
+        position_BT, _ = pad_right([group.position for group in groups], length, 0)
+        last_BO = np.array([group.last for group in groups], np.int32)
         here = axes.rows(self.mesh)
         with jax.set_mesh(self.mesh):
-            logp_BA = _ways(
-                self.lm.config, self.lm.params, self.prefix, jax.device_put(token_BT, here), jax.device_put(valid_BT, here),
-                self.answers.tree,
+            logp_BOA = _ways(
+                self.lm.config, self.lm.params, self.prefix,
+                *(jax.device_put(x, here) for x in (token_BT, branch_BT, position_BT, last_BO)), self.answers.tree,
             )  # fmt: skip
-        return self.answers.probability(np.asarray(logp_BA))
+        B, O, A = logp_BOA.shape
+        return self.answers.probability(np.asarray(logp_BOA).reshape(B * O, A)).reshape(B, O, -1)
+
+
+STEM, PADDING = 0, -1  # in Group.branch
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that begin alike, laid out as one sequence: the stem once, then what is each row's own."""
+
+    tokens: list[int]
+    branch: list[int]  # of each token: STEM, or 1 … O
+    position: list[int]  # of each token in its own row
+    last: list[int]  # where each row ends in `tokens`
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Group:
+        first = list(rows[0])
+        if len(rows) == 1:
+            return cls(first, [STEM] * len(first), list(range(len(first))), [len(first) - 1])
+        stem = min(map(len, rows)) - 1  # every branch keeps a token to be read at
+        stem = next((t for t in range(stem) if any(row[t] != first[t] for row in rows)), stem)
+        tokens, branch, position, last = first[:stem], [STEM] * stem, list(range(stem)), []
+        for o, row in enumerate(rows, 1):
+            tokens += row[stem:]
+            branch += [o] * (len(row) - stem)
+            position += range(stem, len(row))
+            last.append(len(tokens) - 1)
+        return cls(tokens, branch, position, last)
+
+
+def prefill(lm: LM, preamble: Sequence[int], mesh: Mesh) -> Cache | None:
+    """The keys and values of what all prompts share: a cache of one row with exactly its slots. None for no tokens."""
+    if not preamble:
+        return None
+    with jax.set_mesh(mesh):
+        return _prefill(lm.config, lm.params, jnp.asarray([list(preamble)], jnp.int32))
 
 
 @partial(jax.jit, static_argnames='cfg')
 def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
-    """The keys and values of the preamble: a cache of one row with exactly its slots."""
     position_BT, mask_BTS = causal(jnp.ones_like(token_BT, bool))
     return forward(cfg, params, token_BT, position_BT, mask_BTS, make_cache(cfg, 1, token_BT.shape[1]))[1]
 
 
 @partial(jax.jit, static_argnames='cfg')
 def _ways(
-    cfg: Config, params: Params, prefix: Cache | None, token_BT: jax.Array, valid_BT: jax.Array, tree: dict[str, jax.Array]
-) -> jax.Array:  # fmt: skip
-    """log P(way) behind each prompt, `(B, A)`, in one forward: the tree's inner nodes are branches behind the prompt."""
-    B, T = token_BT.shape
-    W = len(tree['token_W'])
+    cfg: Config,
+    params: Params,
+    prefix: Cache | None,
+    token_BT: jax.Array,
+    branch_BT: jax.Array,
+    position_BT: jax.Array,
+    last_BO: jax.Array,
+    tree: dict[str, jax.Array],
+) -> jax.Array:
+    """log P(way) behind each row, `(B, O, A)`, in one forward: the rows of a group are branches behind their stem, and the
+    tree's inner nodes are branches behind each row.
+    """
+    (B, T), O, W = token_BT.shape, last_BO.shape[1], len(tree['token_W'])
     P = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
-    cache = make_cache(cfg, B, P + T + W)
-    if prefix is not None:
-        for name in ('key_LBSKH', 'value_LBSKH'):
-            cache[name] = cache[name].at[:, :, :P].set(prefix[name])
-        cache['length'] = jnp.int32(P)
 
-    # A prompt's token sees the preamble and what stands before it; a node sees the preamble, the prompt and its ancestors.
-    position_BT, mask_BTT = causal(valid_BT)
-    last_B = jnp.sum(valid_BT, axis=1, dtype=jnp.int32) - 1
-    row_BTS = jnp.pad(mask_BTT, ((0, 0), (0, 0), (0, W)))
-    valid_BWT, sees_BWW = (jnp.broadcast_to(x, (B, W, x.shape[-1])) for x in (valid_BT[:, None], tree['sees_WW']))
-    mask_BTS = jnp.concatenate([row_BTS, jnp.concatenate([valid_BWT, sees_BWW], axis=-1)], axis=1)
-    mask_BTS = jnp.pad(mask_BTS, ((0, 0), (0, 0), (P, 0)), constant_values=True)
-    position_BT = P + jnp.concatenate([position_BT, last_B[:, None] + tree['depth_W'][None]], axis=1)
-    token_BT = jnp.concatenate([token_BT, jnp.broadcast_to(tree['token_W'], (B, W))], axis=1)
-    hidden_BTD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, cache)
+    def spread(x_W: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x_W[None, None], (B, O, W)).reshape(B, O * W)
 
-    # The head is applied to the prompt's last token and to the nodes only.
-    at_BW = jnp.concatenate([last_B[:, None], jnp.broadcast_to(T + jnp.arange(W), (B, W))], axis=1)
-    logit_BWV = heads.logits(cfg, params, jnp.take_along_axis(hidden_BTD, at_BW[..., None], axis=1))
-    logp_BAM = logit_BWV[:, tree['node_AM'], tree['token_AM']]
-    logp_BAM -= jax.nn.logsumexp(logit_BWV, axis=-1)[:, tree['node_AM']]
-    return jnp.sum(jnp.where(tree['token_AM'] >= 0, logp_BAM, 0.0), axis=-1)
+    # A token sees the preamble, and what stands before it in the stem and in its own row; a node, of the other nodes only
+    # those that it goes on from.
+    own_BO = jnp.take_along_axis(branch_BT, last_BO, axis=1)
+    at_BO = jnp.take_along_axis(position_BT, last_BO, axis=1)
+    branch_BT = jnp.concatenate([branch_BT, jnp.repeat(own_BO, W, axis=1)], axis=1)
+    position_BT = P + jnp.concatenate([position_BT, jnp.repeat(at_BO, W, axis=1) + spread(tree['depth_W'])], axis=1)
+    token_BT = jnp.concatenate([token_BT, spread(tree['token_W'])], axis=1)
+    t = jnp.arange(T + O * W)
+    sees_TS = jnp.ones((T + O * W, T + O * W), bool).at[T:, T:].set(jnp.tile(tree['sees_WW'], (O, O)))
+    seen_BTS = (branch_BT[:, None] == STEM) | (branch_BT[:, None] == branch_BT[:, :, None])
+    mask_BTS = seen_BTS & (branch_BT[:, None] != PADDING) & (sees_TS & (t[:, None] >= t[None]))[None]
+    hidden_BTD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, prefix=prefix)
+
+    # The head is applied to each row's last token and to the nodes only; over all of V, for the captured mass.
+    node_BOW = jnp.broadcast_to(T + jnp.arange(O * W).reshape(1, O, W), (B, O, W))
+    at_BOW = jnp.concatenate([last_BO[..., None], node_BOW], axis=2)
+    hidden_BWD = jnp.take_along_axis(hidden_BTD, at_BOW.reshape(B, -1, 1), axis=1)
+    logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(B, O, 1 + W, -1)
+    logp_BOAM = logit_BOWV[:, :, tree['node_AM'], tree['token_AM']]
+    logp_BOAM -= jax.nn.logsumexp(logit_BOWV, axis=-1)[:, :, tree['node_AM']]
+    return jnp.sum(jnp.where(tree['token_AM'] >= 0, logp_BOAM, 0.0), axis=-1)

@@ -12,9 +12,9 @@ PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
 
 # The embedded micro models play PaLM 2 XS, S and L. On a CPU attention is the cost, so: few heads of size 64.
 PRESETS: dict[str, Config] = {
-    'micro_xs': Config(vocab=1024, layers=2, width=128, heads=2, kv_heads=2, head_dim=64, ffn=384, max_length=512),
-    'micro_s': Config(vocab=1024, layers=3, width=128, heads=2, kv_heads=2, head_dim=64, ffn=384, max_length=512),
-    'micro_l': Config(vocab=1024, layers=4, width=192, heads=3, kv_heads=3, head_dim=64, ffn=512, max_length=512),
+    'micro_xs': Config(vocab=1152, layers=2, width=128, heads=2, kv_heads=2, head_dim=64, ffn=384, max_length=2048),
+    'micro_s': Config(vocab=1152, layers=3, width=128, heads=2, kv_heads=2, head_dim=64, ffn=384, max_length=2048),
+    'micro_l': Config(vocab=1152, layers=4, width=192, heads=3, kv_heads=3, head_dim=64, ffn=512, max_length=2048),
     # The shape of SmolLM2-135M, for benchmarks with random weights.
     'llama_135m': Config(vocab=49_152, layers=30, width=576, heads=9, kv_heads=3, head_dim=64, ffn=1536),
 }

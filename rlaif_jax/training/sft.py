@@ -7,6 +7,7 @@ on the answers); what differs is the batches that it is handed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,9 +108,12 @@ def run(
             log.Metrics(folder, start_step=start) as metrics,
             log.progress(f'{title} {note}'.rstrip(), cfg.steps, start) as bar,
             checkpoint.stop_on_signal() as stop,
+            ThreadPoolExecutor(1) as ahead,  # makes the next batch while the step runs
         ):
+            coming = ahead.submit(batch_at, start)
             for i in range(start, cfg.steps):
-                state, numbers = step(state, jax.device_put(batch_at(i), axes.rows(mesh)))
+                batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
+                state, numbers = step(state, jax.device_put(batch, axes.rows(mesh)))
                 if i % cfg.log_every == 0 or i + 1 == cfg.steps:
                     metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
                     text = f'loss {float(numbers["loss"]):.3f} nats'

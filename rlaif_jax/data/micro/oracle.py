@@ -1,4 +1,4 @@
-"""Reads any text against a fact sheet: which facts it states, what else is in it, and how good it is as a summary.
+"""Reads any text of the SIMULATED world: what it states, what else is in it, and how good it is as a summary.
 
 A text is lower-cased and cut into words and marks; the longest phrase of the lexicon that starts at a word is what is
 said there. The wordings of summaries and of posts both state a fact, so a copied sentence counts, at the cost of its
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif_jax.data.micro import lexicon
@@ -39,22 +39,20 @@ _HERE = ''  # the key under which a node of the trie keeps what ends there
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the oracle found in a text.
+class Found:
+    """What is in a text, whatever was asked.
 
     Attributes:
-      verdicts: slot → 'right' (its value, and no other), 'wrong' (another one, alone or beside it), 'missing'.
-      stated: slot → the values in the order of their first mention; slots not stated are left out.
-      repetition: words that say again what was said: restated facts, and words doubled on the spot.
-      filler: words of filler and of a post's frames, and small words beyond the two free ones.
+      stated: kind of phrase (for summaries: the slot) → its values in the order of their first mention; kinds that do
+        not occur are left out.
+      repetition: words that say again what was said: restated values, and words doubled on the spot.
+      filler: words of filler and of a prompt's frames, and small words beyond the two free ones.
       junk: words and marks that belong to nothing.
-      disorder: how often a slot comes right after one that should follow it.
+      disorder: how often a kind comes right after one that should follow it.
       ended: whether the text ends in `.` or `?`.
       n_words: words, without marks.
-      quality: 1 for a perfect summary, near 0 for none, down to -1 for harm; see `read`.
     """
 
-    verdicts: Mapping[str, str]
     stated: Mapping[str, tuple[str, ...]]
     repetition: int
     filler: int
@@ -62,6 +60,18 @@ class Reading:
     disorder: int
     ended: bool
     n_words: int
+
+
+@dataclass(frozen=True)
+class Reading(Found):
+    """What was found in a text, and what it means for the facts.
+
+    Attributes:
+      verdicts: slot → 'right' (its value, and no other), 'wrong' (another one, alone or beside it), 'missing'.
+      quality: 1 for a perfect summary, near 0 for none, down to -1 for harm; see `read`.
+    """
+
+    verdicts: Mapping[str, str]
     quality: float
 
 
@@ -74,75 +84,19 @@ def read(facts: Mapping, text: str) -> Reading:
 
     Not clipped at 0, so that bad and worse stay apart; below −½ it bends towards its bound −1.
     """
-    tokens = _TOKEN.findall(text.lower())
-    stated: dict[str, list[str]] = {}
-    repetition = filler = junk = disorder = glue = n_words = 0
-    at, latest, before, has_stand_in = 0, -1, '', False
-    while at < len(tokens):
-        token = tokens[at]
-        if token in _MARKS or not (token[0].isalnum() or token[0] == "'"):
-            junk += token not in _MARKS or before in _MARKS or at == 0
-            before = token
-            at += 1
-            continue
-        kind, value, length = _longest(tokens, at)
-        n_words += length
-        if kind in _ORDER:
-            values = stated.setdefault(kind, [])
-            if value in values:
-                repetition += length
-            else:
-                values.append(value)
-            disorder += _ORDER[kind] < latest
-            latest = _ORDER[kind]
-        elif kind == 'filler':
-            filler += length
-        elif kind == 'free':
-            repetition += length * has_stand_in
-            has_stand_in = True
-        elif token == before:
-            repetition += 1
-        elif kind == 'glue':
-            glue += 1
-        elif kind == 'junk':
-            junk += 1
-        at += length
-        before = tokens[at - 1]
-    filler += max(0, glue - FREE_GLUE)
-    ended = text.rstrip()[-1:] in ('.', '?')
-
+    found = parse(text, _ROOT, _ORDER)
     verdicts, quality = {}, 0.0
     for slot, weight in WEIGHTS.items():
-        values = stated.get(slot)
+        values = found.stated.get(slot)
         if not values:
             verdicts[slot] = 'missing'
-        elif values == [facts[slot]]:
+        elif values == (facts[slot],):
             verdicts[slot] = 'right'
             quality += weight
         else:
             verdicts[slot] = 'wrong'
             quality -= weight * (1 + 0.5 * (len(values) - 1 - (facts[slot] in values)))
-    quality -= (
-        REPEATED_WORD * repetition
-        + FILLER_WORD * filler
-        + JUNK_WORD * junk
-        + STEP_BACK * disorder
-        + NO_END * (not ended)
-        + LONG_WORD * max(0, n_words - LONG)
-    )
-    if quality < -0.5:
-        quality = -0.5 + 0.5 * math.tanh(2 * quality + 1)
-    return Reading(
-        verdicts,
-        {slot: tuple(values) for slot, values in stated.items()},
-        repetition,
-        filler,
-        junk,
-        disorder,
-        ended,
-        n_words,
-        quality,
-    )
+    return Reading(**vars(found), verdicts=verdicts, quality=bend(quality - cost(found)))
 
 
 def quality(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
@@ -163,37 +117,114 @@ def rating(quality: float) -> int:
 _ORDER = {slot: order for order, slot in enumerate(SLOTS)}
 
 
-def _trie() -> dict:
-    """word → word → ... → {'': (kind, value)}; the kind is a slot, 'filler', 'glue', or 'free'."""
-    root: dict = {}
+def parse(text: str, root: Mapping, order: Mapping[str, int]) -> Found:
+    """Cuts a text into the phrases of a trie.
 
-    def put(phrase, kind, value=''):
+    Args:
+      root: phrases, from `trie`.
+      order: kind of phrase that states something → its place in a well-made text. Kinds that share a place can come
+        in any order. The other kinds are 'filler', 'glue', and 'free': a stand-in that may occur once.
+    """
+    tokens = _TOKEN.findall(text.lower())
+    stated: dict[str, list[str]] = {}
+    repetition = filler = junk = disorder = glue = n_words = 0
+    at, latest, before, has_stand_in = 0, -1, '', False
+    while at < len(tokens):
+        token = tokens[at]
+        if token in _MARKS or not (token[0].isalnum() or token[0] == "'"):
+            junk += token not in _MARKS or before in _MARKS or at == 0
+            before = token
+            at += 1
+            continue
+        kind, value, length = _longest(root, tokens, at)
+        n_words += length
+        if kind in order:
+            values = stated.setdefault(kind, [])
+            if value in values:
+                repetition += length
+            else:
+                values.append(value)
+            disorder += order[kind] < latest
+            latest = order[kind]
+        elif kind == 'filler':
+            filler += length
+        elif kind == 'free':
+            repetition += length * has_stand_in
+            has_stand_in = True
+        elif token == before:
+            repetition += 1
+        elif kind == 'glue':
+            glue += 1
+        elif kind == 'junk':
+            junk += 1
+        at += length
+        before = tokens[at - 1]
+    filler += max(0, glue - FREE_GLUE)
+    ended = text.rstrip()[-1:] in ('.', '?')
+    stated = {kind: tuple(values) for kind, values in stated.items()}
+    return Found(stated, repetition, filler, junk, disorder, ended, n_words)
+
+
+def cost(found: Found) -> float:
+    """What bad writing costs, in units of quality; see `read`."""
+    return (
+        REPEATED_WORD * found.repetition
+        + FILLER_WORD * found.filler
+        + JUNK_WORD * found.junk
+        + STEP_BACK * found.disorder
+        + NO_END * (not found.ended)
+        + LONG_WORD * max(0, found.n_words - LONG)
+    )
+
+
+def bend(quality: float) -> float:
+    """The same down to -½; below, a quality bends towards its bound -1."""
+    return quality if quality >= -0.5 else -0.5 + 0.5 * math.tanh(2 * quality + 1)
+
+
+def trie(phrases: Iterable[tuple[str, str, str]]) -> dict:
+    """word → word → ... → {'': (kind, value)}, of (phrase, kind, value); of two equal phrases the first one counts."""
+    root: dict = {}
+    for phrase, kind, value in phrases:
         node = root
         for word in phrase.split():
             node = node.setdefault(word, {})
         node.setdefault(_HERE, (kind, value))
+    return root
 
+
+def facts_phrases() -> Iterator[tuple[str, str, str]]:
+    """What posts and summaries are made of, for `trie`."""
     for table in (lexicon.summary_phrases(), lexicon.post_phrases()):
         for slot, values in table.items():
             for value, phrases in values.items():
                 for phrase in phrases:
-                    put(phrase, slot, value)
-    put(lexicon.NO_RELATION, 'free')
-    put(lexicon.NO_PROBLEM, 'free')
+                    yield phrase, slot, value
+    yield lexicon.NO_RELATION, 'free', ''
+    yield lexicon.NO_PROBLEM, 'free', ''
+    yield from small_phrases()
+    yield from pieces(lexicon.frames())
+
+
+def small_phrases() -> Iterator[tuple[str, str, str]]:
+    """Fillers and small words, for `trie`."""
     for filler in lexicon.SUMMARY_FILLERS:
-        put(filler, 'filler')
+        yield filler, 'filler', ''
     for word in lexicon.GLUE:
-        put(word, 'glue')
-    for frame in lexicon.frames():
+        yield word, 'glue', ''
+
+
+def pieces(frames: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """What frames say round their holes, as filler, for `trie`."""
+    for frame in frames:
         for piece in re.split(r'my \{\}|\{\}|[.,?]', frame):
             if piece.strip():
-                put(piece, 'filler')
-    return root
+                yield piece, 'filler', ''
 
 
-def _longest(tokens: list[str], at: int) -> tuple[str, str, int]:
+def _longest(root: Mapping, tokens: list[str], at: int) -> tuple[str, str, int]:
     """Kind, value and length of the longest phrase that starts at a token; ('junk', '', 1) where none does."""
-    node, found, length = _ROOT, ('junk', ''), 1
+    node, found, length = root, ('junk', ''), 1
     for end in range(at, len(tokens)):
         node = node.get(tokens[end])
         if node is None:
@@ -203,4 +234,4 @@ def _longest(tokens: list[str], at: int) -> tuple[str, str, int]:
     return *found, length
 
 
-_ROOT = _trie()
+_ROOT = trie(facts_phrases())

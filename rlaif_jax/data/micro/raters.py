@@ -1,4 +1,4 @@
-"""Simulated raters: the oracle's quality with noise, in the place of the people who compared summaries.
+"""SIMULATED raters: the oracle's quality with noise, in the place of the people who compared responses.
 
 A vote is a hash of who votes on what, so it is the same in every order, batch and process, and showing the pair the
 other way round gives the complementary vote.
@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from rlaif_jax.data.micro import oracle, world
+from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 
 SLOPE = 5.75  # of the votes' sigmoid, per unit of quality
@@ -40,18 +40,18 @@ def confident(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequenc
     return [abs(gap) > CLEAR for gap in _gaps(prompts, firsts, seconds)]
 
 
-def pair(split: str, index: int) -> Pair:
-    """Two different candidates for the `index`-th post of a split, with the vote of rater 0 as the preference."""
-    prompt = world.prompt(split, index)
+def pair(split: str, index: int, task: str = 'summarization') -> Pair:
+    """Two different candidates for the `index`-th prompt of a split, with the vote of rater 0 as the preference."""
+    prompt = tasks.prompt(task, split, index)
     rng = random.Random(prompt.id + '/pair')
-    first = second = world.candidate(prompt.facts, rng)
+    first = second = tasks.candidate(prompt, rng)
     while second == first:
-        second = world.candidate(prompt.facts, rng)
+        second = tasks.candidate(prompt, rng)
     return Pair(prompt, first, second, float(votes([prompt], [first], [second], seed=0)[0]))
 
 
 def _gaps(prompts, firsts, seconds):
-    pairs = zip(oracle.quality(prompts, firsts), oracle.quality(prompts, seconds), strict=True)
+    pairs = zip(tasks.quality(prompts, firsts), tasks.quality(prompts, seconds), strict=True)
     return [first - second for first, second in pairs]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import string
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif_jax.data.micro import lexicon
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ('<pad>', '<bos>', '<eos>', '<unk>')  # ids 0 to 3
-MAX_LENGTH = 512  # tokens
-MAX_VOCABULARY = 1024
+MAX_LENGTH = 2048  # tokens
+MAX_VOCABULARY = 1152
+
+TEMPLATES = Path(__file__).parent / 'templates'
 
 # Whole pieces, spaces and newlines included. Extend freely, as long as the vocabulary stays within MAX_VOCABULARY.
 TEMPLATE_PIECES = (
@@ -28,66 +31,36 @@ TEMPLATE_PIECES = (
     '\n\nTITLE:',
     '\n\nPOST:',
     '\n\nTL;DR:',
-    'TEXT:',
-    'TEXT -',
-    '\n\nTEXT:',
-    '\nTEXT -',
-    '\n\nTEXT -',
-    '\n\nSUMMARY:',
-    '\nSUMMARY:',
-    '\n\nSCORE:',
-    '\nSCORE:',
-    'SUMMARY -',
-    '\nSUMMARY -',
-    '\n\nSUMMARY -',
-    'Text -',
-    '\nText -',
+    'Human:',
+    '\n\nHuman:',
+    '\n\nAssistant:',
     '\n\nText -',
-    '\nSummary 1 -',
-    '\n\nSummary 1 -',
-    '\nSummary 2 -',
-    '\n\nSummary 2 -',
-    '\n\nSUMMARY 1:',
-    '\n\nSUMMARY 2:',
+    '\n\nContext -',
+    *(f'\n\n{what}{number} -' for what in ('Summary', 'Response') for number in ('', ' 1', ' 2')),
     '\n\nPreferred Summary=',
-    '\nPreferred Summary=',
-    'Preferred Summary=',
-    '\n\nRationale:',
-    '\nRationale:',
-    '\n\nRELATION:',
-    '\n\nPROBLEM:',
-    '\n\nCAUSE:',
-    '\n\nDURATION:',
-    '\n\nACTION:',
-    '\n\nQUESTION:',
+    '\n\nPreferred Response=',
+    '\n\nHarmful=',
+    '\n\nSCORE:',
     '\n\nConsider',
-    ' Summary',
-    ' Score:',
-    '\nScore:',
-    '\n\nScore:',
-    '\n\n',
+    '\n\nRationale:',
+    '\n\nExample',
     '>>>>>>>>',
+    '\n\n>>>>>>>>',
+    # Questions about single findings, asked in pretraining.
+    *(f'\n\n{name}:' for name in ('RELATION', 'PROBLEM', 'CAUSE', 'DURATION', 'ACTION', 'QUESTION')),
+    *(f'\n\n{name}:' for name in ('REQUEST', 'RESPONSE', 'INSULT')),
+    '\n\n',
 )
 
-# Text of instructions. Each word becomes a piece as it stands: bare at the start of a line, else with its space.
-INSTRUCTION_WORDS = """
-You are an expert rater of summaries. Given a TEXT and its SUMMARY, answer with a SCORE from 1 to 10, \
-where 1 is awful and 10 is perfect.
-You are an expert rater of summaries. Given a Text and two Summaries of it, answer 1 or 2 to say which \
-Summary is better.
-You are an expert rater of summaries. Given a TEXT and a SUMMARY, your task is to give a SCORE from 1 to 10, \
-where 1 is awful and 10 is perfect.
-A good summary is a shorter piece of text that has the essence of the original.
-Given a piece of text and two of its possible summaries, output 1 or 2 to indicate which summary best adheres to \
-coherence, accuracy, coverage, and overall quality as defined above.
-Consider the facts of each summary and explain which one is better. The first, the second. Rate this. Which? yes no
-relation problem cause duration action question right wrong missing
-problem relation
-cause
-duration
-action
-question
-"""
+# The findings, as questions and rationales name them.
+FINDINGS = """first second relation problem cause duration action question right wrong missing request response insult
+harmful benign refuses partly complies unrelated yes no"""
+
+
+def template_words() -> list[str]:
+    """The words of this world's labelling prompts as they stand: bare at the start of a line, else with their space."""
+    texts = [path.read_text(encoding='utf-8') for path in sorted(TEMPLATES.glob('*/*.txt'))]
+    return re.findall(r" ?[A-Za-z']+", '\n'.join(re.sub(r' ?\{\w+\}', '', text) for text in texts))
 
 
 def world_words() -> list[str]:
@@ -111,7 +84,8 @@ def pieces() -> list[str]:
         *starts,
         *numbers,
         *(' ' + word for word in [*world_words(), *numbers]),
-        *re.findall(r" ?[A-Za-z']+", INSTRUCTION_WORDS.strip()),
+        *template_words(),
+        *(f' {word}' for word in FINDINGS.split()),
     ]
     vocabulary = list(dict.fromkeys(everything))
     if len(vocabulary) > MAX_VOCABULARY:
@@ -148,11 +122,12 @@ def build() -> PreTrainedTokenizerFast:
         model_max_length=MAX_LENGTH,
         padding_side='right',
         clean_up_tokenization_spaces=False,
+        prompt_templates='micro',  # the labelling prompts that models with this tokenizer know
     )
 
 
 def _openings() -> list[str]:
-    """What a summary, whole or partly given, can start with."""
+    """What a response, whole or partly given, can start with."""
     slots = lexicon.summary_phrases()
     return [
         lexicon.NO_RELATION,
@@ -164,4 +139,13 @@ def _openings() -> list[str]:
             for phrases in slots[slot].values()
             for phrase in phrases
         ),
+        *(phrase for phrases in lexicon.unknown_phrases().values() for phrase in phrases),
+        *(step for table in (lexicon.HARMFUL, lexicon.BENIGN) for _, steps in table.values() for step in steps),
+        *lexicon.CHATTER,
+        *lexicon.REFUSALS,
+        *lexicon.REASONS,
+        *lexicon.ALTERNATIVES,
+        *lexicon.HEDGES,
+        *lexicon.AGREEMENTS,
+        *lexicon.INSULTS,
     ]

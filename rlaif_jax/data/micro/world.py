@@ -1,4 +1,4 @@
-"""Facts, posts, references and candidates: functions of (split, index) or of an explicit `random.Random`.
+"""Task summarization of the SIMULATED world: functions of (split, index) or of an explicit `random.Random`.
 
 A fact sheet is drawn slot by slot; a hash of its values decides to which split it belongs, so no sheet, and no post, is
 in two splits. Texts of summaries come without the space that follows `TL;DR:` in a prompt.
@@ -15,11 +15,11 @@ from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
 
 SPLITS = ('train', 'validation', 'test')
-_SPLIT_OF_BUCKET = ('train', 'train', 'validation', 'test')
+SPLIT_OF_BUCKET = ('train', 'train', 'validation', 'test')
 _SUMMARY = lexicon.summary_phrases()
 _POST = lexicon.post_phrases()
 _VALUES = {slot: tuple(values) for slot, values in _SUMMARY.items()}
-_WORDS = lexicon.words()
+_WORDS = lexicon.summary_words()
 
 
 class Facts(TypedDict):
@@ -41,46 +41,47 @@ class Facts(TypedDict):
 def split_of(facts: Facts) -> str:
     """The one split that the slot values belong to."""
     key = '|'.join(facts[slot] for slot in SLOTS).encode()
-    return _SPLIT_OF_BUCKET[blake2b(key, digest_size=1).digest()[0] % 4]
+    return SPLIT_OF_BUCKET[blake2b(key, digest_size=1).digest()[0] % 4]
 
 
-def facts(split: str, index: int) -> Facts:
-    """The `index`-th sheet of a split. Raises ValueError for an unknown split or a negative index."""
+def check(split: str, index: int) -> None:
+    """Raises ValueError for an unknown split or a negative index."""
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}; the micro world has {", ".join(SPLITS)}')
     if index < 0:
         raise ValueError(f'index must be 0 or more, got {index}')
-    rng = random.Random(f'micro/{split}/{index}')
+
+
+def facts(split: str, index: int) -> Facts:
+    """The `index`-th sheet of a split. Raises ValueError for an unknown split or a negative index."""
+    return draw(f'micro/{split}/{index}', split, index)
+
+
+def draw(id: str, split: str, index: int) -> Facts:
+    """A sheet that the id determines. Raises ValueError for an unknown split or a negative index."""
+    check(split, index)
+    rng = random.Random(id)
     while True:
-        sheet = {slot: _pick(rng, _VALUES[slot]) for slot in SLOTS}
+        sheet = {slot: pick(rng, _VALUES[slot]) for slot in SLOTS}
         if split_of(sheet) == split:
             break
-    mentioned = _some(rng, tuple(lexicon.DISTRACTOR_FRAMES), 1 + int(rng.random() * 3))
-    distractors = {slot: _other(rng, slot, sheet[slot]) for slot in mentioned}
+    mentioned = some(rng, tuple(lexicon.DISTRACTOR_FRAMES), 1 + int(rng.random() * 3))
+    distractors = {slot: other_value(rng, slot, sheet[slot]) for slot in mentioned}
     if 'problem' in distractors:
-        distractors['relation'] = _other(rng, 'relation', sheet['relation'])
-    return Facts(id=f'micro/{split}/{index}', **sheet, distractors=distractors)
+        distractors['relation'] = other_value(rng, 'relation', sheet['relation'])
+    return Facts(id=id, **sheet, distractors=distractors)
 
 
 def sentences(facts: Facts) -> list[str]:
     """The body of the post, sentence by sentence; the same for the same sheet."""
     rng = random.Random(facts['id'] + '/post')
-    first = _pick(rng, lexicon.OPENINGS).format(
-        relation=facts['relation'], problem=_pick(rng, _POST['problem'][facts['problem']])
+    first = pick(rng, lexicon.OPENINGS).format(
+        relation=facts['relation'], problem=pick(rng, _POST['problem'][facts['problem']])
     )
-    middle = [_say(rng, lexicon.POST_FRAMES[slot], slot, facts[slot]) for slot in ('cause', 'duration', 'action')]
-    others = facts['distractors']
-    for slot, value in others.items():
-        if slot == 'problem':
-            middle.append(
-                _pick(rng, lexicon.DISTRACTOR_FRAMES[slot]).format(
-                    relation=others['relation'], problem=_pick(rng, _POST[slot][value])
-                )
-            )
-        elif slot != 'relation':
-            middle.append(_say(rng, lexicon.DISTRACTOR_FRAMES[slot], slot, value))
-    middle += [filler + '.' for filler in _some(rng, lexicon.FILLERS, int(rng.random() * 3))]
-    question = _say(rng, lexicon.POST_FRAMES['question'], 'question', facts['question'])
+    middle = [say(rng, lexicon.POST_FRAMES[slot], slot, facts[slot]) for slot in ('cause', 'duration', 'action')]
+    middle += asides(facts, rng)
+    middle += [filler + '.' for filler in some(rng, lexicon.FILLERS, int(rng.random() * 3))]
+    question = say(rng, lexicon.POST_FRAMES['question'], 'question', facts['question'])
     if rng.random() < 0.3:  # the question is mostly the last word, not always
         middle.append(question)
         question = ''
@@ -88,13 +89,25 @@ def sentences(facts: Facts) -> list[str]:
     return [first, *middle, *([question] if question else [])]
 
 
+def asides(facts: Facts, rng: random.Random) -> list[str]:
+    """A sentence for each distractor; a distracting problem and its relation share one."""
+    others, found = facts['distractors'], []
+    for slot, value in others.items():
+        if slot == 'problem':
+            frame = pick(rng, lexicon.DISTRACTOR_FRAMES[slot])
+            found.append(frame.format(relation=others['relation'], problem=pick(rng, _POST[slot][value])))
+        elif slot != 'relation':
+            found.append(say(rng, lexicon.DISTRACTOR_FRAMES[slot], slot, value))
+    return found
+
+
 def prompt(split: str, index: int) -> Prompt:
     """The `index`-th post of a split in the format of OpenAI's TL;DR data, with its reference and its hidden facts."""
     sheet = facts(split, index)
     rng = random.Random(sheet['id'] + '/title')
-    title = _pick(rng, lexicon.TITLES).format(sheet['relation'])
+    title = pick(rng, lexicon.TITLES).format(sheet['relation'])
     text = (
-        f'SUBREDDIT: r/{_pick(rng, lexicon.SUBREDDITS)}\n\nTITLE: {title}\n\n'
+        f'SUBREDDIT: r/{pick(rng, lexicon.SUBREDDITS)}\n\nTITLE: {title}\n\n'
         f'POST: {" ".join(sentences(sheet))}\n\nTL;DR:'
     )
     return Prompt(text, sheet['id'], reference(sheet, random.Random(sheet['id'] + '/reference')), sheet)
@@ -120,23 +133,23 @@ class Posts:
 
 def summary(stated: dict[str, str], rng: random.Random) -> str:
     """States slot → value pairs in canonical order, in one of the lexicon's wordings. All six: 16 to 21 words."""
-    return ' '.join(_clauses(stated, rng))
+    return ' '.join(clauses_of(stated, rng))
 
 
 def reference(facts: Facts, rng: random.Random) -> str:
     """A mediocre summary, as busy people write: facts left out or wrong, filler, no end. Mean quality about .48."""
     diligence = rng.uniform(0.35, 0.85)
-    clauses = _clauses(
+    clauses = clauses_of(
         {
-            slot: _wrong(rng, facts, slot) if rng.random() < 0.08 else facts[slot]
+            slot: wrong_value(rng, facts, slot) if rng.random() < 0.08 else facts[slot]
             for slot in SLOTS
             if rng.random() < diligence
         },
         rng,
     )
     if rng.random() < 0.2:
-        clauses.insert(int(rng.random() * (len(clauses) + 1)), _pick(rng, lexicon.SUMMARY_FILLERS) + '.')
-    text = ' '.join(clauses or [_pick(rng, lexicon.SUMMARY_FILLERS) + '.'])
+        clauses.insert(int(rng.random() * (len(clauses) + 1)), pick(rng, lexicon.SUMMARY_FILLERS) + '.')
+    text = ' '.join(clauses or [pick(rng, lexicon.SUMMARY_FILLERS) + '.'])
     return text[:-1] if rng.random() < 0.15 else text
 
 
@@ -148,36 +161,37 @@ def candidate(facts: Facts, rng: random.Random) -> str:
     if kind < 0.09:
         return summary(facts, rng)
     if kind < 0.10:  # perfect, of another post
-        return summary({slot: _pick(rng, _VALUES[slot]) for slot in SLOTS}, rng)
+        return summary({slot: pick(rng, _VALUES[slot]) for slot in SLOTS}, rng)
     if kind < 0.22:  # perfect but for one slot
-        slot = _pick(rng, SLOTS)
-        return summary({**facts, slot: _wrong(rng, facts, slot)}, rng)
+        slot = pick(rng, SLOTS)
+        return summary({**facts, slot: wrong_value(rng, facts, slot)}, rng)
     if kind < 0.28:  # everything, and invented facts on top
-        clauses = _clauses(facts, rng)
-        for slot in _some(rng, SLOTS, 1 + int(rng.random() * 2)):
-            clauses.insert(int(rng.random() * (len(clauses) + 1)), _clauses({slot: _wrong(rng, facts, slot)}, rng)[0])
+        clauses = clauses_of(facts, rng)
+        for slot in some(rng, SLOTS, 1 + int(rng.random() * 2)):
+            clauses.insert(
+                int(rng.random() * (len(clauses) + 1)), clauses_of({slot: wrong_value(rng, facts, slot)}, rng)[0]
+            )
         return ' '.join(clauses)
     if kind < 0.31:  # sentences of the post, as they are
         lines = sentences(facts)
-        copied = _some(rng, tuple(range(len(lines))), 1 + int(rng.random() * 3))
+        copied = some(rng, tuple(range(len(lines))), 1 + int(rng.random() * 3))
         return ' '.join(lines[i] for i in sorted(copied))
     diligence = min(1.0, rng.random() * 1.6)
-    wrongs = _pick(rng, (0, 0, 0, 0, 0, 0, 1, 1, 2, 3))
+    wrongs = pick(rng, (0, 0, 0, 0, 0, 0, 1, 1, 2, 3))
     stated = {slot: facts[slot] for slot in SLOTS if rng.random() < diligence}
-    for slot in _some(rng, SLOTS, wrongs):
-        stated[slot] = _wrong(rng, facts, slot)
-    clauses = _clauses(stated, rng) or [_pick(rng, lexicon.SUMMARY_FILLERS) + '.']
+    for slot in some(rng, SLOTS, wrongs):
+        stated[slot] = wrong_value(rng, facts, slot)
+    clauses = clauses_of(stated, rng) or [pick(rng, lexicon.SUMMARY_FILLERS) + '.']
     if rng.random() < 0.5:
-        clauses = _pick(rng, _SPOILERS)(clauses, facts, rng)
+        clauses = pick(rng, _SPOILERS)(clauses, facts, rng)
     text = ' '.join(clauses)
-    if rng.random() < 0.12:  # cut off, as at the limit of a response's length
-        words = text.split()
-        text = ' '.join(words[: max(1, int(len(words) * rng.uniform(0.3, 1.0)))])
+    if rng.random() < 0.12:
+        text = cut(text, rng)
     return text[:-1] if rng.random() < 0.1 else text
 
 
 def _shuffled(clauses, facts, rng):
-    return _some(rng, tuple(clauses), len(clauses))
+    return some(rng, tuple(clauses), len(clauses))
 
 
 def _repeated(clauses, facts, rng):
@@ -192,40 +206,47 @@ def _stuttered(clauses, facts, rng):
 
 
 def _filled(clauses, facts, rng):
-    return clauses + [filler + '.' for filler in _some(rng, lexicon.SUMMARY_FILLERS, 1 + int(rng.random() * 3))]
+    return clauses + [filler + '.' for filler in some(rng, lexicon.SUMMARY_FILLERS, 1 + int(rng.random() * 3))]
 
 
 def _copied(clauses, facts, rng):
-    return clauses + [_pick(rng, sentences(facts))]
+    return clauses + [pick(rng, sentences(facts))]
 
 
 def _junked(clauses, facts, rng):
     words = ' '.join(clauses).split()
     for _ in range(1 + int(rng.random() ** 2 * 8)):
-        words.insert(int(rng.random() * (len(words) + 1)), _pick(rng, _WORDS))
+        words.insert(int(rng.random() * (len(words) + 1)), pick(rng, _WORDS))
     return words
 
 
 def _doubled(clauses, facts, rng):
     """A second duration or a second question, in the hope that one of the two is right."""
-    slot = _pick(rng, ('duration', 'question'))
-    return clauses + _clauses({slot: _wrong(rng, facts, slot)}, rng)
+    slot = pick(rng, ('duration', 'question'))
+    return clauses + clauses_of({slot: wrong_value(rng, facts, slot)}, rng)
 
 
 def _punctuated(clauses, facts, rng):
-    mark = _pick(rng, ('..', ',', '??', '', '...', ',,'))
+    mark = pick(rng, ('..', ',', '??', '', '...', ',,'))
     return [clause.rstrip('.,?') + mark for clause in clauses]
 
 
 _SPOILERS = (_shuffled, _shuffled, _repeated, _repeated, _stuttered, _filled, _copied, _junked, _doubled, _punctuated)
+BAD_WRITING = (_shuffled, _repeated, _repeated, _stuttered, _filled, _junked, _punctuated)  # for the other tasks
+
+
+def cut(text: str, rng: random.Random) -> str:
+    """The first words of a text, as at the limit of a response's length."""
+    words = text.split()
+    return ' '.join(words[: max(1, int(len(words) * rng.uniform(0.3, 1.0)))])
 
 
 # ---------------------------------------------------------------------------------------------------- pieces
 
 
-def _clauses(stated, rng) -> list[str]:
+def clauses_of(stated, rng) -> list[str]:
     """One text for relation and problem, one for each other slot stated; each sentence's last one carries its mark."""
-    wording = {slot: _pick(rng, _SUMMARY[slot][stated[slot]]) for slot in SLOTS if slot in stated}
+    wording = {slot: pick(rng, _SUMMARY[slot][stated[slot]]) for slot in SLOTS if slot in stated}
     relation, problem = wording.pop('relation', None), wording.pop('problem', None)
     story = []
     if problem:
@@ -238,27 +259,27 @@ def _clauses(stated, rng) -> list[str]:
     return story + [wording[slot] + mark for slot, mark in (('action', '.'), ('question', '?')) if slot in wording]
 
 
-def _say(rng, frames, slot, value) -> str:
-    return _pick(rng, frames).format(_pick(rng, _POST[slot][value]))
+def say(rng, frames, slot, value) -> str:
+    return pick(rng, frames).format(pick(rng, _POST[slot][value]))
 
 
-def _wrong(rng, facts, slot) -> str:
+def wrong_value(rng, facts, slot) -> str:
     """A wrong value: half of the time the one that the post mentions in passing, if it does."""
     mentioned = facts['distractors'].get(slot)
-    return mentioned if mentioned and rng.random() < 0.5 else _other(rng, slot, facts[slot])
+    return mentioned if mentioned and rng.random() < 0.5 else other_value(rng, slot, facts[slot])
 
 
-def _other(rng, slot, value) -> str:
+def other_value(rng, slot, value) -> str:
     while True:
-        other = _pick(rng, _VALUES[slot])
+        other = pick(rng, _VALUES[slot])
         if other != value:
             return other
 
 
-def _pick(rng, items):
+def pick(rng, items):
     return items[int(rng.random() * len(items))]  # several times faster than rng.choice
 
 
-def _some(rng, items, count) -> list:
+def some(rng, items, count) -> list:
     """`count` different items, in random order."""
     return rng.sample(items, count)

@@ -1,0 +1,318 @@
+"""Labeling: preferences for anybody's pairs, and the paper's studies of the labeler (§4.4 to §4.6, App. B and M).
+
+A study is a table of cells, labeler × task × technique × sampling, on pairs whose raters were sure, as in the paper.
+Labels go into one store beside the run folders, so cells that two studies share are made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.plan import Stage
+from experiments.scales import Data, Dtype, Mesh, Scale
+from rlaif_jax import axes, log
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import files, loader
+from rlaif_jax.data.records import Pair
+from rlaif_jax.evaluation import alignment
+from rlaif_jax.labeling import preference
+from rlaif_jax.labeling.preference import Config
+from rlaif_jax.labeling.prompts import TASKS, Technique
+from rlaif_jax.labeling.store import Record, Store
+
+__all__ = [
+    'label',
+    'tldr_label',
+    'labeling_techniques',
+    'labeling_sizes',
+    'labeling_self_consistency',
+    'labeling_swap',
+]
+
+TECHNIQUES = (
+    'base_0shot', 'base_1shot', 'base_2shot', 'base_cot_0shot', 'detailed_0shot', 'detailed_1shot', 'detailed_2shot',
+    'detailed_8shot', 'detailed_cot_0shot', 'detailed_cot_1shot', 'detailed_cot_2shot',
+)  # fmt: skip
+
+# Table 2, per cent; None where the paper has no figure.
+TABLE_2 = {
+    'summarization': dict(zip(TECHNIQUES, (76.1, 76.0, 75.7, 77.5, 77.4, 76.2, 76.3, 69.8, 78.0, 77.4, 76.8))),
+    'helpful': dict(zip(TECHNIQUES, (67.8, 67.1, 66.8, 69.1, 67.6, 67.6, 67.3, None, 67.8, 67.4, 67.4))),
+    'harmless': dict(zip(TECHNIQUES, (69.4, 71.7, 72.1, 70.6, 70.1, 71.5, 71.6, None, 70.1, 69.9, 69.2))),
+}
+BEST = {'summarization': 'detailed_cot_0shot', 'helpful': 'base_cot_0shot', 'harmless': 'base_2shot'}  # §4.1
+
+
+# The experiments
+
+
+def label(scale: Scale, seed: int = 0) -> File:
+    """Preferences for anybody's pairs: a file in, the same file with `preference_prob` and its provenance out (§2.1).
+
+    Command: python launch/run.py --experiment=label input=pairs.jsonl output=labels.parquet task=summarization
+    Cost: one labeler call in each order of a pair; a repeated run costs nothing.
+    Expect: every row and column of the input, in its order; rows that are no pair come with status `invalid`.
+    """
+    return File(labeler=scale.l, label=Config(batch=scale.label.batch, seed=seed), mesh=scale.mesh, dtype=scale.dtype)
+
+
+def tldr_label(scale: Scale, seed: int = 0) -> Study:
+    """Labels for the whole preference set, by the best technique: what an AI-feedback reward model is trained on (§4.1).
+
+    Command: python launch/run.py --experiment=tldr_label
+    Cost at micro scale: 20,000 pairs, about 25 minutes on 2 cores; killed at any moment, it goes on.
+    Published: the labeler agrees with people on 78.0 % of confident pairs (Table 2).
+    """
+    cell = study(scale, seed, techniques=(scale.label.technique,), split='train', pairs=20_000)
+    return replace(cell, confident=False, output='labels.parquet')
+
+
+def labeling_techniques(scale: Scale, seed: int = 0) -> Study:
+    """Base and detailed preambles, 0 to 8 exemplars, with and without chain of thought, on three tasks (Table 2).
+
+    Command: python launch/run.py --experiment=labeling_techniques
+    Published: detailed, chain of thought and no exemplars is best for summaries (78.0 %); exemplars hurt there.
+    """
+    return study(scale, seed, tasks=tuple(TASKS), techniques=TECHNIQUES)
+
+
+def labeling_sizes(scale: Scale, seed: int = 0) -> Study:
+    """Labelers of three sizes: agreement with people, and position bias (Tables 3 and 4, App. B).
+
+    Command: python launch/run.py --experiment=labeling_sizes
+    Published: L 78.0, S 73.8, XS 62.7 %; the same position after a swap 18, 21 and 56 %.
+    """
+    return study(scale, seed, labelers=(scale.xs, scale.s, scale.l))
+
+
+def labeling_self_consistency(scale: Scale, seed: int = 0) -> Study:
+    """One greedy rationale against the average of several sampled ones, at four temperatures (Table 14, App. M).
+
+    Command: python launch/run.py --experiment=labeling_self_consistency
+    Published: greedy 78.0 %; 16 samples at temperature 0.3, 0.5, 0.7, 1.0: 76.2, 75.1, 74.0, 72.8 %.
+    """
+    return study(scale, seed, samples=(1, 4, 16), temperatures=(0.3, 0.5, 0.7, 1.0))
+
+
+def labeling_swap(scale: Scale, seed: int = 0) -> Study:
+    """One order against the average of both, for three sizes and without chain of thought (§2.1.1, App. B).
+
+    Command: python launch/run.py --experiment=labeling_swap
+    Expect: `gain`, what averaging adds on the same pairs, is above zero, and larger for labelers with more position bias.
+    """
+    return study(scale, seed, labelers=(scale.xs, scale.s, scale.l), techniques=('base_0shot', 'detailed_cot_0shot'))
+
+
+def study(scale: Scale, seed: int, **fields: Any) -> Study:
+    """The table all studies start from: the largest labeler, summaries, the best technique, pairs with sure raters."""
+    defaults = {
+        'labelers': (scale.l,),
+        'techniques': (scale.label.technique,),
+        'label': replace(scale.label, seed=seed),
+    }
+    return Study(data=scale.tldr, mesh=scale.mesh, dtype=scale.dtype, **(defaults | fields))
+
+
+# What they run
+
+
+@dataclass(frozen=True)
+class File:
+    """Pairs in a file → the same file with labels."""
+
+    labeler: str
+    input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns
+    output: str = ''  # the same suffixes
+    task: str = 'summarization'
+    technique: str = 'detailed_cot_0shot'
+    label: Config = field(default_factory=Config)  # its task and technique are the two above
+    most_unscorable: float = 0.2  # share of labels; above it the run stops and says why
+    mesh: Mesh = Mesh()
+    dtype: Dtype = 'float32'
+    data: Data | None = None
+
+    def __post_init__(self) -> None:
+        self.asked()
+
+    def asked(self) -> Config:
+        return replace(self.label, task=self.task, technique=self.technique)
+
+    def stages(self, folder: Path) -> list[Stage]:
+        if not self.input or not self.output:
+            raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
+        files.check_writable(self.output)
+        return [Stage('label', folder, len(files.pairs(self.input, self.task)), {'labeler': self.labeler})]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        entries = files.pairs(self.input, self.task)
+        pairs = [entry.record for entry in entries if entry.record is not None]
+        records = iter(label_all(self, self.labeler, self.asked(), pairs, Store(folder / 'labels.jsonl')))
+        labels = [None if entry.record is None else next(records) for entry in entries]
+        columns = [_columns(self, record, entry.problem) for entry, record in zip(entries, labels)]
+        files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, columns)])
+        for entry in [entry for entry in entries if entry.record is None][:3]:
+            log.say(f'no pair: {entry.problem}')
+        counts = {
+            status: sum(more['status'] == status for more in columns) for status in ('ok', 'unscorable', 'invalid')
+        }
+        log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
+        known = [(r, p) for r, p in zip(filter(None, labels), pairs) if p.preference is not None]
+        result = {'input_digest': _digest(self.input), 'output': str(Path(self.output).resolve()), **counts}
+        if known:  # the file says what people preferred
+            one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
+            alignment.table([one], title=f'{Path(self.labeler).name} and the file’s own preferences')
+            result['agreement'] = asdict(one.agreement)
+        return result
+
+    def still_holds(self, result: dict[str, Any]) -> bool:
+        """Whether the output is there, of the input as it is now. If not, only labels that the store lacks are made."""
+        return Path(self.output).exists() and result['input_digest'] == _digest(self.input)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Labelers × tasks × techniques × sampling → a table of alignment with raters."""
+
+    labelers: tuple[str, ...]
+    techniques: tuple[str, ...]
+    label: Config  # the rest of how the labeler is asked
+    data: Data
+    tasks: tuple[str, ...] = ('summarization',)
+    samples: tuple[int, ...] = (1,)  # rationales in each order; 1 is greedy
+    temperatures: tuple[float, ...] = (0.7,)  # of more than one
+    split: str = 'test'
+    pairs: int = 2048  # in each cell
+    confident: bool = True  # only pairs whose raters were sure (§3.4: confidence 1, 2, 8, 9)
+    output: str = ''  # a file in the run folder for pairs and labels, '' for none
+    mesh: Mesh = Mesh()
+    dtype: Dtype = 'float32'
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1 or not (self.labelers and self.techniques and self.tasks and self.samples):
+            raise ValueError('a study needs pairs, labelers, tasks, techniques and samples')
+        self.cells()
+
+    def cells(self) -> list[tuple[str, str, Config]]:
+        """Name, labeler and config of each line of the table, task by task."""
+        found = []
+        for task in self.tasks:
+            for labeler in self.labelers:
+                for technique in self.techniques:
+                    sampling = [(1, 0.0)] * (1 in self.samples)
+                    if Technique.parse(technique).cot:
+                        sampling += [(n, t) for n in self.samples if n > 1 for t in self.temperatures]
+                    for n, temperature in sampling:
+                        cfg = replace(self.label, task=task, technique=technique, samples=n, temperature=temperature)
+                        parts = [task] * (len(self.tasks) > 1) + [Path(labeler).name] * (len(self.labelers) > 1)
+                        parts += [technique] * (len(self.techniques) > 1 or not parts)
+                        parts += [f'{n} × T {temperature}' if n > 1 else 'greedy'] * (len(self.samples) > 1)
+                        found.append((' '.join(parts), labeler, cfg))
+        return found
+
+    def stages(self, folder: Path) -> list[Stage]:
+        return [Stage(name, folder, self.pairs, {'labeler': labeler}) for name, labeler, _ in self.cells()]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        store = Store(folder.parent / 'labels.jsonl')
+        simulated = loader.simulated(self.data.source)
+        chosen = {
+            task: loader.pairs(self.data.source, task, self.split, self.pairs, self.confident) for task in self.tasks
+        }
+        reports, published = [], {}
+        for name, labeler, cfg in self.cells():
+            before, start = len(store), time.monotonic()
+            records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name)
+            made, seconds = len(store) - before, time.monotonic() - start
+            one = aligned(name, chosen[cfg.task], records, made=made, seconds=seconds)
+            reports.append(one)
+            published |= _published(name, labeler, cfg, self)
+            log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')
+        show = {'published': published, 'simulated': simulated}
+        title = f'labelers and {"simulated raters" if simulated else "people"}, {self.split} pairs'
+        alignment.table(reports, title=title, **show)
+        alignment.write_csv(folder / 'alignment.csv', reports, **show)
+        alignment.figure(folder / 'alignment.png', reports, title=title, **show)
+        if self.output:
+            rows = [_row(pair) | _columns(self, record) for pair, record in zip(chosen[cfg.task], records)]
+            files.write_rows(folder / self.output, rows)
+            log.say(f'labels: {folder / self.output}')
+        log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
+        return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
+
+
+def label_all(
+    cfg: File | Study, labeler: str, asked: Config, pairs: list[Pair], store: Store, title: str = 'label'
+) -> list[Record]:
+    """`preference.label_all` on the experiment's mesh."""
+    mesh = axes.make_mesh(asdict(cfg.mesh))
+    data = getattr(cfg, 'data', None)
+    return preference.label_all(
+        labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title,
+        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), note=loader.note(data.source) if data else '',
+    )  # fmt: skip
+
+
+def aligned(
+    name: str, pairs: list[Pair], records: list[Record], *, made: int | None = None, seconds: float | None = None
+) -> alignment.Alignment:
+    """The report on one cell. `made` of its labels were made just now, in `seconds`."""
+    column = lambda field: np.array([record[field] for record in records], np.float64)  # noqa: E731  null is nan
+    return alignment.report(
+        name,
+        column('preference'),
+        np.array([pair.preference for pair in pairs], np.float64),
+        first_shown_B=column('first_shown'),
+        second_shown_B=column('second_shown'),
+        first_chars_B=np.array([len(pair.first) for pair in pairs]),
+        second_chars_B=np.array([len(pair.second) for pair in pairs]),
+        mass_B=column('mass'),
+        tokens=float(column('tokens').sum()),
+        seconds=seconds if made == len(records) else None,
+        calls=None if made is None else len(records),
+        cache_hits=None if made is None else len(records) - made,
+    )
+
+
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ''
+
+
+def _published(name: str, labeler: str, cfg: Config, of: Study) -> dict[str, float]:
+    """The paper's figure for a cell, where it has one."""
+    sizes = dict(zip(of.labelers, (62.7, 73.8, 78.0))) if len(of.labelers) == 3 else {}
+    if cfg.samples > 1:
+        figure = {0.3: 76.2, 0.5: 75.1, 0.7: 74.0, 1.0: 72.8}.get(cfg.temperature) if cfg.samples == 16 else None
+    elif sizes:
+        figure = sizes[labeler] if cfg.technique == BEST['summarization'] else None
+    else:
+        figure = TABLE_2[cfg.task].get(cfg.technique)
+    return {} if figure is None else {name: figure}
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    human = {} if pair.preference is None else {'preference': pair.preference}
+    return {'id': pair.prompt.id, 'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, **human}
+
+
+def _columns(cfg: File | Study, record: Record | None, problem: str = '') -> dict[str, Any]:
+    """What a label adds to its row. `preference_prob` is P(the row's first response is better), null where unscorable."""
+    if record is None:
+        return {'preference_prob': None, 'weight': 0.0, 'status': 'invalid', 'problem': problem}
+    labeler = cfg.labeler if isinstance(cfg, File) else cfg.labelers[-1]
+    technique = cfg.technique if isinstance(cfg, File) else cfg.techniques[-1]
+    kept = ('weight', 'status', 'mass', 'position_bias', 'neutralised', 'shortened')
+    return {
+        'preference_prob': record['preference'],
+        **{name: record[name] for name in kept},
+        'rationale': '\n'.join(record['rationales'][:1]),
+        'labeler': labeler,
+        'technique': technique,
+        'template': record['template'],
+        'labeler_digest': record['labeler'],
+    }
