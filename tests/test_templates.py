@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.labeling import prompts
-from rlaif_jax.labeling.quoting import quote
 
 GOLDEN = Path(__file__).parent / 'golden' / 'templates'
 FOLDERS = {'open': prompts.FOLDER, **prompts.NAMED}
@@ -123,9 +122,9 @@ def test_the_shared_part_holds_as_many_exemplars_as_shots(folder, task, techniqu
 @pytest.mark.parametrize('folder, task, technique', [case for case in PAIRS if case[2].endswith('_8shot')])
 def test_exemplars_hold_nothing_that_a_sample_may_not(folder, task, technique):
     """Else the labeler is shown by example what it never meets, or writes a rationale that is broken up on its way back."""
-    delimiters = prompts.pair(task, technique, FOLDERS[folder]).verdict.delimiters
+    template = prompts.pair(task, technique, FOLDERS[folder]).verdict
     for one in exemplars(folder, task):
-        assert all(quote(text, delimiters) == (text, 0) for text in one.values() if isinstance(text, str))
+        assert all(template.quoted(field, text) == (text, 0) for field, text in one.items() if isinstance(text, str))
 
 
 @pytest.mark.parametrize('folder, task', BOTH)
