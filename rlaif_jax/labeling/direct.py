@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.labeling import prompts as templates
+from rlaif_jax.labeling import prompts as texts
+from rlaif_jax.labeling.prompts import Encoded
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.models.hf import LM
 
@@ -48,11 +49,13 @@ class Rating:
     distribution: tuple[float, ...]  # P(1) … P(10), renormalised over the ten unless unscorable
     mass: float  # what the ten held before
     status: str  # 'ok' | 'unscorable'
+    neutralised: int = 0  # places in its texts that looked like the prompt's structure
+    shortened: int = 0  # characters of the context left out
 
 
 def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
     """`(prompts, responses) -> ratings`, with the preamble read once."""
-    template = templates.single(cfg.task, 'rating', templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
+    template = texts.single(cfg.task, 'rating', texts.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
     mesh = mesh or axes.make_mesh()
     scorer = Scorer(
         lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch
@@ -60,11 +63,12 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
 
     def rate(prompts: Sequence[str], responses: Sequence[str]) -> list[Rating]:
         samples = [
-            {'context': templates.context_of(prompt, cfg.task), 'response': response}
+            {'context': texts.context_of(prompt, cfg.task), 'response': response}
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        rows = [one.tokens for one in template.encode(lm.tokenizer, samples, scorer.room)]
-        ratings = [_rating(prob_R, cfg.least_mass) for prob_R in scorer(rows)]
+        encoded = template.encode(lm.tokenizer, samples, scorer.room)
+        prob_BR = scorer([one.tokens for one in encoded])
+        ratings = [_rating(prob_R, cfg.least_mass, one) for prob_R, one in zip(prob_BR, encoded)]
         bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
         if ratings and len(bad) > cfg.most_unscorable * len(ratings):
             raise Mistake(
@@ -84,6 +88,7 @@ def rate(
     responses: Sequence[str],
     *,
     task: str = 'summarization',
+    templates: str = '',
     batch: int = 64,
     mesh: Mesh | None = None,
 ) -> list[Rating]:
@@ -92,7 +97,7 @@ def rate(
     However many answers are no ratings, all are returned; look at `.status`. Raises `Mistake` for a prompt that does not
     fit the model.
     """
-    return make_rater(lm, Config(task=task, batch=batch, most_unscorable=1.0), mesh)(prompts, responses)
+    return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(prompts, responses)
 
 
 def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
@@ -101,11 +106,11 @@ def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequ
     return lambda prompts, responses: np.array([r.score for r in rater(prompts, responses)], np.float32)
 
 
-def _rating(prob_R: np.ndarray, least_mass: float) -> Rating:
-    mass = float(prob_R.sum())
+def _rating(prob_R: np.ndarray, least_mass: float, prompt: Encoded = Encoded([], 0, 0)) -> Rating:
+    mass, done = float(prob_R.sum()), (prompt.neutralised, prompt.shortened)
     # `not >=` also catches a NaN.
     if not mass >= max(least_mass, 1e-12):
-        return Rating(float('nan'), tuple(map(float, prob_R)), mass, 'unscorable')
+        return Rating(float('nan'), tuple(map(float, prob_R)), mass, 'unscorable', *done)
     distribution = prob_R / mass
     score = (float(distribution @ np.arange(1, 11)) - 5.5) / 4.5
-    return Rating(min(max(score, -1.0), 1.0), tuple(map(float, distribution)), mass, 'ok')
+    return Rating(min(max(score, -1.0), 1.0), tuple(map(float, distribution)), mass, 'ok', *done)
