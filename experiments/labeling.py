@@ -6,7 +6,6 @@ Labels go into one store beside the run folders, so cells that two studies share
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -137,6 +136,8 @@ class File:
     dtype: Dtype = 'float32'
     data: Data | None = None
 
+    always = True  # a finished run looks at its files again; what the store holds is not asked again
+
     def __post_init__(self) -> None:
         self.asked()
 
@@ -147,12 +148,14 @@ class File:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
         files.check_writable(self.output)
+        if Path(self.output).resolve() == Path(self.input).resolve():
+            raise Mistake(f'output={self.output} is the input; name another file')
         return [Stage('label', folder, len(files.pairs(self.input, self.task)), {'labeler': self.labeler})]
 
     def run(self, folder: Path) -> dict[str, Any]:
         entries = files.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
-        records = iter(label_all(self, self.labeler, self.asked(), pairs, Store(folder / 'labels.jsonl')))
+        records = iter(label_all(self, self.labeler, self.asked(), pairs, Store(folder.parent / 'labels.jsonl')))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self, record, entry.problem) for entry, record in zip(entries, labels)]
         files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, columns)])
@@ -163,16 +166,12 @@ class File:
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
         known = [(r, p) for r, p in zip(filter(None, labels), pairs) if p.preference is not None]
-        result = {'input_digest': _digest(self.input), 'output': str(Path(self.output).resolve()), **counts}
+        result = {'output': str(Path(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
             alignment.table([one], title=f'{Path(self.labeler).name} and the file’s own preferences')
             result['agreement'] = asdict(one.agreement)
         return result
-
-    def still_holds(self, result: dict[str, Any]) -> bool:
-        """Whether the output is there, of the input as it is now. If not, only labels that the store lacks are made."""
-        return Path(self.output).exists() and result['input_digest'] == _digest(self.input)
 
 
 @dataclass(frozen=True)
@@ -277,10 +276,6 @@ def aligned(
         calls=None if made is None else len(records),
         cache_hits=None if made is None else len(records) - made,
     )
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ''
 
 
 def _published(name: str, labeler: str, cfg: Config, of: Study) -> dict[str, float]:

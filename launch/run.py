@@ -152,12 +152,12 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import plan
     from rlaif_jax import checkpoint, log
 
-    if (result := checkpoint.finished(folder)) is None or not still_holds(config, result):
+    if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
     with checkpoint.lock(folder):
         checkpoint.open_folder(folder, text)
         result = checkpoint.finished(folder)
-        if result is not None and still_holds(config, result):
+        if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}; its result:')
             log.say(log.to_json(result))
             return 0
@@ -166,11 +166,6 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         checkpoint.finish(folder, result)
     log.say(f'done: result, config, metrics, samples and the exported model are in {folder}')
     return 0
-
-
-def still_holds(config: Any, result: dict[str, Any]) -> bool:
-    """Whether a finished run need not run again; a config that reads a file of yours looks whether the file is the same."""
-    return config.still_holds(result) if hasattr(config, 'still_holds') else True
 
 
 def use_large_pages() -> None:
