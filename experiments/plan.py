@@ -35,7 +35,7 @@ def check(config: Any, folder: Path) -> None:
     divide, data or a model that is not there, rows longer than the model was made for.
     """
     mesh = axes.make_mesh(asdict(config.mesh))
-    for name in ('sft', 'reinforce', 'rating', 'evaluation'):
+    for name in ('sft', 'reinforce', 'rating', 'label', 'evaluation'):
         if cfg := getattr(config, name, None):
             parts = getattr(cfg, 'parts', 1)
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)

@@ -220,7 +220,7 @@ def single(task: str, purpose: str, folder: Path = FOLDER, turn: tuple[str, str]
 
 def context_of(prompt: str, task: str) -> str:
     """What the labeler is shown of a policy's prompt: without the `TL;DR:` or `Assistant:` that asks for a response."""
-    return prompt.removesuffix(TASKS[task].suffix).strip() if task in TASKS else prompt
+    return prompt.rstrip().removesuffix(TASKS[task].suffix).strip() if task in TASKS else prompt
 
 
 def shorten(encode: Callable[[str], list[int]], text: str, room: int) -> tuple[list[int], int]:
