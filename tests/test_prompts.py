@@ -310,7 +310,7 @@ LONG = SAMPLE | {'context': '\n\n'.join(PARAGRAPHS)}
 
 @pytest.mark.parametrize('kind', ['pair', 'rating'])
 def test_what_does_not_fit_is_the_end_of_the_context(kind, micro_tokenizer):
-    """For every room: whole paragraphs first, then characters of the first one; instructions and candidates stay."""
+    """For every room: whole paragraphs first, then characters; instructions and candidates stay."""
     template = (
         prompts.single('summarization', 'rating') if kind == 'rating' else templates_of('open', 'summarization')[0]
     )
@@ -325,10 +325,21 @@ def test_what_does_not_fit_is_the_end_of_the_context(kind, micro_tokenizer):
         shown = micro_tokenizer.decode([row.tokens[: len(row.tokens) - len(empty)]])[0]
         left = unquote(shown)[1:]
         assert LONG['context'].startswith(left) and row.shortened == len(LONG['context']) - len(left) > 0
-        assert len(left) in ends or len(left) < len(PARAGRAPHS[0])
+        paragraphs = LONG['context'][: max((end for end in ends if end <= len(left)), default=0)]
+        sizes = [len(tokens) for tokens in micro_tokenizer.encode([paragraphs, left])]
+        assert (
+            len(left) in ends or 2 * sizes[0] <= sizes[1] + 6
+        )  # characters only where paragraphs would fill too little
         assert row.neutralised == whole.neutralised
         kept.append(len(left))
     assert kept == sorted(kept) and ends < set(kept) and {0, 1, 2, 3} < set(kept)
+
+
+def test_a_post_of_one_long_paragraph_keeps_what_fits_of_it(micro_tokenizer):
+    encode = lambda text: micro_tokenizer.encode([text])[0]  # noqa: E731
+    head = 'SUBREDDIT: r/advice\n\nTITLE: my boss and me\n\n'
+    tokens, left_out = prompts.shorten(encode, head + 'POST: ' + 'my boss is always late. ' * 200, 100)
+    assert 95 <= len(tokens) <= 100 and left_out > 3000
 
 
 def test_a_context_of_one_word_is_cut_in_the_word(stories):

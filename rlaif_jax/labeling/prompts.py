@@ -225,7 +225,8 @@ def context_of(prompt: str, task: str) -> str:
 
 def shorten(encode: Callable[[str], list[int]], text: str, room: int) -> tuple[list[int], int]:
     """`(tokens, characters left out)` of as much of a context's beginning as fits `room` tokens: whole paragraphs are
-    dropped from its end, and where the first one alone is too long, characters.
+    dropped from its end, and where that would leave less than half of the room filled, as for a post of one long
+    paragraph, the last one dropped is cut by characters instead.
     """
 
     def longest(ends: Sequence[int]) -> int:
@@ -234,7 +235,11 @@ def shorten(encode: Callable[[str], list[int]], text: str, room: int) -> tuple[l
         return ends[at - 1] if at else 0
 
     lines = [i for i, c in enumerate(text) if c == '\n']
-    kept = text[: longest(lines) or longest(range(1, lines[0] if lines else len(text)))].rstrip()
+    end = longest(lines)
+    if not end or len(encode(text[:end].rstrip())) < room // 2:
+        behind = next((line for line in lines if line > end), len(text))
+        end = longest(range(end + 1, behind)) or end
+    kept = text[:end].rstrip()
     return (encode(kept) if kept else []), len(text) - len(kept)
 
 
