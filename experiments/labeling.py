@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import TASKS, Technique
 from rlaif_jax.labeling.store import Record, Store
+from rlaif_jax.models import hf
+from rlaif_jax.models.presets import resolve
+from rlaif_jax.text import Tokenizer
 
 __all__ = [
     'label',
@@ -139,6 +143,9 @@ class File:
     always = True  # a finished run looks at its files again; what the store holds is not asked again
 
     def __post_init__(self) -> None:
+        for name in ('task', 'technique'):
+            if getattr(self.label, name) not in (getattr(Config(), name), getattr(self, name)):
+                raise ValueError(f'label.{name}: here it is {name}={getattr(self.label, name)}')
         self.asked()
 
     def asked(self) -> Config:
@@ -150,6 +157,7 @@ class File:
         files.check_writable(self.output)
         if Path(self.output).resolve() == Path(self.input).resolve():
             raise Mistake(f'output={self.output} is the input; name another file')
+        check_prompts(self.labeler, self.asked())
         return [Stage('label', folder, len(files.pairs(self.input, self.task)), {'labeler': self.labeler})]
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -157,8 +165,14 @@ class File:
         pairs = [entry.record for entry in entries if entry.record is not None]
         records = iter(label_all(self, self.labeler, self.asked(), pairs, Store(folder.parent / 'labels.jsonl')))
         labels = [None if entry.record is None else next(records) for entry in entries]
-        columns = [_columns(self, record, entry.problem) for entry, record in zip(entries, labels)]
-        files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, columns)])
+        columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
+        # A column of the input that has one of our names stays as it is, and ours gets a longer one.
+        taken = {name for entry in entries for name in entry.row}
+        names = {name: f'label_{name}' if name in taken else name for more in columns for name in more}
+        named = [{names[name]: value for name, value in more.items()} for more in columns]
+        files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, named)])
+        if renamed := [f'{old} as {new}' for old, new in names.items() if old != new]:
+            log.say(f'{self.output}: the input has columns of these names, so the labels have {", ".join(renamed)}')
         for entry in [entry for entry in entries if entry.record is None][:3]:
             log.say(f'no pair: {entry.problem}')
         counts = {
@@ -215,6 +229,8 @@ class Study:
         return found
 
     def stages(self, folder: Path) -> list[Stage]:
+        for _, labeler, cfg in self.cells():
+            check_prompts(labeler, cfg)
         return [Stage(name, folder, self.pairs, {'labeler': labeler}) for name, labeler, _ in self.cells()]
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -223,10 +239,13 @@ class Study:
         chosen = {
             task: loader.pairs(self.data.source, task, self.split, self.pairs, self.confident) for task in self.tasks
         }
-        reports, published = [], {}
+        reports, published, rows = [], {}, []
+        # Cells of one labeler are neighbours: it is loaded once.
+        load = lru_cache(maxsize=1)(partial(hf.load, dtype=self.dtype, mesh=axes.make_mesh(asdict(self.mesh))))
         for name, labeler, cfg in self.cells():
             before, start = len(store), time.monotonic()
-            records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name)
+            records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
+            rows += [_row(pair) | _columns(labeler, cfg, record) for pair, record in zip(chosen[cfg.task], records)]
             made, seconds = len(store) - before, time.monotonic() - start
             one = aligned(name, chosen[cfg.task], records, made=made, seconds=seconds)
             reports.append(one)
@@ -238,22 +257,26 @@ class Study:
         alignment.write_csv(folder / 'alignment.csv', reports, **show)
         alignment.figure(folder / 'alignment.png', reports, title=title, **show)
         if self.output:
-            rows = [_row(pair) | _columns(self, record) for pair, record in zip(chosen[cfg.task], records)]
             files.write_rows(folder / self.output, rows)
             log.say(f'labels: {folder / self.output}')
         log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
         return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
 
 
+def check_prompts(labeler: str, cfg: Config) -> None:
+    """Raises `Mistake` for templates that are not there, or exemplars that are too few."""
+    preference.ask(Tokenizer.load(resolve(labeler)), cfg)
+
+
 def label_all(
-    cfg: File | Study, labeler: str, asked: Config, pairs: list[Pair], store: Store, title: str = 'label'
+    cfg: File | Study, labeler: str, asked: Config, pairs: list[Pair], store: Store, title: str = 'label', **more: Any
 ) -> list[Record]:
     """`preference.label_all` on the experiment's mesh."""
     mesh = axes.make_mesh(asdict(cfg.mesh))
     data = getattr(cfg, 'data', None)
     return preference.label_all(
         labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title,
-        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), note=loader.note(data.source) if data else '',
+        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), note=loader.note(data.source) if data else '', **more,
     )  # fmt: skip
 
 
@@ -295,19 +318,17 @@ def _row(pair: Pair) -> dict[str, Any]:
     return {'id': pair.prompt.id, 'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, **human}
 
 
-def _columns(cfg: File | Study, record: Record | None, problem: str = '') -> dict[str, Any]:
+def _columns(labeler: str, cfg: Config, record: Record | None, problem: str = '') -> dict[str, Any]:
     """What a label adds to its row. `preference_prob` is P(the row's first response is better), null where unscorable."""
     if record is None:
-        return {'preference_prob': None, 'weight': 0.0, 'status': 'invalid', 'problem': problem}
-    labeler = cfg.labeler if isinstance(cfg, File) else cfg.labelers[-1]
-    technique = cfg.technique if isinstance(cfg, File) else cfg.techniques[-1]
-    kept = ('weight', 'status', 'mass', 'position_bias', 'neutralised', 'shortened')
+        return {'preference_prob': None, 'weight': 0.0, 'status': 'invalid', 'reason': problem}
+    kept = ('weight', 'status', 'reason', 'mass', 'position_bias', 'neutralised', 'shortened')
     return {
         'preference_prob': record['preference'],
         **{name: record[name] for name in kept},
         'rationale': '\n'.join(record['rationales'][:1]),
         'labeler': labeler,
-        'technique': technique,
+        'technique': cfg.technique,
         'template': record['template'],
         'labeler_digest': record['labeler'],
     }

@@ -289,7 +289,7 @@ class Rows:
                 row.grow(node, question, 0.0, self.word(verdict), self.cfg.verdict_weight)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer.encode([' ' + text.strip() for text in texts])
+        return self.tokenizer.encode([' ' + text.strip() for text in texts], behind=True)
 
 
 def rationale_of(readings: Sequence[Reading]) -> str:

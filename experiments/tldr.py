@@ -209,7 +209,7 @@ class Supervised:
         ]
         after = [
             [*row[: self.max_new_tokens - 1], tokenizer.eos]
-            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts])
+            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts], behind=True)
         ]
         longest = max(len(a) + len(b) for a, b in zip(before, after))
         return sft.example_batch(before, after, -(-longest // 32) * 32, tokenizer.pad)

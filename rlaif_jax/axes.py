@@ -19,7 +19,8 @@ from rlaif_jax.config import Mistake
 ALPHABET: Mapping[str, str] = {
     'B': 'batch', 'T': 'time', 'S': 'cache slot', 'L': 'layer', 'D': 'embed', 'N': 'query head', 'K': 'key-value head',
     'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
-    'R': 'rating',
+    'R': 'rating', 'J': 'sampled rationale', 'A': 'way to write an answer', 'M': 'token of a way',
+    'W': 'node that ways share', 'P': 'slot of a shared prefix',
 }  # fmt: skip
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
@@ -52,6 +53,14 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
             f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
         )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+
+
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh that a tree of arrays lives on; of arrays without one, the first device."""
+    placed = [
+        leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
+    ]
+    return placed[0].mesh if placed else make_mesh()
 
 
 def letters(name: str) -> str:
@@ -118,6 +127,14 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
+
+
+def smaller_batch(size: int, needed: int, mesh: Mesh, rules: Rules = RULES) -> int:
+    """`size`, halved as long as it holds `needed` rows and splits evenly over the mesh: few shapes, little padding."""
+    parts = int(np.prod([mesh.shape[n] for n in rules['B']]))
+    while size % 2 == 0 and size // 2 >= needed and size // 2 % parts == 0:
+        size //= 2
+    return size
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:

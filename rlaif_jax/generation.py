@@ -180,7 +180,7 @@ def extend(
     prefix: Cache | None = None,
 ) -> list[list[int]]:
     """`generate` for tokens: what is written behind each row, its end token included. Raises `Mistake` as it does."""
-    mesh = mesh or axes.make_mesh()
+    mesh = mesh or axes.mesh_of(lm.params)
     axes.check_batch('batch', batch, mesh)
     before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
     room = lm.config.max_length - max_new_tokens - before
@@ -193,7 +193,8 @@ def extend(
     with jax.set_mesh(mesh):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
-            filled = [list(rows[i]) for i in chosen] + [list(rows[chosen[0]])] * (batch - len(chosen))
+            size = axes.smaller_batch(batch, len(chosen), mesh)
+            filled = [list(rows[i]) for i in chosen] + [list(rows[chosen[0]])] * (size - len(chosen))
             length = -(-max(map(len, filled)) // BUCKET) * BUCKET
             token_BT, valid_BT = jax.device_put(pad_left(filled, length, lm.tokenizer.pad), axes.rows(mesh))
             key = jax.random.fold_in(jax.random.key(seed), start)

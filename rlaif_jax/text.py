@@ -80,15 +80,32 @@ class Tokenizer:
         before, _, after = text.partition(mark)
         return before, after
 
-    def encode(self, texts: Sequence[str], *, control: bool = False) -> list[list[int]]:
-        """Tokens of plain text, one list each; '<eos>' in the text is five characters, not the control token, unless
-        `control` says that the text is our own.
+    def encode(self, texts: Sequence[str], *, control: bool = False, behind: bool = False) -> list[list[int]]:
+        """Tokens of plain text, one list each.
+
+        Args:
+          control: the text is our own; otherwise '<eos>' in it is five characters, not the control token.
+          behind: the text goes on from other text, so it does not get the space that some tokenizers (Llama 2's) put
+            before whatever they are given.
         """
         if not texts:
             return []
         # Half a surrogate pair, as a cut string may hold, is no character; it becomes U+FFFD.
         whole = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in texts]
-        return self.hf(whole, add_special_tokens=False, split_special_tokens=not control)['input_ids']
+        encode = lambda texts: self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']  # noqa: E731
+        if not behind or not self._prepends:
+            return encode(whole)
+        # Behind a mark that joins to nothing the space stands before the mark; both are cut off again.
+        marks = ['=' if text.startswith('\n') else '\n' for text in whole]
+        cut = {mark: len(self._plain(mark)) for mark in set(marks)}
+        return [row[cut[mark] :] for mark, row in zip(marks, encode([m + text for m, text in zip(marks, whole)]))]
+
+    def _plain(self, text: str) -> list[int]:
+        return self.hf(text, add_special_tokens=False)['input_ids']
+
+    @cached_property
+    def _prepends(self) -> bool:
+        return self._plain('\n1') != self._plain('\n') + self._plain('1')
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row, control tokens left out."""

@@ -59,7 +59,7 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix):
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]
     assert [row['status'] for row in rows] == ['ok', 'invalid', 'ok']
     assert [row['weight'] for row in rows] == [1.0, 0.0, 1.0]
-    assert rows[1]['preference_prob'] is None and 'chosen' in rows[1]['problem']
+    assert rows[1]['preference_prob'] is None and 'chosen' in rows[1]['reason']
     assert all(0 <= rows[i]['preference_prob'] <= 1 for i in (0, 2))
     assert rows[0]['neutralised'] == 0 and rows[2]['neutralised'] > 0
     assert len(calls) == 2

@@ -5,6 +5,7 @@ is no label, and what is stored is not asked again.
 import dataclasses
 import itertools
 import shutil
+from functools import partial
 
 import jax
 import numpy as np
@@ -188,15 +189,35 @@ def test_one_sample_is_greedy_and_more_are_averaged(tiny_labeler, reasoned):
         shown_N = prob_NC[:, 0] / prob_NC.sum(1)
         assert label.first_shown == pytest.approx(shown_N[::2].mean(), abs=1e-5)
         assert label.second_shown == pytest.approx(1 - shown_N[1::2].mean(), abs=1e-5)
-        assert label.mass == pytest.approx(prob_NC.sum(1).min(), abs=1e-5)
+        assert label.mass == pytest.approx(prob_NC.sum(1).reshape(-1, 2).mean(0).min(), abs=1e-5)
 
 
 def test_a_pair_too_long_for_the_model_loses_its_context_first(tiny_labeler):
     long = dataclasses.replace(PAIRS[0], prompt=Prompt('zq ' * 900 + 'TL;DR:', 'long'))
     (label,) = make_labeler(tiny_labeler, PLAIN)([long])
     assert label.status == 'ok' and label.shortened > 100
-    with pytest.raises(Mistake, match=r'prompt \d has \d+ tokens behind the preamble'):
-        make_labeler(tiny_labeler, PLAIN)([dataclasses.replace(long, first='zq ' * 900)])
+
+
+@pytest.mark.parametrize('cfg', [PLAIN, COT], ids=['verdict', 'rationale and verdict'])
+def test_a_pair_that_cannot_fit_is_unscorable_and_its_neighbours_are_what_they_were(tiny_labeler, cfg, request):
+    labels = request.getfixturevalue('reasoned' if cfg is COT else 'plain')
+    huge = dataclasses.replace(PAIRS[0], first='zq ' * 900)
+    first, none, *rest = make_labeler(tiny_labeler, cfg)([PAIRS[0], huge, *PAIRS[1:]])
+    assert (none.status, none.weight, none.mass) == ('unscorable', 0.0, 0.0) and np.isnan(none.preference)
+    assert 'tokens even without its context' in none.reason
+    for label, alone in zip([first, *rest], labels, strict=True):
+        assert (label.status, label.reason, label.rationales) == ('ok', '', alone.rationales)
+        assert label.preference == pytest.approx(alone.preference, abs=1e-5)
+
+
+def test_a_prompt_is_no_longer_than_told(tiny_labeler):
+    (free,) = make_labeler(tiny_labeler, PLAIN)(PAIRS[:1])
+    (cut,) = make_labeler(tiny_labeler, dataclasses.replace(PLAIN, max_length=free.tokens // 2 - 4))(PAIRS[:1])
+    assert cut.status == 'ok' and cut.shortened > 0 and cut.tokens < free.tokens and free.shortened == 0
+    with pytest.raises(Mistake, match=r'max_rationale = 2000 leaves no room for a pair'):
+        make_labeler(tiny_labeler, dataclasses.replace(COT, max_rationale=2000))
+    with pytest.raises(Mistake, match=r'before its first field, of 8 in all'):
+        make_labeler(tiny_labeler, dataclasses.replace(PLAIN, max_length=8))
 
 
 # what cannot be
@@ -213,7 +234,7 @@ def test_a_pair_too_long_for_the_model_loses_its_context_first(tiny_labeler):
         ({'task': 'summary'}, "task = 'summary': tasks are summarization"),
         ({'least_mass': 1.0}, 'least_mass must be in'),
         ({'samples': 0}, 'must be positive'),
-        ({'temperature': -0.1}, 'not negative'),
+        ({'temperature': -0.1}, 'not be negative'),
     ],
 )
 def test_a_config_that_cannot_be_is_named(tiny_labeler, more, says):
@@ -267,15 +288,15 @@ def asked_of(monkeypatch):
     return pairs
 
 
-def test_what_is_stored_is_not_asked_again(labelers, tmp_path, asked_of, monkeypatch):
+def test_what_is_stored_is_not_asked_again(labelers, tmp_path, asked_of):
     ask = lambda pairs, **more: label_all(  # noqa: E731
         labelers / 'one', PLAIN, pairs, Store(tmp_path / 'labels.jsonl'), most_unscorable=0.5, **more
     )
     records = ask(PAIRS[:2])
-    assert asked_of == PAIRS[:2]
-    monkeypatch.setattr(preference, 'load', None)  # the model is needed for what is new only
-    assert ask(PAIRS[:2]) == records and ask(PAIRS[1::-1]) == records[::-1] and asked_of == PAIRS[:2]
-    monkeypatch.undo()
+    assert asked_of == PAIRS[1::-1]  # the longer one first
+    no_model = partial(pytest.fail, 'the model is needed for what is new only')
+    assert ask(PAIRS[:2], load=no_model) == records and ask(PAIRS[1::-1], load=no_model) == records[::-1]
+    assert len(asked_of) == 2
     assert [(r['status'], r['preference'], r['weight'], r['position_bias']) for r in records] == [
         ('ok', 1.0, 1.0, 0.0),
         ('unscorable', None, 0.0, None),

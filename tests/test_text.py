@@ -29,6 +29,16 @@ def test_control_tokens_in_our_own_text_are_control_tokens(micro_tokenizer):
     assert micro_tokenizer.encode([], control=True) == micro_tokenizer.decode([]) == []
 
 
+def test_text_behind_text_gets_no_space_of_its_own(micro_tokenizer, shared):
+    """Not from a tokenizer that puts one before whatever it is given, either."""
+    texts = [' a boy', '\n\nOnce', '1', ' 1', '=', '\n', '']
+    for tokenizer in (micro_tokenizer, Tokenizer.load(shared / 'stories260k')):
+        before, whole = tokenizer.encode(['Lily saw.'])[0], tokenizer.encode(['Lily saw.' + text for text in texts])
+        assert [before + row for row in tokenizer.encode(texts, behind=True)] == whole
+    assert tokenizer.encode(['1']) != tokenizer.encode(['1'], behind=True)
+    assert micro_tokenizer.encode(texts) == micro_tokenizer.encode(texts, behind=True)
+
+
 def test_any_string_has_tokens(micro_tokenizer):
     """Half a surrogate pair is no character, though a string may hold it; a whole one is the character it stands for."""
     texts = ['\ud83d cut \udc4d', '\ud83d\udc4d', '', '\x00']

@@ -8,6 +8,7 @@ probability is `unscorable`: its score is NaN, it trains nothing, it is counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.labeling import prompts as texts
+from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Encoded
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.models.hf import LM
@@ -32,13 +33,14 @@ class Config:
     templates: str = ''  # a folder; '' for the checkpoint's own, or ours
     least_mass: float = 0.2  # of the ten ratings together; below it a rating is unscorable
     most_unscorable: float = 0.2  # of the responses of one call; above it the run stops and says why
+    max_length: int = 4096  # tokens of a whole prompt, if the model allows it; a longer one loses context
     batch: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
             raise ValueError('least_mass must be in [0, 1) and most_unscorable in (0, 1]')
-        if self.batch < 1:
-            raise ValueError(f'batch must be positive, not {self.batch}')
+        if self.batch < 1 or self.max_length < 1:
+            raise ValueError('batch and max_length must be positive')
 
 
 @dataclass(frozen=True)
@@ -49,32 +51,36 @@ class Rating:
     distribution: tuple[float, ...]  # P(1) … P(10), renormalised over the ten unless unscorable
     mass: float  # what the ten held before
     status: str  # 'ok' | 'unscorable'
+    reason: str = ''  # why it is unscorable
     neutralised: int = 0  # places in its texts that looked like the prompt's structure
     shortened: int = 0  # characters of the context left out
 
 
 def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
     """`(prompts, responses) -> ratings`, with the preamble read once."""
-    template = texts.single(cfg.task, 'rating', texts.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
-    mesh = mesh or axes.make_mesh()
-    scorer = Scorer(
-        lm, template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS), mesh, batch=cfg.batch
-    )
+    template = templates.single(cfg.task, 'rating', templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
+    preamble, answers = template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS)
+    mesh = mesh or axes.mesh_of(lm.params)
+    scorer = Scorer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
 
     def rate(prompts: Sequence[str], responses: Sequence[str]) -> list[Rating]:
         samples = [
-            {'context': texts.context_of(prompt, cfg.task), 'response': response}
+            {'context': templates.context_of(prompt, cfg.task), 'response': response}
             for prompt, response in zip(prompts, responses, strict=True)
         ]
         encoded = template.encode(lm.tokenizer, samples, scorer.room)
-        prob_BR = scorer([one.tokens for one in encoded])
-        ratings = [_rating(prob_R, cfg.least_mass, one) for prob_R, one in zip(prob_BR, encoded)]
+        fits = [len(one.tokens) <= scorer.room for one in encoded]
+        prob_FR = iter(scorer([one.tokens for one, fit in zip(encoded, fits) if fit]))
+        ratings = [
+            _rating(next(prob_FR), cfg.least_mass, one) if fit else _too_long(one, scorer.room)
+            for one, fit in zip(encoded, fits)
+        ]
         bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
         if ratings and len(bad) > cfg.most_unscorable * len(ratings):
             raise Mistake(
                 f'the labeler {lm.name} answered {len(bad)} of {len(ratings)} prompts with something else than a rating '
                 f'(mass of the ten ratings below {cfg.least_mass}), for example on the response '
-                f'{responses[bad[0]][:200]!r} (mass {ratings[bad[0]].mass:.3f}). '
+                f'{responses[bad[0]][:200]!r} ({ratings[bad[0]].reason}). '
                 'Use an instruction-tuned labeler, or lower rating.least_mass'
             )
         return ratings
@@ -94,8 +100,7 @@ def rate(
 ) -> list[Rating]:
     """Rate each response to its prompt, 1 to 10, on the mesh that `lm` was loaded on (default: one device).
 
-    However many answers are no ratings, all are returned; look at `.status`. Raises `Mistake` for a prompt that does not
-    fit the model.
+    However many answers are no ratings, all are returned; look at `.status` and `.reason`.
     """
     return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(prompts, responses)
 
@@ -106,11 +111,17 @@ def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequ
     return lambda prompts, responses: np.array([r.score for r in rater(prompts, responses)], np.float32)
 
 
+def _too_long(prompt: Encoded, room: int) -> Rating:
+    reason = f'{len(prompt.tokens)} tokens even without its context; behind the preamble {room} fit'
+    return Rating(math.nan, (0.0,) * len(RATINGS), 0.0, 'unscorable', reason, prompt.neutralised, prompt.shortened)
+
+
 def _rating(prob_R: np.ndarray, least_mass: float, prompt: Encoded = Encoded([], 0, 0)) -> Rating:
     mass, done = float(prob_R.sum()), (prompt.neutralised, prompt.shortened)
     # `not >=` also catches a NaN.
     if not mass >= max(least_mass, 1e-12):
-        return Rating(float('nan'), tuple(map(float, prob_R)), mass, 'unscorable', *done)
+        reason = f'the ten ratings hold {mass:.3f} of the probability'
+        return Rating(math.nan, tuple(map(float, prob_R)), mass, 'unscorable', reason, *done)
     distribution = prob_R / mass
     score = (float(distribution @ np.arange(1, 11)) - 5.5) / 4.5
-    return Rating(min(max(score, -1.0), 1.0), tuple(map(float, distribution)), mass, 'ok', *done)
+    return Rating(min(max(score, -1.0), 1.0), tuple(map(float, distribution)), mass, 'ok', '', *done)

@@ -9,8 +9,10 @@ samples their distributions are averaged (self-consistency, App. M). The verdict
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
-from rlaif_jax.config import bind
+from rlaif_jax.config import Mistake, bind
 from rlaif_jax.data.records import Pair
 from rlaif_jax.generation import extend
 from rlaif_jax.labeling import prompts as templates
-from rlaif_jax.labeling.prompts import Asked, Technique
+from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.labeling.store import Record, Store, complete, key
-from rlaif_jax.models.hf import LM, fingerprint, load
+from rlaif_jax.models import hf
+from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
@@ -44,7 +47,8 @@ class Config:
     temperature: float = 0.7  # of more than one rationale
     top_k: int = 40  # of more than one rationale; 0: all
     max_rationale: int = 512  # tokens
-    least_mass: float = 0.2  # of the two answers together, in either order; below it a pair is unscorable
+    max_length: int = 4096  # tokens of a whole prompt, if the model allows it; a longer one loses context (App. D)
+    least_mass: float = 0.2  # of the two answers together, in each order; below it a pair is unscorable
     batch: int = 64  # pairs at once
     seed: int = 0
 
@@ -52,8 +56,11 @@ class Config:
         if self.task not in templates.TASKS:
             raise ValueError(f'task = {self.task!r}: tasks are {", ".join(templates.TASKS)}')
         cot = Technique.parse(self.technique).cot
-        if self.samples < 1 or self.batch < 1 or self.max_rationale < 1 or self.top_k < 0 or self.temperature < 0:
-            raise ValueError('samples, batch and max_rationale must be positive, top_k and temperature not negative')
+        for name in ('samples', 'batch', 'max_rationale', 'max_length'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+        if self.top_k < 0 or self.temperature < 0:
+            raise ValueError('top_k and temperature must not be negative')
         if self.samples > 1 and not cot:
             raise ValueError(f'samples = {self.samples} needs a chain of thought; {self.technique} has none')
         if not 0 <= self.least_mass < 1:
@@ -74,12 +81,13 @@ class Label:
     preference: float  # both orders averaged; NaN where unscorable
     first_shown: float  # when the first response was shown first
     second_shown: float  # when it was shown second
-    mass: float  # what the two answers held before renormalising; the least over all prompts
+    mass: float  # what the two answers held before renormalising: the mean over samples, the lesser of both orders
     status: str  # 'ok' | 'unscorable'
+    reason: str = ''  # why it is unscorable
     rationales: tuple[str, ...] = ()  # as given, then swapped; of each sample
     neutralised: int = 0  # places in its texts that looked like the prompt's structure
     shortened: int = 0  # characters of the context left out
-    tokens: int = 0  # of all prompts and rationales, as if each were read whole
+    tokens: int = 0  # of all prompts for the verdict, rationales included, as if each were read whole
 
     @property
     def position_bias(self) -> float:
@@ -115,18 +123,27 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
     """`pairs -> labels`, with the preamble and its exemplars read once, and each context once for both orders.
 
     A label depends on its pair alone, except for the noise of sampled rationales, which is drawn for a call as a whole.
-    Raises `Mistake` for a pair that does not fit the model even without its context.
+    A pair that does not fit the model even without its context is unscorable. Raises `Mistake` where not even an empty
+    one would fit, or the template is missing.
     """
-    mesh = mesh or axes.make_mesh()
+    mesh = mesh or axes.mesh_of(lm.params)
     asked, tokenizer = ask(lm.tokenizer, cfg), lm.tokenizer
     # The harmless prompt asks which one is worse: then '2' is the answer that prefers the one shown first.
     better = ('2', '1') if templates.TASKS[cfg.task].asks_for_worse else ('1', '2')
     preamble = asked.verdict.encode_preamble(tokenizer)
-    scorer = Scorer(lm, preamble, read_answers(tokenizer, better), mesh, batch=cfg.batch)
+    answers = read_answers(tokenizer, better)
+    scorer = Scorer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
+    # A rationale is written behind its prompt, and the verdict is asked for behind both.
+    (ending,) = tokenizer.encode([asked.verdict.parts[-1]], control=True, behind=True)
+    room = scorer.room - (cfg.max_rationale + len(ending) if asked.rationale else 0)
+    if room < 1:
+        raise Mistake(
+            f'max_rationale = {cfg.max_rationale} leaves no room for a pair: a prompt may have {scorer.max_length} tokens, '
+            f'{len(preamble)} of which the preamble and its exemplars take'
+        )
 
-    def reason(samples: Sequence[dict[str, str]]) -> list[str]:
-        """A rationale for each sample's prompt."""
-        rows = [one.tokens for one in asked.rationale.encode(tokenizer, samples, scorer.room - cfg.max_rationale)]
+    def reason(rows: Sequence[Sequence[int]]) -> list[str]:
+        """A rationale behind each prompt."""
         greedy = cfg.samples == 1
         written = extend(
             lm, rows, max_new_tokens=cfg.max_rationale, temperature=0.0 if greedy else cfg.temperature,
@@ -134,42 +151,57 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
             prefix=scorer.prefix,
         )  # fmt: skip
         # A labeler that goes on to its verdict is cut there: verdicts are read from logits.
-        ending = asked.verdict.parts[-1].strip()
-        return [text.partition(ending)[0].strip() for text in tokenizer.decode(written)]
+        mark = asked.verdict.parts[-1].strip()
+        return [text.partition(mark)[0].strip() for text in tokenizer.decode(written)]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
+        shown = [sample for pair in pairs for sample in _orders(pair, cfg.task)]
+        prompts = (asked.rationale or asked.verdict).encode(tokenizer, shown, room)
+        both = [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
+        fits = [max(len(one.tokens) for one in orders) <= room for orders in both]
         # Sample by sample both orders of a pair are neighbours, so that the scorer computes their context once.
-        samples = [sample for pair in pairs for _ in range(cfg.samples) for sample in _orders(pair, cfg.task)]
+        todo = [one for orders, fit in zip(both, fits) if fit for one in orders * cfg.samples]
+        rationales: list[str] = []
         if asked.rationale:
-            rationales = reason(samples)
-            samples = [sample | {'rationale': text} for sample, text in zip(samples, rationales)]
-        encoded = asked.verdict.encode(tokenizer, samples, scorer.room)
-        prob_NC = scorer([one.tokens for one in encoded], group=ORDERS)
-        shape = (len(pairs), cfg.samples, ORDERS)
-        mass_BNO = prob_NC.sum(1).reshape(shape)
-        shown_BO = (prob_NC[:, 0] / np.maximum(prob_NC.sum(1), 1e-12)).reshape(shape).mean(1)
-        labels, each = [], cfg.samples * ORDERS
-        for b in range(len(pairs)):
-            mine = slice(b * each, (b + 1) * each)
-            first_shown, second_shown = float(shown_BO[b, 0]), 1 - float(shown_BO[b, 1])
-            mass = float(mass_BNO[b].min())
-            ok = mass >= max(cfg.least_mass, 1e-12)  # False for NaN too
-            labels.append(
-                Label(
-                    preference=(first_shown + second_shown) / 2 if ok else float('nan'),
-                    first_shown=first_shown if ok else float('nan'),
-                    second_shown=second_shown if ok else float('nan'),
-                    mass=mass,
-                    status='ok' if ok else 'unscorable',
-                    rationales=tuple(rationales[mine]) if asked.rationale else (),
-                    neutralised=max(one.neutralised for one in encoded[mine]),
-                    shortened=max(one.shortened for one in encoded[mine]),
-                    tokens=sum(len(preamble) + len(one.tokens) for one in encoded[mine]),
-                )
-            )
-        return labels
+            rationales = reason([one.tokens for one in todo])
+            todo = asked.conclude(tokenizer, todo, rationales, scorer.room)
+        prob_BJOC = scorer([one.tokens for one in todo], group=ORDERS).reshape(-1, cfg.samples, ORDERS, len(better))
+        each = cfg.samples * ORDERS
+        made = (
+            _label(prob_JOC, todo[i : i + each], rationales[i : i + each], len(preamble), cfg.least_mass)
+            for prob_JOC, i in zip(prob_BJOC, range(0, len(todo), each))
+        )
+        return [next(made) if fit else _too_long(orders, room) for orders, fit in zip(both, fits)]
 
     return labeler
+
+
+def _label(
+    prob_JOC: np.ndarray, prompts: Sequence[Encoded], rationales: Sequence[str], preamble: int, least_mass: float
+) -> Label:
+    """The label that the answers' probabilities amount to; `prompts` and `rationales` are sample by sample."""
+    mass_JO = prob_JOC.sum(-1)
+    mass = float(mass_JO.mean(0).min())
+    about = {
+        'rationales': tuple(rationales),
+        'neutralised': max(one.neutralised for one in prompts),
+        'shortened': max(one.shortened for one in prompts),
+        'tokens': sum(preamble + len(one.tokens) for one in prompts),
+    }
+    if not mass >= max(least_mass, 1e-12):  # for NaN too
+        return _unscorable(mass, f'the two answers hold {mass:.3f} of the probability', **about)
+    shown_O = (prob_JOC[..., 0] / np.maximum(mass_JO, 1e-12)).mean(0)
+    first_shown, second_shown = float(shown_O[0]), 1 - float(shown_O[1])
+    return Label((first_shown + second_shown) / 2, first_shown, second_shown, mass, 'ok', **about)
+
+
+def _too_long(orders: Sequence[Encoded], room: int) -> Label:
+    longest = max(len(one.tokens) for one in orders)
+    return _unscorable(0.0, f'{longest} tokens even without its context; behind the preamble {room} fit')
+
+
+def _unscorable(mass: float, reason: str, **about: Any) -> Label:
+    return Label(math.nan, math.nan, math.nan, mass, 'unscorable', reason, **about)
 
 
 def label(
@@ -178,15 +210,16 @@ def label(
 ) -> list[Label]:  # fmt: skip
     """Label each pair: which response is better, by `lm`, on the mesh it was loaded on (default: one device).
 
-    `more` are further fields of `Config`: samples, temperature, top_k, max_rationale, least_mass, batch, templates, seed.
-    However many pairs are unscorable, all come back; look at `.status`. Raises `Mistake` for an unknown field, task or
-    technique, and for a pair that does not fit the model even without its context.
+    `more` are further fields of `Config`: samples, temperature, top_k, max_rationale, max_length, least_mass,
+    batch, templates, seed.
+    However many pairs are unscorable, all come back; look at `.status` and `.reason`. Raises `Mistake` for an unknown
+    field, task or technique.
     """
     return make_labeler(lm, bind(Config(), {'task': task, 'technique': technique, **more}), mesh)(pairs)
 
 
 def label_all(
-    labeler: str | Path,
+    name: str | Path,
     cfg: Config,
     pairs: Sequence[Pair],
     store: Store,
@@ -196,35 +229,43 @@ def label_all(
     most_unscorable: float = 0.2,
     title: str = 'label',
     note: str = '',
+    load: Callable[[Path], LM] | None = None,
 ) -> list[Record]:
     """Label every pair through a store: what is there is not asked again, and the model is loaded only if something is not.
+
+    `load` is for whoever labels in turns and keeps the model. Long pairs come first: what does not fit the memory shows at
+    once, pairs of like length share a batch, and the time left is no promise too fair.
 
     A record holds the fields of `Label`, with null for what an unscorable pair has not, its `position_bias`, and the
     digests of labeler and template.
 
     Raises `Mistake` for a labeler whose unscorable share exceeds `most_unscorable`; the labels made until then are kept.
     """
-    folder = resolve(labeler)
+    folder = resolve(name)
     asked = ask(Tokenizer.load(folder), cfg)
-    limits = f'{cfg.max_rationale} {cfg.least_mass}'
-    provenance = fingerprint(folder), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
+    limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
+    provenance = hf.fingerprint(folder), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
     keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
-    made: list[Labeler] = []
+    load = load or partial(hf.load, dtype=dtype, mesh=mesh)
+    labeler = cache(lambda: make_labeler(load(folder), cfg, mesh))
 
     def make(indices: list[int]) -> list[Record]:
-        if not made:
-            made.append(make_labeler(load(folder, dtype=dtype, mesh=mesh), cfg, mesh))
-        labels = made[0]([pairs[i] for i in indices])
+        labels = labeler()([pairs[i] for i in indices])
         more = {'labeler': provenance[0], 'template': asked.digest}
         return [asdict(label) | {'position_bias': label.position_bias} | more for label in labels]
 
     def describe(index: int) -> str:
         pair = pairs[index]
-        return f'{pair.prompt.id}: {pair.first[:80]!r} or {pair.second[:80]!r}'
+        reason = store.get(keys[index])['reason']
+        return f'{pair.prompt.id}: {pair.first[:80]!r} or {pair.second[:80]!r} ({reason})'
 
-    return complete(
-        store, keys, make, batch=cfg.batch, title=title, note=note, most_unscorable=most_unscorable, describe=describe
-    )
+    sizes = [len(pair.prompt.text) + len(pair.first) + len(pair.second) for pair in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
+    complete(
+        store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]), batch=cfg.batch, title=title,
+        note=note, most_unscorable=most_unscorable, describe=lambda i: describe(order[i]),
+    )  # fmt: skip
+    return [store.get(key) for key in keys]
 
 
 def _orders(pair: Pair, task: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -24,7 +24,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -129,10 +129,10 @@ class Template:
         A prompt longer than `room` tokens loses whole paragraphs from the end of its context, then characters; candidates
         and instructions are never cut. What cannot fit even so comes back as long as it is: the scorer refuses it.
         """
-        literal = tokenizer.encode(self.parts[2::2], control=True)
+        literal = tokenizer.encode(self.parts[2::2], control=True, behind=True)
         names = self.parts[1::2]
         quoted = [self.quoted(name, sample[name]) for sample in samples for name in names]
-        rows = tokenizer.encode([' ' + text for text, _ in quoted])
+        rows = tokenizer.encode([' ' + text for text, _ in quoted], behind=True)
         encoded = []
         for b, sample in enumerate(samples):
             mine = slice(b * len(names), (b + 1) * len(names))
@@ -140,7 +140,7 @@ class Template:
             over = sum(map(len, fields)) + sum(map(len, literal)) - (room or 0)
             if room is not None and over > 0 and 'context' in names:
                 at = names.index('context')
-                encode = lambda text: tokenizer.encode([' ' + self.quoted('context', text)[0]])[0]  # noqa: E731
+                encode = lambda text: tokenizer.encode([' ' + self.quoted('context', text)[0]], behind=True)[0]  # noqa: E731
                 fields[at], shortened = shorten(encode, sample['context'].strip(), len(fields[at]) - over)
             tokens = [token for field, after in zip(fields, literal) for token in (*field, *after)]
             encoded.append(Encoded(tokens, sum(count for _, count in quoted[mine]), shortened))
@@ -158,6 +158,26 @@ class Asked:
 
     verdict: Template
     rationale: Template | None = None
+
+    def conclude(
+        self, tokenizer: Tokenizer, asked: Sequence[Encoded], rationales: Sequence[str], room: int
+    ) -> list[Encoded]:
+        """The verdict's prompts: behind each prompt for a rationale, the rationale and the ending.
+
+        They are what `verdict.encode` gives, but for a context that was shortened: that stays as the rationale knew it.
+        A rationale that takes more tokens to read than it took to write loses what is over `room`.
+        """
+        (ending,) = tokenizer.encode([self.verdict.parts[-1]], control=True, behind=True)
+        quoted = [self.verdict.quoted('rationale', text) for text in rationales]
+        rows = tokenizer.encode([' ' + text for text, _ in quoted], behind=True)
+        return [
+            replace(
+                one,
+                tokens=[*one.tokens, *row[: room - len(one.tokens) - len(ending)], *ending],
+                neutralised=one.neutralised + count,
+            )
+            for one, row, (_, count) in zip(asked, rows, quoted, strict=True)
+        ]
 
     @property
     def digest(self) -> str:

@@ -75,7 +75,7 @@ def read_answers(tokenizer: Tokenizer, names: Sequence[str]) -> Answers:
     """
     ways: dict[tuple[int, ...], int] = {}
     for c, name in enumerate(names):
-        for tokens in map(tuple, tokenizer.encode([name, f' {name}'])):
+        for tokens in map(tuple, tokenizer.encode([name, f' {name}'], behind=True)):
             if not tokens or tokenizer.hf.unk_token_id in tokens:
                 continue
             if ways.setdefault(tokens, c) != c:
@@ -92,16 +92,24 @@ class Scorer:
     prob_BC is not renormalised: a row sums to the captured mass, the probability that the model answers as asked.
     """
 
-    def __init__(self, lm: LM, preamble: Sequence[int], answers: Answers, mesh: Mesh, *, batch: int = 64) -> None:
+    def __init__(
+        self, lm: LM, preamble: Sequence[int], answers: Answers, mesh: Mesh, *, batch: int = 64, max_length: int = 4096
+    ) -> None:
         axes.check_batch('labeler batch', batch, mesh)
         self.lm, self.answers, self.mesh, self.batch = lm, answers, mesh, batch
         self.preamble = list(preamble)
+        self.max_length = min(max_length, lm.config.max_length)
+        if self.room < 1:
+            raise Mistake(
+                f'the prompt of {lm.name} has {len(self.preamble)} tokens before its first field, of {self.max_length} in '
+                'all: take fewer exemplars, or raise max_length where the model allows it'
+            )
         self.prefix = prefill(lm, self.preamble, mesh)
 
     @property
     def room(self) -> int:
         """How many tokens a row may have behind the preamble."""
-        return self.lm.config.max_length - len(self.preamble) - self.answers.depth
+        return self.max_length - len(self.preamble) - self.answers.depth
 
     def __call__(self, rows: Sequence[Sequence[int]], group: int = 1) -> np.ndarray:
         """(B, C) float64. Of each `group` neighbouring rows the common beginning is computed once, as for a pair shown in
@@ -124,7 +132,8 @@ class Scorer:
 
     def _batch(self, groups: list[Group]) -> np.ndarray:
         length = -(-max(len(group.tokens) for group in groups) // BUCKET) * BUCKET
-        groups = groups + groups[:1] * (self.batch - len(groups))  # one shape a bucket; the extra ones are thrown away
+        # One shape a bucket, but for the last few: the extra ones are thrown away.
+        groups = groups + groups[:1] * (axes.smaller_batch(self.batch, len(groups), self.mesh) - len(groups))
         token_BT, valid_BT = pad_right([group.tokens for group in groups], length, self.lm.tokenizer.pad)
         branch_BT, _ = pad_right([group.branch for group in groups], length, PADDING)
         position_BT, _ = pad_right([group.position for group in groups], length, 0)
