@@ -20,7 +20,7 @@ from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
-from rlaif_jax.evaluation import alignment
+from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import TASKS, Technique
@@ -183,7 +183,7 @@ class File:
         result = {'output': str(Path(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
-            alignment.table([one], title=f'{Path(self.labeler).name} and the file’s own preferences')
+            alignment_report.table([one], title=f'{Path(self.labeler).name} and the file’s own preferences')
             result['agreement'] = asdict(one.agreement)
         return result
 
@@ -253,9 +253,9 @@ class Study:
             log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')
         show = {'published': published, 'simulated': simulated}
         title = f'labelers and {"simulated raters" if simulated else "people"}, {self.split} pairs'
-        alignment.table(reports, title=title, **show)
-        alignment.write_csv(folder / 'alignment.csv', reports, **show)
-        alignment.figure(folder / 'alignment.png', reports, title=title, **show)
+        alignment_report.table(reports, title=title, **show)
+        alignment_report.write_csv(folder / 'alignment.csv', reports, **show)
+        alignment_report.figure(folder / 'alignment.png', reports, title=title, **show)
         if self.output:
             files.write_rows(folder / self.output, rows)
             log.say(f'labels: {folder / self.output}')

@@ -74,9 +74,9 @@ class Tokenizer:
         if not self.hf.chat_template:
             return None
         mark = 'the message goes here'
-        text = self.hf.apply_chat_template(
-            [{'role': 'user', 'content': mark}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        # Llama 3 tells the date, by default today's: a label must not depend on when it is made.
+        how = {'tokenize': False, 'add_generation_prompt': True, 'enable_thinking': False, 'date_string': '26 Jul 2024'}
+        text = self.hf.apply_chat_template([{'role': 'user', 'content': mark}], **how)
         before, _, after = text.partition(mark)
         return before, after
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 import rlaif_jax.evaluation
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation import alignment, win_rate
-from rlaif_jax.evaluation.alignment import agreement, calibration, figure, position_bias, report, table, write_csv
+from rlaif_jax.evaluation import alignment_report, win_rate
+from rlaif_jax.evaluation.alignment import agreement, calibration, position_bias, report
+from rlaif_jax.evaluation.alignment_report import figure, table, write_csv
 from rlaif_jax.evaluation.statistics import binomial_test, wilson
 
 
@@ -54,7 +55,7 @@ def swapped(given):
 
 def close(a, b):
     """The same numbers, up to rounding, wherever they stand in two reports."""
-    a, b = alignment._columns(a), alignment._columns(b)
+    a, b = alignment_report._columns(a), alignment_report._columns(b)
     assert a.keys() == b.keys()
     for column in a:
         assert a[column] == (b[column] if isinstance(b[column], str) else pytest.approx(b[column], abs=1e-12)), column

@@ -9,16 +9,18 @@ import pytest
 
 from experiments.micro import Curriculum, Rows
 from launch import run as launcher
-from rlaif_jax.data.micro import tasks
+from rlaif_jax.data.micro import lexicon, tasks
+from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf
 
 LENGTH = 416
+MIX = Curriculum(length=LENGTH, naming=0, reading=0)
 
 
 @pytest.fixture(scope='module')
 def rows(micro_tokenizer):
-    return Rows(Curriculum(length=LENGTH), micro_tokenizer, batch=4, seed=0)
+    return Rows(MIX, micro_tokenizer, batch=4, seed=0)
 
 
 def paths(batch, b):
@@ -30,10 +32,36 @@ def paths(batch, b):
 
 
 def test_a_row_is_a_function_of_seed_and_step(rows, micro_tokenizer):
-    again, other = (Rows(Curriculum(), micro_tokenizer, batch=4, seed=seed)(3) for seed in (0, 1))
+    again, other = (Rows(MIX, micro_tokenizer, batch=4, seed=seed)(3) for seed in (0, 1))
     for name, array in rows(3).items():
         np.testing.assert_array_equal(array, again[name])
     assert (rows(3)['token_BT'] != other['token_BT']).any()
+
+
+@pytest.mark.parametrize('step, slots', [(0, {'relation'}), (1, set(SLOTS))], ids=['naming', 'reading'])
+def test_at_first_a_claim_is_judged_by_what_the_post_says(micro_tokenizer, step, slots):
+    """What stands behind `Summary -` is a claim, a summary, or nothing: then the fact itself is asked for."""
+    batch = Rows(Curriculum(naming=1, reading=2), micro_tokenizer, batch=4, seed=0)(step)
+    recited, judged = set(), []
+    for b in range(4):
+        facts = tasks.prompt('summarization', 'train', step * 4 + b).facts
+        for tokens, target in paths(batch, b):
+            text = micro_tokenizer.decode([tokens])[0].split('Summary -')[-1]
+            answer = micro_tokenizer.decode([[target]])[0].strip()
+            claim, _, slot = text.removesuffix(':').lower().partition('\n\n')
+            if slot not in SLOTS:  # a rating, or the words of a fact
+                continue
+            true = lexicon.summary_phrases()[slot][facts[slot]]
+            if not claim:
+                assert any(phrase.startswith(answer) for phrase in true)
+                recited.add(slot)
+            elif answer != 'missing' and claim.strip() in {
+                p for v in lexicon.summary_phrases()[slot].values() for p in v
+            }:
+                assert answer == ('right' if claim.strip() in true else 'wrong')
+                judged.append((slot, answer))
+    assert recited == slots == {slot for slot, _ in judged}
+    assert 0.3 < sum(answer == 'right' for _, answer in judged) / len(judged) < 0.7
 
 
 def test_one_step_in_ten_has_long_rows_with_exemplars(rows):

@@ -212,7 +212,9 @@ def test_too_many_that_are_none_stop_the_run(tiny_labeler):
     strict = direct.Config(batch=4, least_mass=0.999, most_unscorable=1.0)
     assert np.isnan(direct.make_scorer(tiny_labeler, strict)(POSTS, FIRSTS)).all()
     strict = dataclasses.replace(strict, most_unscorable=0.9)
-    with pytest.raises(Mistake, match=r"labeler tiny answered 3 of 3 prompts .* ' I lost my keys.' \(the ten ratings hold 0"):
+    with pytest.raises(
+        Mistake, match=r"labeler tiny answered 3 of 3 prompts .* ' I lost my keys.' \(the ten ratings hold 0"
+    ):
         direct.make_scorer(tiny_labeler, strict)(POSTS, FIRSTS)
 
 

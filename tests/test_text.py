@@ -49,6 +49,15 @@ def test_without_a_chat_template_there_are_no_turns(micro_tokenizer):
     assert micro_tokenizer.turn is None
 
 
+def test_a_chat_prompt_is_the_same_tomorrow():
+    hf = micro.build()
+    hf.chat_template = (
+        '{% if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}'
+        'Today: {{ date_string }}\n{{ messages[0].content }}<end>'
+    )
+    assert Tokenizer(hf, (2,)).turn == ('Today: 26 Jul 2024\n', '<end>')
+
+
 @pytest.mark.parametrize('pad', [pad_left, pad_right])
 def test_padding_keeps_the_rows(pad):
     rows = [[5, 6], [], [7, 8, 9]]

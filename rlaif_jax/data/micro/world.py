@@ -190,6 +190,14 @@ def candidate(facts: Facts, rng: random.Random) -> str:
     return text[:-1] if rng.random() < 0.1 else text
 
 
+def misread(facts: Facts, rng: random.Random) -> str:
+    """A well-made summary by someone who misread the post: of what it tells, two facts in five are wrong."""
+    stated = {slot: facts[slot] for slot in SLOTS if rng.random() < 0.9}
+    return summary(
+        {slot: wrong_value(rng, facts, slot) if rng.random() < 0.4 else value for slot, value in stated.items()}, rng
+    )
+
+
 def _shuffled(clauses, facts, rng):
     return some(rng, tuple(clauses), len(clauses))
 
@@ -242,6 +250,11 @@ def cut(text: str, rng: random.Random) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- pieces
+
+
+def wording(rng: random.Random, slot: str, value: str) -> str:
+    """How a summary tells a value."""
+    return pick(rng, _SUMMARY[slot][value])
 
 
 def clauses_of(stated, rng) -> list[str]:
