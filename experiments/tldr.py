@@ -15,7 +15,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import dump
+from rlaif_jax.config import Bindings, dump, over, product
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import win_rate
@@ -71,6 +71,14 @@ def tldr_direct(scale: Scale, seed: int = 0) -> Direct:
         mesh=scale.mesh,
         dtype=scale.dtype,
     )
+
+
+def sweep_beta() -> list[Bindings]:
+    """How much the KL to SFT should cost, over three seeds (the paper's choice is 0.05, App. G).
+
+    Command: python launch/sweep.py --experiment=tldr_direct --sweep=beta
+    """
+    return product(over('reinforce.beta', (0.0, 0.05, 0.2)), over('seed', range(3)))
 
 
 # What they run

@@ -47,6 +47,7 @@ TABLE: Mapping[str, tuple[str, str]] = {
     'final_norm_D': ('model.norm.weight', 'D'),
     'unembed_DV': ('lm_head.weight', 'V D'),
 }
+SCORE = 'score.weight'  # (1, D): what a reward model, a LlamaForSequenceClassification with one label, has for a head
 
 ACTIVATION = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh'}
 
@@ -75,7 +76,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
 
 CARD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [rlaif]
 ---
 {about}
@@ -131,10 +132,11 @@ def save(
 ) -> None:
     """Write a directory that `transformers`, TRL and vLLM read, with a model card that says `about`.
 
-    It appears whole or not at all; one already there is replaced. Raises `Mistake` for a parameter that this layout has
-    no place for.
+    Parameters that hold `score_D` are those of a reward model, which is written as a `LlamaForSequenceClassification`
+    with one label. The directory appears whole or not at all; one already there is replaced. Raises `Mistake` for a
+    parameter that this layout has no place for.
     """
-    if unwritten := sorted(set(lm.params) - set(table(lm.config))):
+    if unwritten := sorted(set(lm.params) - set(table(lm.config)) - {'score_D'}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +144,15 @@ def save(
     try:
         new = work / 'new'
         new.mkdir()
-        (new / 'config.json').write_text(json.dumps(write_config(lm.config, lm.tokenizer, dtype), indent=2) + '\n')
+        score = 'score_D' in lm.params
+        config = write_config(lm.config, lm.tokenizer, dtype, score=score)
+        (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
         ends = list(lm.tokenizer.ends)
         generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
         (new / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
         _write_tokenizer(new, lm.tokenizer)
-        (new / 'README.md').write_text(CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype))
+        task = 'text-classification' if score else 'text-generation'
+        (new / 'README.md').write_text(CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task))
         _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
         for file in new.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner's eyes only
@@ -223,11 +228,12 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
         raise Mistake(f'{path}: {error}') from None
 
 
-def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32') -> dict[str, Any]:
-    """Our `Config` as the `config.json` of a `LlamaForCausalLM`."""
+def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32', *, score: bool = False) -> dict[str, Any]:
+    """Our `Config` as the `config.json` of a `LlamaForCausalLM`; with `score`, of a reward model."""
     ends = list(tokenizer.ends)
-    return {
-        'architectures': ['LlamaForCausalLM'],
+    labels = {'id2label': {'0': 'score'}, 'label2id': {'score': 0}} if score else {}
+    return labels | {
+        'architectures': ['LlamaForSequenceClassification' if score else 'LlamaForCausalLM'],
         'model_type': 'llama',
         'vocab_size': cfg.vocab,
         'hidden_size': cfg.width,
@@ -264,9 +270,9 @@ def check(path_or_hub_id: str | Path) -> Config:
     return config
 
 
-def find_tensors(folder: Path, cfg: Config) -> dict[str, Any]:
-    """tensor name -> open file, of a checkpoint that holds exactly what its config.json asks for. Raises `Mistake`
-    where it does not; only the files' headers are read.
+def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str, Any]:
+    """tensor name -> open file, of a checkpoint that holds exactly what its config.json asks for, and with `score` the
+    head of a reward model. Raises `Mistake` where it does not; only the files' headers are read.
     """
     files = _open(folder)
     stored = {
@@ -274,6 +280,8 @@ def find_tensors(folder: Path, cfg: Config) -> dict[str, Any]:
         for name, layout in table(cfg).values()
         for i in range(cfg.layers if '{}' in name else 1)
     }
+    if score:
+        stored[SCORE] = (1, cfg.width)
     if missing := sorted(set(stored) - set(files)):
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
@@ -291,12 +299,15 @@ def find_tensors(folder: Path, cfg: Config) -> dict[str, Any]:
     return files
 
 
-def read_params(folder: Path, cfg: Config, mesh: Mesh) -> Params:
-    """Read all parameters as float32 arrays on `mesh`, each device its own slices. Raises `Mistake` before anything
-    large is read.
+def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -> Params:
+    """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head
+    of a reward model. Raises `Mistake` before anything large is read.
     """
-    files = find_tensors(folder, cfg)
+    files = find_tensors(folder, cfg, score=score)
     params: Params = {}
+    if score:
+        score_D = files[SCORE].get_tensor(SCORE)[0].astype(np.float32)
+        params |= axes.place({'score_D': score_D}, mesh)
     for ours, (name, layout) in table(cfg).items():
         letters = axes.letters(ours)
         shape = tuple(cfg.sizes[c] for c in letters)
@@ -385,6 +396,8 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
                 size = 0
             shards[-1][name.format(i)] = np.ascontiguousarray(stored)
             size += stored.nbytes
+    if 'score_D' in params:
+        shards[-1][SCORE] = np.asarray(params['score_D'])[None].astype(jax.numpy.dtype(dtype))
     names = [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
     if len(shards) == 1:
         names = ['model.safetensors']

@@ -1,0 +1,410 @@
+"""Run an experiment once for each point of a sweep:
+
+    python launch/sweep.py --experiment=tldr_direct 'reinforce.beta=[0.0,0.05,0.2]' '--seed=[0,1,2]'
+    python launch/sweep.py --experiment=tldr_direct --sweep=beta --parallel=2
+
+A binding to a list is swept, unless its field is a tuple and takes the list as its value. Lists are crossed with each
+other and with --sweep=NAME, the points of sweep_NAME() beside the experiment; --zip takes them side by side instead. A
+point is a run of launch/run.py in a folder of its own, in the sweep's folder; there lie the stages that points share.
+The same command again, with more values too, runs what is not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the root, on the path
+
+from launch import run as launcher  # noqa: E402
+from rlaif_jax import checkpoint, log  # noqa: E402
+from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, zipped  # noqa: E402
+
+RUN = ROOT / 'launch' / 'run.py'
+OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
+SHOWN = 6  # lines of it that are told of a point that failed, and figures in the table
+POLL = 0.1  # seconds between two looks at what is running
+SEED = 'seed'  # the binding that stands for --seed
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One run of a sweep. Nothing of it exists on disk until it is started."""
+
+    bindings: Bindings  # what the sweep changes, as the config keeps it; the seed among them
+    arguments: tuple[str, ...]  # of launch/run.py
+    folder: Path
+    config: Any
+    text: str  # the whole config, as config.gin has it
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @functools.cached_property
+    def values(self) -> Bindings:
+        """All of its config by path, changed by the sweep or not."""
+        return parse(self.text) | self.bindings
+
+    @functools.cached_property  # because it reads the weights that a stage starts from
+    def shared(self) -> list[Path]:
+        """The folders of the stages that other points may need too."""
+        try:
+            return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
+        except Mistake:  # the run says so, when its turn comes
+            return []
+
+    def unmade(self) -> set[Path]:
+        """Those of the shared stages that nobody has finished yet."""
+        return {folder for folder in self.shared if result(folder) is None}
+
+
+def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
+    """The program. Returns its exit status: 0 all finished, 1 some points failed, 2 bad input, 130 stopped.
+
+    `runner` is the program that runs a point.
+    """
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # as launch/run.py does
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    flags = parser().parse_intermixed_args(arguments)
+    try:
+        folder, found = plan(flags)
+        if flags.backend == 'print':
+            print('\n'.join(shlex.join(command(point, runner)) for point in found))
+            return 0
+        with checkpoint.lock(folder):
+            failed = run_points(found, flags.parallel, runner)
+            return report(folder, found, failed, flags.figures)
+    except Mistake as mistake:
+        log.error(str(mistake))
+        return 2
+    except KeyboardInterrupt:
+        log.error('stopped; the same command goes on with what is not finished')
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog='launch/sweep.py',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    out.add_argument('--experiment', required=True, help='what to run; launch/run.py --list shows all')
+    out.add_argument('--sweep', metavar='NAME', help='the points of sweep_NAME(), beside the experiment')
+    out.add_argument('--zip', action='store_true', help='first values of all lists together, then the second ones, ...')
+    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
+    out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
+    out.add_argument('--workdir', help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME)')
+    out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
+    out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
+    out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
+    out.add_argument('--figures', help='a,b,...: columns of the table, named as in sweep.csv')
+    out.add_argument('binding', nargs='*', default=[], metavar='path.to.field=value', help='a value, or a list of them')
+    return out
+
+
+# What is to run
+
+
+def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
+    """The folder of the sweep and its points. Raises `Mistake`, before anything is written, for what cannot run."""
+    import experiments
+
+    experiment = experiments.find(flags.experiment)
+    if flags.parallel < 1:
+        raise Mistake(f'--parallel={flags.parallel}: at least one run at a time')
+    typed = [parse_binding(text) for text in flags.binding]
+    typed += [parse_binding(f'{SEED}={flags.seed}')] if flags.seed is not None else []
+    lists, fixed = split(experiment, typed)
+    sweeps = [named(experiment, flags.sweep)] if flags.sweep else []
+    sweeps += [over(path, values) for path, values in lists]
+    if not sweeps:
+        raise Mistake('nothing is swept; give --sweep=NAME, or a list such as --seed=[0,1,2]')
+    sweep = (zipped if flags.zip else product)(*sweeps)
+    if not sweep:
+        raise Mistake(f'the sweep is empty: {flags.sweep or ", ".join(path for path, values in lists if not values)}')
+    if twice := sorted({path for bindings in sweep for path in bindings} & fixed.keys()):
+        raise Mistake(f'{twice[0]}: is swept, and bound to {fixed[twice[0]]!r} for all points at once')
+
+    scale = flags.scale or fixed.pop('scale', None)
+    own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
+    words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
+    parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(own)] if own else [])]
+    folder = Path(flags.workdir).expanduser() if flags.workdir else Path('runs/sweeps') / '-'.join(map(str, parts))
+    chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
+    return folder, points(sweep, [*chosen, *own], folder)
+
+
+def split(experiment: Callable[..., Any], typed: list[tuple[str, Any]]) -> tuple[list[tuple[str, list]], Bindings]:
+    """Typed bindings as those to sweep, in order, and those that hold for every point."""
+    from experiments.scales import SCALES
+
+    kinds = {path: kind for path, kind, _ in help_text(experiment(next(iter(SCALES.values()))))}
+    lists = [item for item in typed if isinstance(item[1], list) and 'tuple[' not in kinds.get(item[0], '')]
+    return lists, dict(item for item in typed if item not in lists)
+
+
+def named(experiment: Callable[..., Any], name: str) -> list[Bindings]:
+    """The points of the sweep of that name beside an experiment. Raises `Mistake` naming the nearest one."""
+    beside = vars(sys.modules[experiment.__module__])
+    known = {key.removeprefix('sweep_'): value for key, value in beside.items() if key.startswith('sweep_')}
+    if name not in known:
+        hint = f'did you mean {nearest(name, known)}?' if known else 'there is none; give lists, such as --seed=[0,1,2]'
+        raise Mistake(f'no sweep {name!r} beside {experiment.__name__}; {hint}')
+    return known[name]()
+
+
+def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[Point]:
+    """A point for each of the bindings, with the arguments that all share.
+
+    Raises `Mistake` where one does not bind, comes twice, or has a folder that belongs to another config.
+    """
+    found = {}
+    for bindings in sweep:
+        changes = [argument(path, value) for path, value in bindings.items()]
+        _, config, text = launcher.read_config(launcher.parser().parse_intermixed_args([*always, *changes]))
+        exact = parse(text)  # 0 typed for a float is 0.0 there: one point, one name
+        bindings = {path: value if path == SEED else exact.get(path, value) for path, value in bindings.items()}
+        here = folder / slug(bindings)
+        if here in found:
+            raise Mistake(f'{here.name}: this point is there twice')
+        if (here / 'config.gin').exists():
+            checkpoint.open_folder(here, text)
+        found[here] = Point(bindings, (*always, *changes, f'--workdir={here}'), here, config, text)
+    return list(found.values())
+
+
+def argument(path: str, value: Any) -> str:
+    """A binding as one argument of launch/run.py, which reads the same value back."""
+    value = value.tolist() if hasattr(value, 'tolist') else value  # of numpy, which sweeps are full of
+    if path == SEED:
+        if type(value) is not int:
+            raise Mistake(f'{SEED}: wants int, got {value!r}')
+        return f'--{SEED}={value}'
+    return f'{path}={json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)}'
+
+
+def slug(bindings: Bindings) -> str:
+    """The name of a point's folder: the same values, in whatever order they were swept, have the same name."""
+    items = sorted(bindings.items(), key=lambda item: (item[0] == SEED, item[0]))
+    text = ','.join(f'{path}={value}' for path, value in items) or 'default'
+    name = re.sub(r'[^\w.,=+-]+', '_', text, flags=re.ASCII)
+    return name if name == text and len(name) <= 120 else f'{name[:100]}-{digest(items)}'
+
+
+def digest(anything: Any) -> str:
+    return hashlib.sha256(repr(anything).encode()).hexdigest()[:6]
+
+
+def command(point: Point, runner: Path = RUN) -> list[str]:
+    """The command line that runs a point, from the folder in which the sweep was started."""
+    return [sys.executable, os.path.relpath(runner), *point.arguments]
+
+
+# Running
+
+
+def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> dict[str, list[str]]:
+    """Run what is not finished, `parallel` at once. Returns, by name, how each point that failed ended, then the last
+    lines of its output.
+
+    On Ctrl-C or SIGTERM no other point starts, and those that run are told once; they save and end.
+    """
+    line = {point: f'{number}/{len(points)} {point.name}' for number, point in enumerate(points, 1)}
+    waiting, running, failed, told = [], {}, {}, False
+    for point in points:
+        if result(point.folder) is not None and not getattr(point.config, 'always', False):
+            log.say(f'{line[point]}: already finished')
+        else:
+            waiting.append(point)
+    with checkpoint.stop_on_signal() as stop:
+        try:
+            while running or (waiting and not stop.asked):
+                room = len(running) < parallel and not stop.asked
+                if room and (point := startable(waiting, running)):
+                    waiting.remove(point)
+                    log.say(f'{line[point]}: starts; its output goes to {point.folder / OUTPUT}')
+                    running[point] = run_point(point, runner), time.monotonic()
+                    continue
+                if stop.asked and not told:
+                    told = True
+                    for child, _ in running.values():
+                        child.terminate()
+                for point in [point for point, (child, _) in running.items() if child.poll() is not None]:
+                    child, began = running.pop(point)
+                    took, lines = timedelta(seconds=round(time.monotonic() - began)), ending(point, child.returncode)
+                    if told and child.returncode in (130, -signal.SIGTERM):
+                        log.say(f'{line[point]}: stopped')
+                    elif lines:
+                        failed[point.name] = lines
+                        log.say(f'{line[point]}: failed after {took}: {brief(lines)}')
+                    else:
+                        log.say(f'{line[point]}: finished in {took}')
+                time.sleep(POLL)
+        finally:  # told twice, they do not wait for their step
+            for child, _ in running.values():
+                child.terminate()
+            for child, _ in running.values():
+                child.wait()
+    return failed
+
+
+def startable(waiting: Iterable[Point], running: Iterable[Point]) -> Point | None:
+    """The first point that needs no stage which a running one is still making: one process writes in a folder."""
+    making = {folder for point in running for folder in point.unmade()}
+    return next((point for point in waiting if not making or making.isdisjoint(point.unmade())), None)
+
+
+def run_point(point: Point, runner: Path = RUN) -> subprocess.Popen:
+    """Start a point. It is in a process group of its own, so that Ctrl-C reaches it once, through the sweep."""
+    point.folder.mkdir(parents=True, exist_ok=True)
+    with open(point.folder / OUTPUT, 'a', encoding='utf-8') as file:
+        print('$', shlex.join(command(point, runner)), file=file, flush=True)
+        return subprocess.Popen(
+            command(point, runner),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {'PYTHONUNBUFFERED': '1'},
+            process_group=0,
+        )
+
+
+def ending(point: Point, status: int) -> list[str]:
+    """[] for a run that finished; else how it ended, then the last lines of its output."""
+    if status == 0 and result(point.folder) is not None:
+        return []
+    how = f'killed by {signal.Signals(-status).name}' if status < 0 else f'exit status {status}'
+    output = (point.folder / OUTPUT).read_text(encoding='utf-8', errors='replace').splitlines()
+    return [how if status else 'left no result', *[text for text in output if text.strip()][-SHOWN:]]
+
+
+def brief(lines: list[str]) -> str:
+    return f'{lines[0]}: {lines[-1].strip()}'
+
+
+def result(folder: Path) -> dict | None:
+    """What a finished run found; None where there is nothing to read. (A damaged one is for the run to complain of.)"""
+    try:
+        return checkpoint.finished(folder)
+    except Mistake:
+        return None
+
+
+# What was found
+
+
+def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figures: str | None = None) -> int:
+    """Print the table, and write sweep.csv. Returns the exit status of the sweep."""
+    results = {point.name: result(point.folder) for point in points if point.name not in failed}
+    if left := sum(found is None for found in results.values()):
+        log.error(f'stopped with {left} of {len(points)} points to do; the same command goes on')
+        return 130
+    found = {name: flatten(numbers) for name, numbers in results.items()}
+    log.write_whole(folder / 'sweep.csv', as_csv(points, found, failed))
+    columns, rows = table(points, found, failed, choose(list(found.values()), figures))
+    world = 'SIMULATED world, ' if any(numbers.get('simulated') for numbers in results.values()) else ''
+    log.figures_table(f'{world}{len(found)} of {len(points)} points finished', columns, rows)
+    log.say(f'all figures, a line a point: {folder / "sweep.csv"}')
+    for name, lines in failed.items():
+        log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))
+    return 1 if failed else 0
+
+
+def flatten(found: Any, path: str = '') -> dict[str, float]:
+    """The numbers in a result by dotted path: {'comparisons.0.raw.value': 0.6}; no truth values, nothing that is nan."""
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return {path: found} if math.isfinite(found) else {}
+    items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+    inner = (flatten(item, f'{path}.{key}' if path else str(key)) for key, item in items)
+    return {name: number for numbers in inner for name, number in numbers.items()}
+
+
+def choose(found: list[dict[str, float]], wanted: str | None = None) -> list[str]:
+    """The figures to show: those wanted, else the first few that differ. Raises `Mistake` for one that is not there."""
+    known = list(dict.fromkeys(name for numbers in found for name in numbers))
+    if wanted:
+        for name in set(wanted.split(',')) - set(known) if known else ():
+            raise Mistake(f'--figures={name}: no such figure; did you mean {nearest(name, known)}?')
+        return wanted.split(',')
+    # The ends of one point's interval say little beside the interval over seeds.
+    known = [name for name in known if name.rpartition('.')[2] not in ('low', 'high')]
+    return ([name for name in known if len({numbers.get(name) for numbers in found}) > 1] or known)[:SHOWN]
+
+
+def table(
+    points: list[Point], found: dict[str, dict[str, float]], failed: dict[str, list[str]], figures: list[str]
+) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows, a row for each combination of swept values but the seed: n, the points that finished, and of
+    each figure the mean and, over several seeds, the half width of Student's 95 % interval.
+    """
+    from rlaif_jax.evaluation.statistics import mean_interval
+
+    paths = [path for path in swept(points) if path != SEED]
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(repr([point.values.get(path) for path in paths]), []).append(point)
+
+    def cell(name: str, done: list[Point]) -> str | float | None:
+        seen = [found[point.name][name] for point in done if name in found[point.name]]
+        if len(seen) < 2:
+            return seen[0] if seen else None
+        mean = mean_interval(seen)
+        return f'{mean.value:.4g} ± {mean.high - mean.value:.2g}' + (f' (n={mean.n})' if mean.n < len(done) else '')
+
+    rows = []
+    for group in groups.values():
+        done = [point for point in group if point.name in found]
+        why = '\n'.join(f'{point.name}: {brief(failed[point.name])}' for point in group if point.name in failed)
+        values = [group[0].values.get(path) for path in paths]
+        rows.append([*values, len(done), *[cell(name, done) for name in figures], *([why] if failed else [])])
+    return [*paths, 'n', *figures, *(['failed'] if failed else [])], rows
+
+
+def as_csv(points: list[Point], found: dict[str, dict[str, float]], failed: dict[str, list[str]]) -> str:
+    """A row for each point: the swept values, how it failed, all its figures."""
+    paths, figures = swept(points), list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator='\n')
+    out.writerow(['point', *paths, 'failed', *figures])
+    for point in points:
+        why, numbers = failed.get(point.name), found.get(point.name, {})
+        values = [point.values.get(path) for path in paths]
+        out.writerow([point.name, *values, brief(why) if why else '', *[numbers.get(name) for name in figures]])
+    return text.getvalue()
+
+
+def swept(points: list[Point]) -> list[str]:
+    """Every path that some point changes."""
+    return list(dict.fromkeys(path for point in points for path in point.bindings))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, known, 1, 0.0)[0]
+
+
+if __name__ == '__main__':
+    for name in ('SIGTERM', 'SIGHUP'):
+        if signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # not under nohup
+            signal.signal(getattr(signal, name), signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
+    sys.exit(main())

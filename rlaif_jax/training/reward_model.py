@@ -1,0 +1,488 @@
+"""The reward model: one score for a response to a prompt, learned from which of two responses is better (§2.2.1).
+
+    L = −[p·log σ(s₁ − s₂) + (1 − p)·log σ(s₂ − s₁)],   p = P(the first is better), nats a pair
+
+the cross-entropy between the softmax of the two scores and the label, as it is: a labeler that is not sure says so, and
+the model learns that too. With p of 0 or 1 it is Bradley and Terry's loss on votes of people. Only differences between
+responses to one prompt are learned; where a score is zero means nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import loader
+from rlaif_jax.data.records import Pair
+from rlaif_jax.models import heads, hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.models.presets import resolve
+from rlaif_jax.text import Tokenizer, pad_right
+from rlaif_jax.training import state as training
+
+Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> score_B
+
+BUCKET = 32  # rows are padded to a multiple of this many tokens: few shapes to compile, little padding to compute
+PADDING, PROMPT, FIRST, SECOND = -1, 0, 1, 2  # in branch_BT: which part of its pair a token belongs to
+
+
+@dataclass(frozen=True)
+class Config:
+    """App. G: batch 128 (dialogue: 32), Adafactor at 1e-5, 2 to 3 epochs, 1024 tokens of context + 128 of response."""
+
+    steps: int = 2200  # three epochs of the 92,858 pairs of TL;DR
+    batch: int = 128  # pairs
+    parts: int = 1  # the batch goes through the device in this many parts
+    optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    soft: bool = True  # labels as they are; otherwise rounded to 0 or 1, and ties train nothing
+    max_prompt: int = 1024  # tokens; of a longer prompt the last ones
+    max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
+    eval_every: int = 200
+    save_every: int = 100
+    log_every: int = 10
+    seed: int = 0  # of the order of the pairs
+
+    def __post_init__(self) -> None:
+        training.check_parts('batch', self.batch, self.parts)
+        if self.seed < 0:
+            raise ValueError(f'seed must not be negative, not {self.seed}')
+        for name in ('steps', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+
+
+@dataclass(frozen=True, eq=False)
+class RewardModel:
+    """A reward model as values. It has no unembedding, so its config says `tied`."""
+
+    config: transformer.Config
+    params: dict[str, transformer.Params]  # {'trunk': …, 'head': {'head_D', 'head_bias'}}
+    tokenizer: Tokenizer
+    name: str
+
+
+def from_lm(lm: LM) -> RewardModel:
+    """Where training starts: the trunk of a language model (the paper: SFT for AI labels, the base model for votes of
+    people) and a zero head, so every score is 0.
+    """
+    trunk = {name: x for name, x in lm.params.items() if name != 'unembed_DV'}
+    params = {'trunk': trunk, 'head': heads.scalar_head(lm.config.width)}
+    return RewardModel(replace(lm.config, tied=True), params, lm.tokenizer, lm.name)
+
+
+# The loss
+
+
+def loss(score_C: jax.Array, preference: jax.Array) -> jax.Array:
+    """−[p·log σ(s₁ − s₂) + (1 − p)·log σ(s₂ − s₁)] of one pair, in nats (§2.2.1, A.2).
+
+    score_C: the two scores. preference: p = P(the first is better), in [0, 1]. Its gradient by the margin s₁ − s₂ is
+    σ(s₁ − s₂) − p.
+    """
+    margin = score_C[0] - score_C[1]
+    return -(preference * jax.nn.log_sigmoid(margin) + (1 - preference) * jax.nn.log_sigmoid(-margin))
+
+
+def scores(model: transformer.Config, params: dict[str, transformer.Params], batch: training.Batch) -> jax.Array:
+    """score_BC of both responses of each pair, in one forward: the prompt is computed once, the responses are branches
+    behind it, each at the positions it would have alone.
+
+    batch: what `make_batch` makes. Equal to two forwards of prompt and response up to rounding, at 1 / 1.8 of the cost
+    where the prompt is 1024 tokens and a response 128.
+    """
+    branch_BT = batch['branch_BT']
+    t = jnp.arange(branch_BT.shape[1])
+    query_BT1, key_B1S = branch_BT[:, :, None], branch_BT[:, None, :]
+    seen_BTS = ((key_B1S == PROMPT) | (key_B1S == query_BT1)) & (key_B1S != PADDING)
+    mask_BTS = seen_BTS & (t[None, :, None] >= t[None, None, :])
+    hidden_BTD, _ = transformer.forward(model, params['trunk'], batch['token_BT'], batch['position_BT'], mask_BTS)
+    # Its gradient is split as it is: else along D, like the head, and the compiler replicates it in between.
+    hidden_BTD = axes.constrain(hidden_BTD, 'BTD')
+    hidden_BCD = jnp.take_along_axis(hidden_BTD, batch['last_BC'][..., None], axis=1)
+    # A margin does not see the bias. What rounding leaves of its gradient, Adafactor would scale up to whole steps.
+    head = params['head'] | {'head_bias': jax.lax.stop_gradient(params['head']['head_bias'])}
+    return heads.scalar(head, hidden_BCD)
+
+
+def batch_loss(
+    model: transformer.Config, params: dict[str, transformer.Params], batch: training.Batch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Σ weight·loss over pairs, and the sums that the log shows. A pair of weight 0 adds nothing.
+
+    A margin counts towards the response that the label prefers; a tie, of scores or of labels, is half a hit.
+    """
+    score_BC, preference_B, weight_B = scores(model, params, batch), batch['preference_B'], batch['weight_B']
+    margin_B, side_B = score_BC[:, 0] - score_BC[:, 1], jnp.sign(preference_B - 0.5)
+    sums = {
+        'count': weight_B.sum(),
+        'rewards/accuracies': jnp.sum(weight_B * (1 + jnp.sign(margin_B) * side_B) / 2),
+        'rewards/margins': jnp.sum(weight_B * margin_B * side_B),
+    }
+    return jnp.sum(weight_B * jax.vmap(loss)(score_BC, preference_B)), sums
+
+
+# The batch
+
+
+def targets(pairs: Sequence[Pair], soft: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """`(preference_B, weight_B)`: P(the first is better), and 1; weight 0 (and ½) for a pair that trains nothing.
+
+    That is one whose preference is None or NaN, as an unscorable label is, and without `soft` also a tie. Raises
+    `Mistake` for a preference outside [0, 1].
+    """
+    preference_B = np.array([math.nan if pair.preference is None else pair.preference for pair in pairs], np.float64)
+    for b in np.flatnonzero((preference_B < 0) | (preference_B > 1))[:1]:
+        raise Mistake(f'pair {pairs[b].prompt.id}: a preference is a probability, in [0, 1], not {preference_B[b]}')
+    if not soft:
+        preference_B = np.where(np.abs(preference_B - 0.5) < 1e-6, math.nan, np.round(preference_B))
+    known_B = np.isfinite(preference_B)
+    return np.where(known_B, preference_B, 0.5).astype(np.float32), known_B.astype(np.float32)
+
+
+def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[list[int]]:
+    """Tokens of each prompt. One of more than `most` loses its beginning (the paper has none so long): what it asks for
+    stands at its end.
+    """
+    room = most - len(tokenizer.start)
+    return [[*tokenizer.start, *row[max(len(row) - room, 0) :]] for row in tokenizer.encode(texts)]
+
+
+def encode_responses(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[list[int]]:
+    """Tokens of each response, as SFT writes them: a space before, the end token behind.
+
+    One of `most` tokens or more is cut and has no end token, like one that a policy has not ended within `most`.
+    """
+    spaced = [f' {text.strip()}'.rstrip() for text in texts]
+    return [[*row, tokenizer.eos][:most] for row in tokenizer.encode(spaced, behind=True)]
+
+
+def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict[str, np.ndarray]:
+    """Pairs as one batch, a row a pair: prompt, first response, second response, padding.
+
+    token_BT, branch_BT and position_BT; last_BC, the column of each response's true last token, known from lengths and
+    never looked for among tokens; preference_B and weight_B; full_B, where a text fills its room and so was cut, most
+    likely.
+    """
+    prompts = encode_prompts(tokenizer, [pair.prompt.text for pair in pairs], cfg.max_prompt)
+    firsts = encode_responses(tokenizer, [pair.first for pair in pairs], cfg.max_response)
+    seconds = encode_responses(tokenizer, [pair.second for pair in pairs], cfg.max_response)
+    tokens, branch, position, last = [], [], [], []
+    for prompt, first, second in zip(prompts, firsts, seconds):
+        start, middle, end = len(prompt), len(prompt + first), len(prompt + first + second)
+        tokens.append(prompt + first + second)
+        branch.append([PROMPT] * len(prompt) + [FIRST] * len(first) + [SECOND] * len(second))
+        position.append([*range(middle), *range(start, start + len(second))])
+        last.append((middle - 1, end - 1))
+    length = -(-max(map(len, tokens)) // BUCKET) * BUCKET
+    preference_B, weight_B = targets(pairs, cfg.soft)
+    return {
+        'token_BT': pad_right(tokens, length, tokenizer.pad)[0],
+        'branch_BT': pad_right(branch, length, PADDING)[0],
+        'position_BT': pad_right(position, length, 0)[0],
+        'last_BC': np.array(last, np.int32),
+        'preference_B': preference_B,
+        'weight_B': weight_B,
+        'full_B': np.array(
+            [
+                len(prompt) == cfg.max_prompt or max(len(first), len(second)) == cfg.max_response
+                for prompt, first, second in zip(prompts, firsts, seconds)
+            ]
+        ),
+    }
+
+
+# Scoring and evaluation
+
+
+def make_scorer(
+    reward_model: RewardModel,
+    mesh: Mesh | None = None,
+    *,
+    batch: int = 64,
+    max_prompt: int = 1024,
+    max_response: int = 128,
+) -> Scorer:
+    """`(prompts, responses) -> score_B`, the type of every scorer: float32, any real number.
+
+    The score is read at the response's last token. Longer texts are cut as in training, so give the lengths of its
+    config. Raises `Mistake` where the two together are more than the model was made for.
+    """
+    model, params, tokenizer = reward_model.config, reward_model.params, reward_model.tokenizer
+    mesh = mesh or axes.mesh_of(params)
+    axes.check_batch('reward model batch', batch, mesh)
+    _check_lengths(reward_model, max_prompt, max_response)
+
+    def scorer(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        before = encode_prompts(tokenizer, prompts, max_prompt)
+        behind = encode_responses(tokenizer, responses, max_response)
+        rows = [prompt + response for prompt, response in zip(before, behind, strict=True)]
+        score_B = np.zeros(len(rows), np.float32)
+        order = sorted(range(len(rows)), key=lambda b: len(rows[b]))  # rows of like length go together
+        with jax.set_mesh(mesh):
+            for start in range(0, len(order), batch):
+                chosen = order[start : start + batch]
+                filled = [rows[b] for b in chosen]
+                filled += filled[:1] * (axes.smaller_batch(batch, len(chosen), mesh) - len(chosen))
+                length = -(-max(map(len, filled)) // BUCKET) * BUCKET
+                token_BT, valid_BT = jax.device_put(pad_right(filled, length, tokenizer.pad), axes.rows(mesh))
+                score_B[chosen] = np.asarray(_score(model, params, token_BT, valid_BT))[: len(chosen)]
+        return score_B
+
+    return scorer
+
+
+@partial(jax.jit, static_argnames='model')
+def _score(
+    model: transformer.Config, params: dict[str, transformer.Params], token_BT: jax.Array, valid_BT: jax.Array
+) -> jax.Array:
+    position_BT, mask_BTS = transformer.causal(valid_BT)
+    return heads.score(model, params, token_BT, position_BT, mask_BTS, valid_BT.sum(1) - 1)
+
+
+def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> np.ndarray:
+    """score_BC of both responses of each pair, by any scorer."""
+    prompts = [pair.prompt.text for pair in pairs]
+    responses = [pair.first for pair in pairs] + [pair.second for pair in pairs]
+    return scorer(prompts * 2, responses).reshape(2, -1).T
+
+
+def measures(score_BC: np.ndarray, preference_B: np.ndarray, length_BC: np.ndarray) -> dict[str, float]:
+    """How scores fit preferences. Showing any pair the other way round changes none of it.
+
+    eval/loss: nats a pair, that of training. eval/accuracy: how often the preferred response has the higher score; ties
+    are half. eval/margin: its score minus the other's, on average. eval/ece: the expected calibration error of P(first
+    is better) = σ(s₁ − s₂), |mean confidence − mean agreement| in ten bins of confidence from ½ to 1.
+    eval/length_correlation: of scores with lengths within pairs, so between margins and differences of length, as scores
+    of different prompts have no common zero; in [-1, 1], NaN where one of them never differs.
+    """
+    margin_B = (score_BC[:, 0] - score_BC[:, 1]).astype(np.float64)
+    longer_B = (length_BC[:, 0] - length_BC[:, 1]).astype(np.float64)
+    side_B, decided_B = np.sign(preference_B - 0.5), np.sign(margin_B)
+    loss_B = preference_B * np.logaddexp(0, -margin_B) + (1 - preference_B) * np.logaddexp(0, margin_B)
+
+    confidence_B = 1 / (1 + np.exp(-np.abs(margin_B)))
+    agreement_B = 0.5 + decided_B * (preference_B - 0.5)
+    bin_B = np.minimum((20 * (confidence_B - 0.5)).astype(int), 9)
+    gap_of_bin = np.bincount(bin_B, confidence_B - agreement_B, minlength=10)
+
+    scale = math.sqrt(float(margin_B @ margin_B) * float(longer_B @ longer_B))
+    return {
+        'eval/loss': float(loss_B.mean()),
+        'eval/accuracy': float((1 + decided_B * side_B).mean() / 2),
+        'eval/margin': float((margin_B * side_B).mean()),
+        'eval/ece': float(np.abs(gap_of_bin).sum() / len(margin_B)),
+        'eval/length_correlation': float(margin_B @ longer_B) / scale if scale else math.nan,
+    }
+
+
+# The run
+
+
+def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`(init, step)`, jitted: `init(params) -> state`, `step(state, batch) -> (state, metrics)`. The state is donated."""
+    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
+    shapes = jax.eval_shape(
+        lambda: {'trunk': transformer.init(model, jax.random.key(0)), 'head': heads.scalar_head(model.width)}
+    )
+    where = axes.shardings(jax.eval_shape(partial(training.init_state, optimizer=optimizer), shapes), mesh)
+
+    def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        grads, metrics = training.gradients(partial(batch_loss, model), state['params'], batch, cfg.parts)
+        state, more = training.update(optimizer, state, grads)
+        counts = {'without_label': jnp.sum(batch['weight_B'] == 0), 'full': jnp.sum(batch['full_B'])}
+        return state, metrics | more | counts
+
+    # A copy, so that donating the state never destroys the parameters that were handed in.
+    init = jax.jit(
+        lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where
+    )
+    jitted = jax.jit(
+        step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0
+    )
+    return init, jitted
+
+
+def run(
+    cfg: Config,
+    folder: Path,
+    start: LM,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    mesh: Mesh,
+    *,
+    note: str = '',
+) -> RewardModel:
+    """Train a reward model on `pairs`, from the trunk of `start`, and return the one of lowest loss on `held_out`.
+
+    The labels of `pairs` are their preferences; a pair without one has weight 0 and is counted. `held_out` are pairs with
+    preferences of people, which evaluate and, as in the paper, choose among checkpoints; who wants to use no such vote
+    hands in labelled pairs. The best so far is in `folder/export`, from the first evaluation on. Goes on from the last
+    checkpoint and ends with what an uninterrupted run ends with. Raises `Mistake` where no pair is left to train or to
+    evaluate on, or steps are not finite. `note` stands beside everything that is printed.
+    """
+    axes.check_batch('reward_model.batch / reward_model.parts', cfg.batch // cfg.parts, mesh)
+    fresh = from_lm(start)
+    model, tokenizer, export = fresh.config, fresh.tokenizer, Path(folder) / 'export'
+    _check_lengths(fresh, cfg.max_prompt, cfg.max_response)
+    _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
+    init, step = make_step(cfg, model, mesh)
+    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed)  # type: ignore[arg-type]
+    batch_at = lambda i: make_batch(tokenizer, pairs_at(i), cfg)  # noqa: E731
+
+    usable = int(targets(pairs, cfg.soft)[1].sum())
+    judged = [pair for pair, weight in zip(held_out, targets(held_out)[1]) if weight]
+    for name, count, all_pairs in (('training', usable, pairs), ('held-out', len(judged), held_out)):
+        if not count:
+            raise Mistake(f'reward_model: none of the {len(all_pairs)} {name} pairs has a preference to go by')
+    why = 'unscorable' if cfg.soft else 'unscorable or ties'
+    without = f'{len(pairs) - usable} of {len(pairs)} pairs are {why} and train nothing'
+    log.say(f'{note} reward_model: {without}; {len(judged)} of {len(held_out)} held-out pairs evaluate'.lstrip())
+    preference_B, _ = targets(judged)
+    length_BC = np.array([(len(pair.first), len(pair.second)) for pair in judged])  # characters, as in the paper
+
+    def evaluate(params: dict[str, transformer.Params]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        scorer = make_scorer(
+            replace(fresh, params=params), mesh, batch=cfg.batch // cfg.parts, max_prompt=cfg.max_prompt,
+            max_response=cfg.max_response,
+        )  # fmt: skip
+        score_BC = score_pairs(scorer, judged)
+        rows = [
+            {'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, 'preference': pair.preference,
+             'first_score': score_C[0], 'second_score': score_C[1]}
+            for pair, score_C in zip(judged[:4], score_BC)
+        ]  # fmt: skip
+        return measures(score_BC, preference_B, length_BC), rows
+
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
+        # Which step is in the export, and its loss on the held-out pairs; float32, so that it is restored as it was.
+        run_state = {'training': init(fresh.params), 'best': {'loss': jnp.float32(jnp.inf), 'step': jnp.int32(0)}}
+        begun, text = 0, ''
+        if checkpoints.begun():
+            begun, run_state = checkpoints.restore(None, run_state)
+            log.say(f'reward_model: going on from step {begun} of {cfg.steps}')
+        state, best = run_state['training'], run_state['best']
+        with (
+            log.Metrics(folder, start_step=begun) as metrics,
+            log.progress(f'reward_model {note}'.rstrip(), cfg.steps, begun) as bar,
+            checkpoint.stop_on_signal() as stop,
+            ThreadPoolExecutor(1) as ahead,  # makes the next batch while the step runs
+        ):
+            coming = ahead.submit(batch_at, begun)
+            for i in range(begun, cfg.steps):
+                batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
+                state, numbers = step(state, jax.device_put(batch, axes.rows(mesh)))
+                done, shown = i + 1, {}
+                if i % cfg.log_every == 0 or done == cfg.steps:
+                    shown = {n if '/' in n else f'reward_model/{n}': float(x) for n, x in numbers.items()}
+                    text = f'loss {shown["reward_model/loss"]:.3f} nats  accuracy {shown["rewards/accuracies"]:.0%}'
+                training.check_finite('reward_model', i, int(state['skipped']))
+                if done % cfg.eval_every == 0 or done == cfg.steps:
+                    found, rows = evaluate(state['params'])
+                    better = np.float32(found['eval/loss']) < np.asarray(best['loss'])
+                    if better:
+                        best = {'loss': jnp.float32(found['eval/loss']), 'step': jnp.int32(done)}
+                        about = _about(cfg, start, done, found, note)
+                        save(replace(fresh, params=state['params']), export, about=about)
+                    shown |= found | {'eval/best_step': int(best['step'])}
+                    metrics.samples(i, rows)
+                    log.say(f'{note} {_line(done, found)}{", the best so far" if better else ""}'.lstrip())
+                if shown:
+                    metrics.write(i, shown)
+                bar.advance(text)
+                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
+                if done % cfg.save_every == 0 or done == cfg.steps or stopping:
+                    checkpoints.save(done, {'training': state, 'best': best}, block=stopping)
+                if stopping:
+                    stop.exit(f'reward_model: stopped at step {done} of {cfg.steps}')
+    return load(export, dtype=model.dtype, mesh=mesh)
+
+
+def _line(step: int, numbers: dict[str, float]) -> str:
+    return (
+        f'step {step}: held-out loss {numbers["eval/loss"]:.4f} nats, accuracy {numbers["eval/accuracy"]:.1%}, '
+        f'margin {numbers["eval/margin"]:+.3f}, calibration error {numbers["eval/ece"]:.3f}, '
+        f'correlation with length {numbers["eval/length_correlation"]:+.2f}'
+    )
+
+
+def _about(cfg: Config, start: LM, step: int, numbers: dict[str, float], note: str) -> str:
+    labels = 'soft labels' if cfg.soft else 'labels rounded to 0 or 1'
+    return (
+        f'A reward model: `{start.name}` after {step} of {cfg.steps} steps on {cfg.batch} pairs each with {labels}, the '
+        f'step of the lowest held-out loss ({numbers["eval/loss"]:.4f} nats, accuracy {numbers["eval/accuracy"]:.1%}). '
+        f'{_READ} {note}'.rstrip()
+    )
+
+
+def _check_lengths(reward_model: RewardModel, max_prompt: int, max_response: int) -> None:
+    room, start = reward_model.config.max_length, len(reward_model.tokenizer.start)
+    if max_prompt + max_response > room:
+        raise Mistake(
+            f'max_prompt = {max_prompt} and max_response = {max_response} are {max_prompt + max_response} tokens; '
+            f'{reward_model.name} was made for {room}: lower max_prompt to {max(room - max_response, 1)}'
+        )
+    if max_prompt <= start:
+        raise Mistake(f'max_prompt = {max_prompt}: {reward_model.name} begins every text with {start} tokens already')
+
+
+# Files
+
+_READ = (
+    'Its score is that of the last token of `prompt + " " + response + end token`; only scores of responses to one prompt '
+    'are comparable.'
+)
+
+
+def save(reward_model: RewardModel, folder: str | Path, *, about: str = '') -> None:
+    """Write a directory that `AutoModelForSequenceClassification` reads: a `LlamaForSequenceClassification` with one
+    label, and no pickle.
+
+    transformers knows no mask here: it reads the score at the last token that is not `pad_token_id`. With a tokenizer
+    that pads with a token that ends responses (or with none) it would read the token before it. Such a tokenizer goes out
+    with its first control token that neither ends nor starts a text as its pad token; scores here do not depend on it.
+
+    Raises `Mistake` for a tokenizer that has none, and for a head with a bias, which the layout has no place for
+    (training leaves it at 0).
+    """
+    head = reward_model.params['head']
+    if float(head['head_bias']):
+        raise Mistake(f'{folder}: a reward model is written without a bias; this one has {float(head["head_bias"])}')
+    params = reward_model.params['trunk'] | {'score_D': head['head_D']}
+    lm = LM(reward_model.config, params, _with_pad(reward_model.tokenizer), reward_model.name)
+    hf.save(lm, folder, about=about or f'A copy of the reward model `{reward_model.name}`. {_READ}')
+
+
+def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) -> RewardModel:
+    """Read what `save` writes, or another `LlamaForSequenceClassification` with one label, onto the mesh (default: the
+    first device). Raises `Mistake` as `hf.load` does, also for a language model, which has no score.
+    """
+    folder = resolve(path_or_hub_id)
+    config, tokenizer = replace(hf.read_config(folder, dtype=dtype), tied=True), Tokenizer.load(folder)
+    trunk = hf.read_params(folder, config, mesh or axes.make_mesh(), score=True)
+    head = heads.scalar_head(config.width) | {'head_D': trunk.pop('score_D')}
+    return RewardModel(config, {'trunk': trunk, 'head': head}, tokenizer, str(path_or_hub_id))
+
+
+def _with_pad(tokenizer: Tokenizer) -> Tokenizer:
+    taken = {*tokenizer.ends, tokenizer.eos, *tokenizer.start, tokenizer.hf.bos_token_id}
+    if tokenizer.hf.pad_token_id is not None and tokenizer.pad not in taken:
+        return tokenizer
+    control = [i for i, token in sorted(tokenizer.hf.added_tokens_decoder.items()) if token.special and i not in taken]
+    if not control:
+        raise Mistake('the tokenizer has no token to pad with that ends no response; add a pad_token to the model')
+    changed = copy.deepcopy(tokenizer.hf)
+    changed.pad_token = changed.convert_ids_to_tokens(control[0])
+    return Tokenizer(changed, tokenizer.ends)

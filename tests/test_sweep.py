@@ -1,0 +1,331 @@
+"""Laws of launch/sweep.py, with a stub of ten lines in place of launch/run.py: no test here trains anything."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import experiments
+from experiments import tldr
+from launch import run as launcher
+from launch import sweep
+from rlaif_jax.config import Mistake, over, parse, product
+
+STUB = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+given = dict(argument.lstrip('-').split('=', 1) for argument in sys.argv[1:])
+folder, beta, seed = Path(given['workdir']), float(given['reinforce.beta']), int(given.get('seed', 0))
+place = folder.parent
+order = lambda what: (place / what).exists() and (place / what).read_text() == folder.name
+
+def tell(text):
+    with open(place / 'events', 'a') as file:
+        file.write(text + ' ' + folder.name + chr(10))
+
+def save(number, frame):
+    tell('saves')
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+tell('begins')
+print('beta is', beta)
+if order('break'):
+    raise ValueError('no luck')
+if order('interrupt'):
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+deadline = time.monotonic() + 60
+while (place / 'meet').exists() and (place / 'events').read_text().count('begins') < 2:
+    assert time.monotonic() < deadline, 'met nobody'
+    time.sleep(0.01)
+comparison = {'raw': {'value': beta + seed, 'low': beta - 1}, 'judge': 'raters', 'n': 7}
+(folder / 'result.json').write_text(json.dumps({'simulated': True, 'comparisons': [comparison], 'missing': None}))
+tell('ends')
+"""
+BETAS, SEEDS = 'reinforce.beta=[0.0,0.25,0.5]', '--seed=[0,1,2]'
+DIRECT = '--experiment=tldr_direct'
+
+
+@pytest.fixture(scope='module')
+def stub(tmp_path_factory):
+    path = tmp_path_factory.mktemp('stub') / 'run.py'
+    path.write_text(STUB)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a sweep of these tests lies, so that a test can leave orders for the stub in it."""
+    (tmp_path / 'sweep').mkdir()
+    return tmp_path / 'sweep'
+
+
+def planned(*arguments: str) -> list[sweep.Point]:
+    return sweep.plan(sweep.parser().parse_intermixed_args([DIRECT, *arguments]))[1]
+
+
+def bindings(*arguments: str) -> list[dict]:
+    return [point.bindings for point in planned(*arguments)]
+
+
+def events(folder: Path, what: str) -> list[str]:
+    lines = [line.split(' ') for line in (folder / 'events').read_text().splitlines()]
+    return [name for event, name in lines if event == what]
+
+
+def rows(folder: Path) -> list[dict]:
+    return list(csv.DictReader((folder / 'sweep.csv').read_text().splitlines()))
+
+
+# Points
+
+
+def test_lists_are_crossed_and_zip_takes_them_side_by_side():
+    found = bindings(BETAS, SEEDS)
+    assert found == [{'reinforce.beta': beta, 'seed': seed} for beta in (0.0, 0.25, 0.5) for seed in (0, 1, 2)]
+    assert found == bindings(BETAS, 'seed=[0,1,2]')
+    assert bindings(BETAS, SEEDS, '--zip') == found[::4]
+
+
+def test_a_point_is_the_run_that_its_command_line_makes():
+    for point in planned(BETAS, SEEDS, 'reinforce.steps=7', "labeler=['micro_s', 'a b/it\\'s']"):
+        flags = launcher.parser().parse_intermixed_args(shlex.split(shlex.join(sweep.command(point)))[2:])
+        name, config, text = launcher.read_config(flags)
+        assert (name, text, flags.workdir) == ('tldr_direct', point.text, str(point.folder))
+        assert config.reinforce.steps == 7 and config.sft.seed == point.bindings['seed']
+        assert {path: parse(text)[path] for path in point.bindings if path != 'seed'}.items() <= point.bindings.items()
+
+
+def test_a_list_is_the_value_of_a_field_that_is_a_tuple():
+    flags = ['--experiment=labeling_techniques', "techniques=['base_0shot','base_1shot']", '--seed=[0,1]']
+    _, points = sweep.plan(sweep.parser().parse_intermixed_args(flags))
+    assert [point.bindings for point in points] == [{'seed': 0}, {'seed': 1}]
+    assert points[0].config.techniques == ('base_0shot', 'base_1shot')
+
+
+def test_a_sweep_stands_beside_its_experiment_and_is_crossed_with_lists(monkeypatch):
+    monkeypatch.setattr(tldr, 'sweep_toy', lambda: over('reinforce.beta', np.linspace(0, 0.5, 3)), raising=False)
+    assert bindings('--sweep=toy', SEEDS) == bindings(BETAS, SEEDS)
+
+
+def test_every_sweep_binds_to_an_experiment_beside_it():
+    for experiment in experiments.experiments().values():
+        beside = vars(sys.modules[experiment.__module__])
+        for name in [name.removeprefix('sweep_') for name in beside if name.startswith('sweep_')]:
+            fits = []
+            for other in beside['__all__']:
+                try:
+                    fits += sweep.plan(sweep.parser().parse_args([f'--experiment={other}', f'--sweep={name}']))[1]
+                except Mistake as mistake:
+                    assert 'no such field' in str(mistake)
+            assert fits, f'sweep_{name} fits no experiment'
+
+
+def test_a_folder_is_a_function_of_the_values_alone():
+    there = [point.folder for point in planned(BETAS, SEEDS)]
+    assert there[1] == Path('runs/sweeps/tldr_direct-micro-beta/reinforce.beta=0.0,seed=1')
+    assert len(set(there)) == 9
+    assert {point.folder for point in planned('reinforce.beta=[0.5,0.25,0]', 'seed=[2,1,0]')} == set(there)
+    assert [point.folder for point in planned('seed=[0,1,2]', BETAS)] == [*there[::3], *there[1::3], *there[2::3]]
+    assert set(there) < {point.folder for point in planned('reinforce.beta=[0.0,0.25,0.5,1.0]', '--seed=[0,1,2,3]')}
+    for other in ('sft.steps=3', '--scale=micro sft.steps=4'):
+        assert {point.folder.parent for point in planned(BETAS, *other.split())} != {there[0].parent}
+    assert there[0].parent / 'stages' in {stage.parent for point in planned(BETAS) for stage in point.shared}
+
+
+def test_names_that_no_folder_can_have_are_made_to_fit():
+    odd = [{'policy': 'a/../b c'}, {'policy': 'a/../b_c'}, {'policy': 'x' * 300}, {'policy': '\n'}, {}]
+    names = [sweep.slug(bindings) for bindings in odd]
+    assert len(set(names)) == len(odd)
+    assert all(re.fullmatch(r'[\w.,=+-]{1,120}', name) for name in names)
+
+
+# Bad input
+
+
+BAD = {  # what is typed -> what is said
+    '--experiment=tldr_drect --seed=[0]': "no experiment 'tldr_drect'; did you mean tldr_direct?",
+    '--sweep=bta': "no sweep 'bta' beside tldr_direct; did you mean beta?",
+    'reinforce.bta=[0.0,0.1]': 'reinforce.bta: no such field; did you mean reinforce.beta?',
+    'reinforce.beta=[0.0,x]': 'neither a literal nor a bare word',
+    'reinforce.beta=[0.0,"x"]': "reinforce.beta: wants float, got 'x'",
+    'reinforce.beta=[0.0,2.0]': 'reinforce: beta = 2.0 must be in [0, 1]',
+    'reinforce.beta=[]': 'the sweep is empty: reinforce.beta',
+    '--sweep=nothing': 'the sweep is empty: nothing',
+    'reinforce.beta=0.1': 'nothing is swept; give --sweep=NAME',
+    'reinforce.beta=[0,0.0]': 'reinforce.beta=0.0: this point is there twice',
+    'reinforce.beta=0.2 --sweep=beta': 'reinforce.beta: is swept, and bound to 0.2',
+    'reinforce.beta=[0.2] --sweep=beta': 'reinforce.beta: two sweeps bind it at once',
+    'reinforce.beta=[0.1,0.2] --seed=[0] --zip': 'sweeps of unequal lengths [2, 1]',
+    '--seed=[0,1.5]': 'seed: wants int, got 1.5',
+    '--seed=[0,-1]': '--seed=-1: a seed is 0 or more',
+    '--seed=[0] --scale=mikro': "no scale 'mikro'; did you mean micro?",
+    '--seed=[0] --bindings=/nowhere.gin': '--bindings=/nowhere.gin: No such file',
+    '--seed=[0] --parallel=0': '--parallel=0: at least one',
+}
+
+
+@pytest.mark.parametrize('typed', BAD)
+def test_bad_input_is_named_before_anything_runs(typed, stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tldr, 'sweep_beta', lambda: over('reinforce.beta', [0.0, 0.1]), raising=False)
+    monkeypatch.setattr(tldr, 'sweep_nothing', lambda: product(over('reinforce.beta', [])), raising=False)
+    assert sweep.main([DIRECT, *typed.split(' ')], stub) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: ') and BAD[typed] in told.replace('\n', ' '), told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
+    arguments = [DIRECT, BETAS, f'--workdir={folder}']
+    (last := planned(*arguments[1:])[-1]).folder.mkdir()
+    (last.folder / 'config.gin').write_text(last.text.replace('reinforce.beta = 0.5', 'reinforce.beta = 0.7'))
+    assert sweep.main(arguments, stub) == 2
+    told = capsys.readouterr().err
+    assert str(last.folder) in told and 'reinforce.beta: 0.7 there, 0.5 here' in told
+    assert not (folder / 'events').exists()
+
+
+# Running
+
+
+def test_print_writes_command_lines_and_touches_nothing(tmp_path):
+    """From outside, where no accelerator would be found: the program that waits must not hold the one its points need."""
+    arguments = [sys.executable, str(sweep.__file__), DIRECT, BETAS, '--backend=print', "labeler=['micro_s','a b']"]
+    environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'labeler="a b"']
+    assert all((tmp_path / line[1]).resolve() == sweep.RUN for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, folder, capsys):
+    arguments, broken = [DIRECT, BETAS, SEEDS, f'--workdir={folder}'], 'reinforce.beta=0.25,seed=1'
+    (folder / 'break').write_text(broken)
+    assert sweep.main(arguments, stub) == 1
+    told = capsys.readouterr()
+    assert len(events(folder, 'begins')) == 9 and len(events(folder, 'ends')) == 8
+    assert told.out.count('finished in 0:00:') == 8 and 'SIMULATED world, 8 of 9 points finished' in told.out
+    assert re.search(rf'│ 0\.25 +│ +2 │.*│ {broken}', told.out), told.out
+    assert f'{broken}: exit status 1' in told.err and 'ValueError: no luck' in told.err
+    assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text()
+    assert [row['point'] for row in rows(folder) if row['failed']] == [broken]
+
+    (folder / 'break').unlink()
+    assert sweep.main(arguments, stub) == 0
+    told = capsys.readouterr()
+    assert events(folder, 'begins')[9:] == [broken] and told.out.count('already finished') == 8
+    assert 'failed after' not in told.out and not told.err
+    assert [float(row['comparisons.0.raw.value']) for row in rows(folder)] == [
+        beta + seed for beta in (0.0, 0.25, 0.5) for seed in (0, 1, 2)
+    ]
+
+    assert sweep.main([*arguments, '--figures=comparisons.0.raw.vlue'], stub) == 2
+    assert 'did you mean comparisons.0.raw.value?' in capsys.readouterr().err
+    assert len(events(folder, 'begins')) == 10
+
+
+def test_runs_side_by_side_find_the_same_and_never_make_one_stage_at_once(stub, folder):
+    """The stub ends only once two have begun, and makes no stage, so runs of one seed must wait for each other."""
+    arguments = [DIRECT, 'reinforce.beta=[0.0,0.25]', '--seed=[0,1]']
+    (folder / 'meet').touch()
+    assert sweep.main([*arguments, f'--workdir={folder}', '--parallel=2'], stub) == 0
+    assert sweep.main([*arguments, f'--workdir={folder.parent}/alone'], stub) == 0
+    assert rows(folder) == rows(folder.parent / 'alone')
+    open_seeds = set()
+    for line in (folder / 'events').read_text().splitlines():
+        event, seed = line.split(' ')[0], line[-1]
+        assert (seed in open_seeds) == (event == 'ends'), 'two runs made the same SFT policy'
+        open_seeds ^= {seed}
+
+
+def test_a_stage_that_is_made_holds_nobody_up(folder):
+    first, second, third = planned('reinforce.beta=[0.0,0.5]', 'seed=[0]', f'--workdir={folder}') + planned(
+        'reinforce.beta=[0.25]', 'seed=[1]', f'--workdir={folder}'
+    )
+    assert sweep.startable([second, third], []) is second
+    assert sweep.startable([second, third], [first]) is third
+    assert sweep.startable([second], [first]) is None
+    (stage,) = first.shared
+    stage.mkdir(parents=True)
+    (stage / 'result.json').write_text('{}')
+    assert sweep.startable([second, third], [first]) is second
+
+
+def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
+    arguments = [DIRECT, BETAS, f'--workdir={folder}']
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    (folder / 'interrupt').write_text('reinforce.beta=0.25')
+    assert sweep.main(arguments, stub) == 130
+    told = capsys.readouterr()
+    assert 'stopped with 2 of 3 points to do; the same command goes on' in told.err
+    assert events(folder, 'begins') == ['reinforce.beta=0.0', 'reinforce.beta=0.25']
+    assert events(folder, 'ends') == ['reinforce.beta=0.0'] and events(folder, 'saves') == ['reinforce.beta=0.25']
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+    (folder / 'interrupt').unlink()
+    assert sweep.main(arguments, stub) == 0
+    assert events(folder, 'begins')[2:] == ['reinforce.beta=0.25', 'reinforce.beta=0.5']
+
+
+def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, capsys):
+    silent = tmp_path / 'silent.py'
+    silent.write_text('')
+    assert sweep.main([DIRECT, '--seed=[3]', f'--workdir={folder}'], silent) == 1
+    assert 'seed=3: left no result' in capsys.readouterr().err
+
+
+# The table
+
+
+def points_and_figures(wins: dict[tuple[float, int], float | None]):
+    """Points of beta and seed with one figure each; None is a point without it."""
+    points = [
+        sweep.Point({'reinforce.beta': beta, 'seed': seed}, (), Path(f'{beta},{seed}'), None, '') for beta, seed in wins
+    ]
+    return points, {
+        point.name: {} if win is None else {'win': win} for point, win in zip(points, wins.values(), strict=True)
+    }
+
+
+def test_a_row_is_a_mean_over_seeds_with_its_interval():
+    points, found = points_and_figures({(0.1, 0): 0.0, (0.2, 0): 5.0, (0.1, 1): 1.0, (0.1, 2): 2.0, (0.2, 1): None})
+    columns, (first, second) = sweep.table(points, found, {}, ['win'])
+    assert columns == ['reinforce.beta', 'n', 'win']
+    # Of 0, 1, 2: standard error 1 / sqrt(3), and Student's 97.5 % point of two degrees of freedom is 4.303.
+    assert first == [0.1, 3, f'1 ± {4.303 / 3**0.5:.2g}'] and second == [0.2, 2, 5.0]
+
+
+def test_a_point_that_failed_counts_nowhere_and_is_named_in_its_row():
+    points, found = points_and_figures({(0.1, 0): 1.0, (0.1, 1): 3.0, (0.2, 0): 5.0})
+    failed = {'0.1,1': ['exit status 1', 'Traceback', 'ValueError: no luck']}
+    del found['0.1,1']
+    columns, (first, second) = sweep.table(points, found, failed, ['win'])
+    assert columns[-1] == 'failed'
+    assert first == [0.1, 1, 1.0, '0.1,1: exit status 1: ValueError: no luck'] and second == [0.2, 1, 5.0, '']
+
+
+def test_figures_are_the_finite_numbers_and_those_that_differ_are_shown():
+    text = '{"simulated": true, "a": [{"b": 1, "low": 2}, {"b": null}], "c": NaN, "name": "x", "d": {"e": 0.5}}'
+    one = sweep.flatten(json.loads(text))
+    assert one == {'a.0.b': 1, 'a.0.low': 2, 'd.e': 0.5}
+    other = one | {'a.0.low': 3, 'd.e': 0.6}
+    assert sweep.choose([one, other]) == ['d.e']
+    assert sweep.choose([one, one]) == ['a.0.b', 'd.e']
+    assert sweep.choose([one, other], 'a.0.low,a.0.b') == ['a.0.low', 'a.0.b']
+    with pytest.raises(Mistake, match='did you mean d.e'):
+        sweep.choose([one], 'd.f')
