@@ -233,32 +233,38 @@ def attend(
 ) -> jax.Array:
     """Grouped-query attention; a query that may see nothing (padding) gets a mean of the values, finite and unused.
 
-    `shared`: keys and values (P, K, H) that every query of every row sees, before its own. Both products keep the order of
-    their axes and the softmax divides after the second: on a CPU that halves the time. The weights over T x S are computed
-    again in the backward pass, which costs no more time than keeping them.
+    `shared`: keys and values (P, K, H) that every query of every row sees, before its own. With K in front its products are
+    one for each key-value head, and no axis has to be moved in between: on a CPU a fifth faster than with B in front. The
+    softmax divides after the second product. The weights over T x S are computed again in the backward pass, which costs
+    no more time than keeping them.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    score_BKGTS = matmul32(q_BKGTH, k_BSKH.transpose(0, 2, 3, 1)[:, :, None])
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS, -1e30)
-    top_BKGT = score_BKGTS.max(axis=-1)
+
+    def rows(x_KBGTX: jax.Array) -> jax.Array:
+        return x_KBGTX.reshape(K, B, N // K * T, -1)
+
+    q_KBGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
+    score_KBGTS = matmul32(rows(q_KBGTH), k_BSKH.transpose(2, 0, 3, 1)).reshape(K, B, N // K, T, -1)
+    score_KBGTS = jnp.where(mask_BTS[None, :, None], score_KBGTS, -1e30)
+    top_KBGT = score_KBGTS.max(axis=-1)
     if shared is not None:
         k_PKH, v_PKH = shared
-        score_BKGTP = matmul32(q_BKGTH, k_PKH.transpose(1, 2, 0)[None, :, None])
-        top_BKGT = jnp.maximum(top_BKGT, score_BKGTP.max(axis=-1))
-    top_BKGT = jax.lax.stop_gradient(top_BKGT)  # whatever is subtracted, the result is the same
+        score_KBGTP = jnp.einsum('KBGTH,PKH->KBGTP', q_KBGTH, k_PKH, preferred_element_type=jnp.float32)
+        top_KBGT = jnp.maximum(top_KBGT, score_KBGTP.max(axis=-1))
+    top_KBGT = jax.lax.stop_gradient(top_KBGT)  # whatever is subtracted, the result is the same
 
-    def gather(score_BKGTS: jax.Array, v_BSKH: jax.Array) -> tuple[jax.Array, jax.Array]:
-        weight_BKGTS = jnp.exp(score_BKGTS - top_BKGT[..., None])
-        a_BKGTH = matmul32(weight_BKGTS.astype(v_BSKH.dtype), v_BSKH.swapaxes(1, 2)[:, :, None])
-        return a_BKGTH, weight_BKGTS.sum(axis=-1)
-
-    a_BKGTH, sum_BKGT = gather(score_BKGTS, v_BSKH)
+    weight_KBGTS = jnp.exp(score_KBGTS - top_KBGT[..., None])
+    sum_KBGT = weight_KBGTS.sum(axis=-1)
+    a_KBGTH = matmul32(rows(weight_KBGTS).astype(v_BSKH.dtype), v_BSKH.transpose(2, 0, 1, 3)).reshape(q_KBGTH.shape)
     if shared is not None:
-        a_BKGTH, sum_BKGT = jax.tree.map(jnp.add, (a_BKGTH, sum_BKGT), gather(score_BKGTP, v_PKH[None]))
-    a_BKGTH = (a_BKGTH / sum_BKGT[..., None]).astype(q_BTNH.dtype)
-    return a_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+        weight_KBGTP = jnp.exp(score_KBGTP - top_KBGT[..., None])
+        sum_KBGT += weight_KBGTP.sum(axis=-1)
+        a_KBGTH += jnp.einsum(
+            'KBGTP,PKH->KBGTH', weight_KBGTP.astype(v_PKH.dtype), v_PKH, preferred_element_type=jnp.float32
+        )
+    a_KBGTH = (a_KBGTH / sum_KBGT[..., None]).astype(q_BTNH.dtype)
+    return a_KBGTH.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
 
 
 def matmul32(a: jax.Array, b: jax.Array) -> jax.Array:
