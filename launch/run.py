@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error(str(mistake))
         return 2
     except KeyboardInterrupt:
-        log.error('stopped; the same command goes on from the last checkpoint')
+        log.error('stopped; the same command goes on from the last checkpoint, or begins where there is none')
         return 130
 
 
@@ -182,4 +182,9 @@ def use_large_pages() -> None:
 if __name__ == '__main__':
     use_large_pages()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
-    sys.exit(main())
+    status = main()
+    if status == 130:  # XLA may still compile in a thread, which does not survive the interpreter's end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
