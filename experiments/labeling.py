@@ -23,7 +23,7 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
-from rlaif_jax.labeling.prompts import TASKS, Technique
+from rlaif_jax.labeling.prompts import NAMED, TASKS, Technique, folder_of
 from rlaif_jax.labeling.store import Record, Store
 from rlaif_jax.models import hf
 from rlaif_jax.models.presets import resolve
@@ -163,7 +163,12 @@ class File:
     def run(self, folder: Path) -> dict[str, Any]:
         entries = files.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
-        records = iter(label_all(self, self.labeler, self.asked(), pairs, Store(folder.parent / 'labels.jsonl')))
+        toy = folder_of(Tokenizer.load(resolve(self.labeler))) == NAMED['micro']
+        note = '[simulated]' if toy else ''
+        if toy:
+            log.say(f'{self.labeler} is a toy of the SIMULATED world: it reads that world’s language and no other.')
+        store = Store(folder.parent / 'labels.jsonl')
+        records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
         # A column of the input that has one of our names stays as it is, and ours gets a longer one.
@@ -183,7 +188,9 @@ class File:
         result = {'output': str(Path(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
-            alignment_report.table([one], title=f'{Path(self.labeler).name} and the file’s own preferences')
+            alignment_report.table(
+                [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=toy
+            )
             result['agreement'] = asdict(one.agreement)
         return result
 
@@ -273,10 +280,11 @@ def label_all(
 ) -> list[Record]:
     """`preference.label_all` on the experiment's mesh."""
     mesh = axes.make_mesh(asdict(cfg.mesh))
-    data = getattr(cfg, 'data', None)
+    if cfg.data:
+        more['note'] = loader.note(cfg.data.source)
     return preference.label_all(
         labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title,
-        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), note=loader.note(data.source) if data else '', **more,
+        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), **more,
     )  # fmt: skip
 
 

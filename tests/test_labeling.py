@@ -46,8 +46,20 @@ def run(*arguments):
     return launcher.main(list(map(str, arguments)))
 
 
+def test_a_column_of_the_file_that_has_one_of_our_names_stays(tmp_path, labeler, calls):
+    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+    source.write_text(json.dumps(ROWS[0] | {'weight': 'theirs', 'status': 3}) + '\n')
+    command = [
+        '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
+        f'output={target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+    ]  # fmt: skip
+    assert run(*command) == 0
+    (row,) = files.read_rows(target)
+    assert (row['weight'], row['status'], row['label_weight'], row['label_status']) == ('theirs', 3, 1.0, 'ok')
+
+
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
-def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix):
+def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, capsys):
     source, target = tmp_path / 'in.jsonl', tmp_path / f'out.{suffix}'
     source.write_text(''.join(json.dumps(row) + '\n' for row in ROWS))
     command = [
@@ -55,6 +67,7 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix):
         f'output={target}', 'task=summarization', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
     ]  # fmt: skip
     assert run(*command) == 0
+    assert 'a toy of the SIMULATED world' in ' '.join(capsys.readouterr().out.split())
     rows = files.read_rows(target)
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]
     assert [row['status'] for row in rows] == ['ok', 'invalid', 'ok']

@@ -127,7 +127,7 @@ class Template:
         """Each sample's prompt from the first field on (the preamble's tokens are `encode_preamble`).
 
         A prompt longer than `room` tokens loses whole paragraphs from the end of its context, then characters; candidates
-        and instructions are never cut. What cannot fit even so comes back as long as it is: the scorer refuses it.
+        and instructions are never cut. What cannot fit even so comes back as long as it is; to a labeler it is unscorable.
         """
         literal = tokenizer.encode(self.parts[2::2], control=True, behind=True)
         names = self.parts[1::2]
