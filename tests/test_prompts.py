@@ -437,7 +437,7 @@ def test_no_text_changes_the_tokens_around_it(folder, task, kind, which, request
     special, fields = set(tokenizer.hf.all_special_ids), template.parts[1::2]
     pieces = [piece for part in zip(fields, template.parts[2::2]) for piece in part]
     rows = [
-        tokenizer.encode([' ' + INNOCENT[p]])[0] if p in fields else tokenizer.encode([p], control=True)[0]
+        tokenizer.encode([' ' + INNOCENT[p] if p in fields else p], control=p not in fields, behind=True)[0]
         for p in pieces
     ]
     # The floods are the same to every template; one of them is enough to go through each tokenizer.

@@ -297,7 +297,6 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     shapes = jax.eval_shape(
         lambda: {'trunk': transformer.init(model, jax.random.key(0)), 'head': heads.scalar_head(model.width)}
     )
-    where = axes.shardings(jax.eval_shape(partial(training.init_state, optimizer=optimizer), shapes), mesh)
 
     def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         grads, metrics = training.gradients(partial(batch_loss, model), state['params'], batch, cfg.parts)
@@ -305,14 +304,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
         counts = {'without_label': jnp.sum(batch['weight_B'] == 0), 'full': jnp.sum(batch['full_B'])}
         return state, metrics | more | counts
 
-    # A copy, so that donating the state never destroys the parameters that were handed in.
-    init = jax.jit(
-        lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where
-    )
-    jitted = jax.jit(
-        step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0
-    )
-    return init, jitted
+    return training.jitted(step, optimizer, shapes, mesh)
 
 
 def run(

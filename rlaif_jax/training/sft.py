@@ -65,21 +65,13 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     """`(init, step)`, jitted: `init(params) -> state`, `step(state, batch) -> (state, metrics)`. The state is donated."""
     optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
-    where = axes.shardings(jax.eval_shape(partial(training.init_state, optimizer=optimizer), shapes), mesh)
 
     def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         grads, metrics = training.gradients(partial(loss, model), state['params'], batch, cfg.parts)
         state, more = training.update(optimizer, state, grads)
         return state, metrics | more
 
-    # A copy, so that donating the state never destroys the parameters that were handed in.
-    init = jax.jit(
-        lambda params: training.init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where
-    )
-    jitted = jax.jit(
-        step, in_shardings=(where, axes.rows(mesh)), out_shardings=(where, axes.replicated(mesh)), donate_argnums=0
-    )
-    return init, jitted
+    return training.jitted(step, optimizer, shapes, mesh)
 
 
 def run(

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from rlaif_jax import axes
 from rlaif_jax.config import Mistake
 
 Batch = dict[str, jax.Array]
@@ -71,6 +74,19 @@ def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """One network's trained state: its parameters, its optimizer, and how many non-finite steps in a row were skipped."""
     return {'params': params, 'optimizer': optimizer.init(params), 'skipped': jnp.int32(0)}
+
+
+def jitted(
+    step: Callable[..., Any], optimizer: optax.GradientTransformation, shapes: Any, mesh: Mesh
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`(init, step)` of one trained network whose parameters have these shapes, placed by their names: `init(params) ->
+    state`, `step(state, batch) -> (state, metrics)`. The state is donated.
+    """
+    where = axes.shardings(jax.eval_shape(partial(init_state, optimizer=optimizer), shapes), mesh)
+    # A copy, so that donating the state never destroys the parameters that were handed in.
+    init = jax.jit(lambda params: init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where)
+    in_out = {'in_shardings': (where, axes.rows(mesh)), 'out_shardings': (where, axes.replicated(mesh))}
+    return init, jax.jit(step, **in_out, donate_argnums=0)
 
 
 def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[Any, dict[str, jax.Array]]:
