@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif_jax.config import Mistake
 
-MODULES = ('tldr', 'labeling', 'micro')  # each lists its experiments in __all__
+MODULES = ('tldr', 'helpful', 'harmless', 'labeling', 'comparison', 'micro')  # each lists its experiments in __all__
 
 
 def experiments() -> dict[str, Callable[..., Any]]:

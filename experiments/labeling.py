@@ -91,7 +91,7 @@ def labeling_sizes(scale: Scale, seed: int = 0) -> Study:
     Command: python launch/run.py --experiment=labeling_sizes
     Published: L 78.0, S 73.8, XS 62.7 %; the same position after a swap 18, 21 and 56 %.
     """
-    return study(scale, seed, labelers=(scale.xs, scale.s, scale.l))
+    return study(scale, seed, labelers=(scale.labeler, scale.s, scale.l))
 
 
 def labeling_self_consistency(scale: Scale, seed: int = 0) -> Study:
@@ -109,7 +109,9 @@ def labeling_swap(scale: Scale, seed: int = 0) -> Study:
     Command: python launch/run.py --experiment=labeling_swap
     Expect: `gain`, what averaging adds on the same pairs, is above zero, and larger for labelers with more position bias.
     """
-    return study(scale, seed, labelers=(scale.xs, scale.s, scale.l), techniques=('base_0shot', 'detailed_cot_0shot'))
+    return study(
+        scale, seed, labelers=(scale.labeler, scale.s, scale.l), techniques=('base_0shot', 'detailed_cot_0shot')
+    )
 
 
 def study(scale: Scale, seed: int, **fields: Any) -> Study:
@@ -252,7 +254,7 @@ class Study:
         for name, labeler, cfg in self.cells():
             before, start = len(store), time.monotonic()
             records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
-            rows += [_row(pair) | _columns(labeler, cfg, record) for pair, record in zip(chosen[cfg.task], records)]
+            rows += [written(pair, labeler, cfg, record) for pair, record in zip(chosen[cfg.task], records)]
             made, seconds = len(store) - before, time.monotonic() - start
             one = aligned(name, chosen[cfg.task], records, made=made, seconds=seconds)
             reports.append(one)
@@ -321,9 +323,11 @@ def _published(name: str, labeler: str, cfg: Config, of: Study) -> dict[str, flo
     return {} if figure is None else {name: figure}
 
 
-def _row(pair: Pair) -> dict[str, Any]:
+def written(pair: Pair, labeler: str, cfg: Config, record: Record) -> dict[str, Any]:
+    """A row of a file of labels."""
     human = {} if pair.preference is None else {'preference': pair.preference}
-    return {'id': pair.prompt.id, 'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, **human}
+    row = {'id': pair.prompt.id, 'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, **human}
+    return row | _columns(labeler, cfg, record)
 
 
 def _columns(labeler: str, cfg: Config, record: Record | None, problem: str = '') -> dict[str, Any]:

@@ -369,6 +369,10 @@ class Pretrain:
     def __post_init__(self) -> None:
         if self.model not in PRESETS:
             raise Mistake(f'model = {self.model!r}: no such preset; presets are {", ".join(PRESETS)}')
+        if not loader.simulated(self.data.source):
+            raise Mistake(
+                f'the packaged models are made of the simulated world, not of {self.data.source}: --scale=micro'
+            )
 
     def stages(self, folder: Path) -> list[Stage]:
         return [

@@ -12,7 +12,7 @@ from rlaif_jax.data import loader
 from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, resolve
-from rlaif_jax.training import reinforce, sft
+from rlaif_jax.training import reinforce, reward_model, sft
 
 WORD = 4  # bytes of a float32
 OPTIMIZER = {'adamw': 2.0, 'adafactor': 0.1}  # floats kept for each parameter
@@ -26,7 +26,7 @@ class Stage:
     folder: Path
     steps: int
     models: dict[str, str] = field(default_factory=dict)  # role -> model
-    training: sft.Config | reinforce.Config | None = None
+    training: sft.Config | reward_model.Config | reinforce.Config | None = None
     length: int = 0  # tokens of a training row
 
 
@@ -35,16 +35,22 @@ def check(config: Any, folder: Path) -> None:
     divide, data or a model that is not there, rows longer than the model was made for.
     """
     mesh = axes.make_mesh(asdict(config.mesh))
-    for name in ('sft', 'reinforce', 'rating', 'label', 'evaluation'):
+    for name in ('sft', 'reward_model', 'reinforce', 'rating', 'label', 'evaluation'):
         if cfg := getattr(config, name, None):
             parts = getattr(cfg, 'parts', 1)
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
             if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
                 raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
     if config.data:
-        loader.source(config.data.source, 'train', 1)
-    if hasattr(config, 'rating'):
-        prompts.single(config.rating.task, 'rating')
+        loader.check(config.data.source)
+        evaluation = getattr(config, 'evaluation', None)
+        if evaluation and evaluation.judge in ('raters', 'oracle') and not loader.simulated(config.data.source):
+            raise Mistake(
+                f'evaluation.judge = {evaluation.judge!r} knows the simulated world alone, not {config.data.source}; '
+                'name a language model'
+            )
+    if getattr(config, 'rating', None):
+        prompts.single(config.task, 'rating')
     stages = config.stages(folder)
     made = getattr(config, 'model', None)  # by the experiment itself
     models = dict.fromkeys(model for stage in stages for model in stage.models.values())
@@ -70,21 +76,15 @@ def show(name: str, config: Any, folder: Path) -> None:
     )
     if config.data and loader.simulated(config.data.source):
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
-    rows = []
+    rows, folders = [], {}
     for stage in config.stages(folder):
         sizes = {role: _sizes(model, config.dtype) for role, model in stage.models.items()}
         models = '\n'.join(f'{role}: {stage.models[role]}, {count(cfg) / 1e6:.2f} M' for role, cfg in sizes.items())
-        rows.append(
-            [
-                stage.name,
-                models or 'simulated',
-                stage.steps,
-                _bytes(memory(stage, sizes)),
-                _standing(stage),
-                str(stage.folder),
-            ]
-        )
-    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, about', 'state', 'folder'], rows)
+        rows.append([stage.name, models or 'simulated', stage.steps, _bytes(memory(stage, sizes)), _standing(stage)])
+        folders.setdefault(stage.folder, []).append(stage.name)
+    log.figures_table('plan', ['stage', 'models', 'steps', 'memory', 'state'], rows)
+    for where, names in folders.items():  # not a column: a path is wider than all others together
+        log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
 
 
 def count(cfg: transformer.Config) -> int:
@@ -130,4 +130,4 @@ def _standing(stage: Stage) -> str:
 
 
 def _bytes(number: int) -> str:
-    return f'{number / 2**20:.0f} MiB' if number < 2**30 else f'{number / 2**30:.1f} GiB'
+    return f'~{number / 2**20:.0f} MiB' if number < 2**30 else f'~{number / 2**30:.1f} GiB'

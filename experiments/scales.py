@@ -5,12 +5,12 @@ is a row here.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.labeling import direct, preference
-from rlaif_jax.training import reinforce, sft
+from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.state import Optimizer
 
 Dtype = Literal['float32', 'bfloat16']  # of the matrix products
@@ -18,16 +18,18 @@ Dtype = Literal['float32', 'bfloat16']  # of the matrix products
 
 @dataclass(frozen=True)
 class Data:
-    """Prompts by name, and how many of each split are used."""
+    """Prompts and pairs by name, and how many of each are used."""
 
     source: str
-    train: int
+    train: int  # prompts of each split
     validation: int
     test: int
+    pairs: int = 4000  # of the training split, with preferences
+    held_out: int = 512  # pairs of the validation split: they choose among a reward model's checkpoints
 
     def __post_init__(self) -> None:
-        if min(self.train, self.validation, self.test) < 1:
-            raise ValueError('train, validation and test must be positive')
+        if min(self.train, self.validation, self.test, self.pairs, self.held_out) < 1:
+            raise ValueError('train, validation, test, pairs and held_out must be positive')
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Evaluation:
     temperature: float = 0.9  # the policies are judged as they were trained: sampled
     batch: int = 128
     judge: str = 'raters'  # 'raters' or 'oracle' (simulated worlds), or a model's name: an LM asked in both orders
+    rule: Literal['averaged', 'both_agree'] = 'averaged'  # an LM's two verdicts: averaged, or a tie where they differ
+    selector: str = ''  # the LM that chooses among checkpoints where `reinforce.candidates` are several
+    clean_up: bool = False  # strip what trails behind a response's end before it is judged (App. E)
     confidence: float = 0.95
     seed: int = 0
 
@@ -57,17 +62,21 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scale:
-    """One row. xs, s and l play PaLM 2 XS, S and L: the policy is xs; labelers are any of them."""
+    """One row. xs, s and l play PaLM 2 XS, S and L."""
 
     name: str
-    about: str
-    xs: str
-    s: str
+    about: str  # what it is for, and what it needs
+    xs: str  # the base model: SFT makes the policy of it
+    labeler: str  # of the same size, tuned to follow instructions: rates in direct RLAIF, and is the policy of dialogue
+    s: str  # labelers, tuned too
     l: str  # noqa: E741
-    labeler: str  # of direct RLAIF
     tldr: Data
+    helpful: Data
+    harmless: Data
     sft: sft.Config
+    reward_model: reward_model.Config
     reinforce: reinforce.Config
+    reward_model_dialogue: reward_model.Config | None = None  # None: as for summaries
     rating: direct.Config = field(default_factory=direct.Config)
     label: preference.Config = field(default_factory=preference.Config)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -75,20 +84,60 @@ class Scale:
     dtype: Dtype = 'float32'
 
 
+def open_models(name: str, about: str, xs: str, labeler: str, s: str, l: str, parts: int, mesh: Mesh) -> Scale:  # noqa: E741
+    """A row of open checkpoints, by hub name or local path, with the paper's data and hyper-parameters (App. G).
+
+    `parts` is how many times a batch goes through the devices: more of them need less memory.
+    """
+    pairs = reward_model.Config(parts=parts)
+    return Scale(
+        name=name,
+        about=about,
+        xs=xs,
+        labeler=labeler,
+        s=s,
+        l=l,
+        tldr=Data('tldr', train=116_722, validation=1000, test=6553, pairs=92_858, held_out=2000),
+        helpful=Data('hh_helpful', train=43_835, validation=1000, test=2354, pairs=43_835, held_out=1000),
+        harmless=Data('hh_harmless', train=42_537, validation=1000, test=2312, pairs=42_537, held_out=1000),
+        sft=sft.Config(steps=912, parts=parts),  # an epoch
+        reward_model=pairs,
+        # Batches of 32, and three epochs of them.
+        reward_model_dialogue=replace(pairs, batch=32, parts=max(parts // 4, 1), steps=4000),
+        reinforce=reinforce.Config(parts=parts, candidates=4),  # 8 epochs
+        label=preference.Config(batch=16),
+        rating=direct.Config(batch=32),
+        evaluation=Evaluation(prompts=2000, judge=l, rule='both_agree', selector=l, clean_up=True, batch=64),
+        mesh=mesh,
+        dtype='bfloat16',
+    )
+
+
 SCALES = {
     'micro': Scale(
         name='micro',
         about='tiny transformers in an embedded, simulated world; a laptop CPU, 4 GB, minutes',
         xs='micro_xs',
+        labeler='micro_xs',
         s='micro_s',
         l='micro_l',
-        labeler='micro_xs',
         tldr=Data(source='micro_tldr', train=100_000, validation=128, test=10_000),
+        helpful=Data(source='micro_helpful', train=100_000, validation=128, test=10_000),
+        harmless=Data(source='micro_harmless', train=100_000, validation=128, test=10_000),
         sft=sft.Config(
             steps=100,
             batch=64,
             optimizer=Optimizer(name='adafactor', learning_rate=2e-3, warmup_steps=10, decay='cosine'),
             save_every=25,
+        ),
+        reward_model=reward_model.Config(
+            steps=190,  # three epochs
+            batch=64,
+            optimizer=Optimizer(name='adafactor', learning_rate=5e-4, warmup_steps=10, decay='cosine'),
+            max_prompt=128,
+            max_response=40,
+            eval_every=38,
+            save_every=38,
         ),
         reinforce=reinforce.Config(
             steps=75,
@@ -102,7 +151,58 @@ SCALES = {
             save_every=10,
         ),
         label=preference.Config(max_rationale=48),
+        evaluation=Evaluation(selector='micro_l'),
         mesh=Mesh(),
+    ),
+    'smollm2': open_models(
+        'smollm2',
+        'SmolLM2 135M, 360M and 1.7B: one small GPU, 24 GB, or a free Colab TPU; hours',
+        xs='HuggingFaceTB/SmolLM2-135M',
+        labeler='HuggingFaceTB/SmolLM2-135M-Instruct',
+        s='HuggingFaceTB/SmolLM2-360M-Instruct',
+        l='HuggingFaceTB/SmolLM2-1.7B-Instruct',
+        parts=8,
+        mesh=Mesh(data=-1),
+    ),
+    'pythia': open_models(
+        'pythia',
+        'Pythia 1B, 2.8B and 6.9B, none of them tuned: one 80 GB GPU; a day',
+        xs='EleutherAI/pythia-1b-deduped',
+        labeler='EleutherAI/pythia-1b-deduped',
+        s='EleutherAI/pythia-2.8b-deduped',
+        l='EleutherAI/pythia-6.9b-deduped',
+        parts=16,
+        mesh=Mesh(fsdp=-1),
+    ),
+    'qwen3': open_models(
+        'qwen3',
+        'Qwen3 0.6B, 4B and 32B: four 80 GB GPUs, the labeler takes most of them; a day',
+        xs='Qwen/Qwen3-0.6B-Base',
+        labeler='Qwen/Qwen3-0.6B',
+        s='Qwen/Qwen3-4B',
+        l='Qwen/Qwen3-32B',
+        parts=16,
+        mesh=Mesh(fsdp=-1),
+    ),
+    'llama3': open_models(
+        'llama3',
+        'Llama 3.2 1B, 3.1 8B and 3.3 70B: eight 80 GB GPUs or a v5p-16; days',
+        xs='meta-llama/Llama-3.2-1B',
+        labeler='meta-llama/Llama-3.2-1B-Instruct',
+        s='meta-llama/Llama-3.1-8B-Instruct',
+        l='meta-llama/Llama-3.3-70B-Instruct',
+        parts=8,
+        mesh=Mesh(fsdp=-1),
+    ),
+    'gemma2': open_models(
+        'gemma2',
+        'Gemma 2 2B, 9B and 27B, nearest to the paper: eight 80 GB GPUs or a v5p-16; days',
+        xs='google/gemma-2-2b',
+        labeler='google/gemma-2-2b-it',
+        s='google/gemma-2-9b-it',
+        l='google/gemma-2-27b-it',
+        parts=8,
+        mesh=Mesh(fsdp=-1),
     ),
 }
 

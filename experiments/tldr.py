@@ -1,36 +1,25 @@
 """Summarization: the paper's experiments on Reddit TL;DR.
 
-Published win rates are those of human raters (arXiv 2309.00267, Table 1), raw and at equal length.
+Published win rates are those of human raters (arXiv 2309.00267), raw and at equal length. What an experiment needs, an
+SFT policy, labels, a reward model, runs first by itself and is shared with the others.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-from jax.sharding import Mesh as DeviceMesh
+from experiments.policies import SFT, Policies, policies
+from experiments.reward_models import FromFile, RewardModels, reward_models
+from experiments.scales import Scale
+from rlaif_jax.config import Bindings, over, product
 
-from experiments.plan import Stage
-from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
-from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Bindings, dump, over, product
-from rlaif_jax.data import loader
-from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.evaluation import win_rate
-from rlaif_jax.generation import generate
-from rlaif_jax.labeling import direct, preference
-from rlaif_jax.models import hf
-from rlaif_jax.models.hf import LM
-from rlaif_jax.training import reinforce, sft
-
-__all__ = ['tldr_sft', 'tldr_direct']
+__all__ = [
+    'tldr_sft', 'tldr_direct', 'tldr_rm_human', 'tldr_rm_ai', 'tldr_rlhf', 'tldr_rlaif', 'tldr_same_size',
+    'tldr_base_prompt', 'tldr_combined', 'tldr_table1', 'rm_examples', 'rm_soft_vs_hard', 'rm_init', 'rl_baselines',
+    'rl_kl', 'reward_model',
+]  # fmt: skip
 
 TASK = 'summarization'
-
-
-# The experiments
 
 
 def tldr_sft(scale: Scale, seed: int = 0) -> SFT:
@@ -52,7 +41,7 @@ def tldr_sft(scale: Scale, seed: int = 0) -> SFT:
     )
 
 
-def tldr_direct(scale: Scale, seed: int = 0) -> Direct:
+def tldr_direct(scale: Scale, seed: int = 0) -> Policies:
     """Direct RLAIF: REINFORCE on the labeler's own ratings, no reward model (§2.2.2, §4.3; Table 1, 'd-RLAIF vs SFT').
 
     Command: python launch/run.py --experiment=tldr_direct
@@ -60,16 +49,144 @@ def tldr_direct(scale: Scale, seed: int = 0) -> Direct:
     Published: preferred to SFT in 74 % of comparisons, 65 % at equal length.
     Simulated, micro scale, seeds 0 to 2: 82 to 83 %, 79 to 83 % at equal length.
     """
-    return Direct(
-        policy=scale.xs,
-        labeler=scale.labeler,
-        data=scale.tldr,
-        sft=replace(scale.sft, seed=seed),
-        rating=scale.rating,
-        reinforce=replace(scale.reinforce, seed=seed),
-        evaluation=replace(scale.evaluation, seed=seed),
-        mesh=scale.mesh,
-        dtype=scale.dtype,
+    return policies(scale, TASK, seed, 'd-RLAIF')
+
+
+def tldr_rlaif(scale: Scale, seed: int = 0) -> Policies:
+    """Canonical RLAIF: labels of the largest labeler, a reward model on them, REINFORCE (§2.2.1; Table 1).
+
+    Command: python launch/run.py --experiment=tldr_rlaif
+    Published: preferred to SFT in 71 % of comparisons, 59 % at equal length.
+    """
+    return policies(scale, TASK, seed, 'RLAIF')
+
+
+def tldr_rlhf(scale: Scale, seed: int = 0) -> Policies:
+    """RLHF: the same with the votes of people in the place of the labels (§4.1; Table 1).
+
+    Command: python launch/run.py --experiment=tldr_rlhf
+    Published: preferred to SFT in 73 % of comparisons, 61 % at equal length.
+    """
+    return policies(scale, TASK, seed, 'RLHF')
+
+
+def tldr_same_size(scale: Scale, seed: int = 0) -> Policies:
+    """Labels of a labeler no larger than the policy, by way of a reward model and directly (§4.2, §4.3; Table 1).
+
+    Command: python launch/run.py --experiment=tldr_same_size
+    Published: same-size RLAIF preferred to SFT in 68 % (59 at equal length), d-RLAIF to same-size RLAIF in 60 % (56).
+    """
+    return policies(scale, TASK, seed, 'd-RLAIF', 'same-size RLAIF')
+
+
+def tldr_base_prompt(scale: Scale, seed: int = 0) -> Policies:
+    """Labels by the best technique against labels by the simplest, Base 0-shot (App. N).
+
+    Command: python launch/run.py --experiment=tldr_base_prompt
+    Published: the simplest is preferred to the best in 41 % (45 at equal length), though its reward model is more
+    accurate, 77.9 against 74.2 %.
+    """
+    return policies(scale, TASK, seed, 'base-prompt RLAIF', 'RLAIF')
+
+
+def tldr_combined(scale: Scale, seed: int = 0) -> Policies:
+    """A reward model on people's votes and as many labels, of pairs that the RLHF and SFT policies write (App. K).
+
+    Command: python launch/run.py --experiment=tldr_combined
+    Published: preferred to RLHF in 48 % (46 at equal length): no gain.
+    """
+    return policies(scale, TASK, seed, 'RLHF + RLAIF', 'RLHF')
+
+
+def tldr_table1(scale: Scale, seed: int = 0) -> Policies:
+    """The main comparison, whole: RLAIF, RLHF, same-size and direct RLAIF against SFT and each other (Table 1).
+
+    Command: python launch/run.py --experiment=tldr_table1
+    Published: 71, 73, 68 and 74 % against SFT; RLAIF against RLHF 50 %; direct against same-size 60 %.
+    """
+    return policies(scale, TASK, seed, 'RLAIF', 'RLHF', 'd-RLAIF', 'same-size RLAIF')
+
+
+def tldr_rm_human(scale: Scale, seed: int = 0) -> RewardModels:
+    """The reward model of RLHF: votes of people, from the base model (Tables 5 and 6).
+
+    Command: python launch/run.py --experiment=tldr_rm_human
+    Published: agrees with held-out votes on 79.3 % of pairs.
+    """
+    return reward_models(scale, TASK, seed, 'RLHF')
+
+
+def tldr_rm_ai(scale: Scale, seed: int = 0) -> RewardModels:
+    """The reward models of RLAIF: labels of the largest labeler, of Base 0-shot, of the policy's size (Tables 5 and 7).
+
+    Command: python launch/run.py --experiment=tldr_rm_ai
+    Published: agree with held-out votes on 74.2, 77.9 and 66.4 % of pairs.
+    """
+    return reward_models(scale, TASK, seed, 'RLAIF', 'base-prompt RLAIF', 'same-size RLAIF')
+
+
+def rm_examples(scale: Scale, seed: int = 0) -> RewardModels:
+    """Accuracy against the number of labels, of people and of a labeler (v1 of the paper, 'RM accuracy by examples').
+
+    Command: python launch/run.py --experiment=rm_examples
+    Published: AI labels are near their best at a twentieth of the data, and flat from there; people's go on helping.
+    """
+    counts = [n for n in (128, 256, 512, 1024, 2048) if n < scale.tldr.pairs]
+    variants = tuple(f'data.pairs={n}' for n in (*counts, scale.tldr.pairs))
+    return replace(reward_models(scale, TASK, seed, 'RLAIF', 'RLHF'), variants=variants)
+
+
+def rm_soft_vs_hard(scale: Scale, seed: int = 0) -> RewardModels:
+    """Labels as the labeler is sure of them, against labels rounded to 0 and 1 (§2.2.1; not in the paper's tables).
+
+    Command: python launch/run.py --experiment=rm_soft_vs_hard
+    Elsewhere: soft labels make smoother curves and end at the same accuracy.
+    """
+    return replace(
+        reward_models(scale, TASK, seed, 'RLAIF'), variants=('reward_model.soft=True', 'reward_model.soft=False')
+    )
+
+
+def rm_init(scale: Scale, seed: int = 0) -> RewardModels:
+    """A reward model of people's votes that starts from the base model, and one that starts from SFT (Table 6).
+
+    Command: python launch/run.py --experiment=rm_init
+    Published: 79.3 % from the base model, 78.7 % from SFT.
+    """
+    variants = ('reward_model_from_base=True', 'reward_model_from_base=False')
+    return replace(reward_models(scale, TASK, seed, 'RLHF'), variants=variants)
+
+
+def rl_baselines(scale: Scale, seed: int = 0) -> Policies:
+    """What is taken off the return: a value network, the batch's mean, or the mean of a prompt's other responses.
+
+    Command: python launch/run.py --experiment=rl_baselines
+    The paper has a value network (App. F); the algorithm stays its REINFORCE.
+    """
+    variants = tuple(f'reinforce.baseline={name}' for name in ('value', 'batch_mean', 'leave_one_out'))
+    cfg = policies(scale, TASK, seed, 'd-RLAIF')
+    # Four responses to each prompt for all three, so that they differ in the baseline alone.
+    return replace(cfg, reinforce=replace(cfg.reinforce, samples=4), variants=variants)
+
+
+def rl_kl(scale: Scale, seed: int = 0) -> Policies:
+    """What the KL to SFT keeps a policy from, at five weights: with none it over-optimises the reward (App. G: 0.05).
+
+    Command: python launch/run.py --experiment=rl_kl
+    Expect: the smaller β, the higher the score and the KL; quality by the oracle does not follow to the end.
+    """
+    cfg = policies(scale, TASK, seed, 'RLAIF')
+    return replace(cfg, variants=tuple(f'reinforce.beta={beta}' for beta in (0.0, 0.01, 0.05, 0.2, 0.5)))
+
+
+def reward_model(scale: Scale, seed: int = 0) -> FromFile:
+    """A reward model from anybody's labels: a file in, a directory for AutoModelForSequenceClassification out.
+
+    Command: python launch/run.py --experiment=reward_model input=labels.parquet
+    Expect: its accuracy on the tenth of the pairs that it does not learn from.
+    """
+    return FromFile(
+        policy=scale.xs, reward_model=replace(scale.reward_model, seed=seed), mesh=scale.mesh, dtype=scale.dtype
     )
 
 
@@ -81,246 +198,9 @@ def sweep_beta() -> list[Bindings]:
     return product(over('reinforce.beta', (0.0, 0.05, 0.2)), over('seed', range(3)))
 
 
-# What they run
+def sweep_seeds() -> list[Bindings]:
+    """Three seeds of everything random, the training data's order among it; the test prompts are the same.
 
-
-@dataclass(frozen=True)
-class SFT:
-    """References → SFT policy, then the policy against the references."""
-
-    policy: str
-    data: Data
-    max_prompt: int
-    max_new_tokens: int
-    sft: sft.Config
-    evaluation: Evaluation
-    mesh: Mesh
-    dtype: Dtype
-
-    def stages(self, folder: Path) -> list[Stage]:
-        return [
-            supervised(self).stage(folder.parent),
-            Stage('evaluation', folder, self.evaluation.prompts, judges(self.evaluation)),
-        ]
-
-    def run(self, folder: Path) -> dict[str, Any]:
-        mesh = axes.make_mesh(asdict(self.mesh))
-        policy = supervised(self).run(folder.parent, mesh)
-        checkpoint.link(supervised(self).stage(folder.parent).folder, folder)
-        prompts = test_prompts(self)
-        ours = respond(policy, prompts, self.max_new_tokens, self.evaluation, mesh)
-        theirs = [prompt.reference for prompt in prompts]
-        samples = [
-            {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
-            for prompt, response in zip(prompts[:16], ours)
-        ]
-        log.write_whole(folder / 'samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
-        return report(self, folder, prompts, {'SFT': ours, 'reference': theirs}, [('SFT', 'reference', None)], mesh)
-
-
-@dataclass(frozen=True)
-class Direct:
-    """References → SFT policy → REINFORCE on the labeler's ratings → the policy against SFT."""
-
-    policy: str
-    labeler: str
-    data: Data
-    sft: sft.Config
-    rating: direct.Config
-    reinforce: reinforce.Config
-    evaluation: Evaluation
-    mesh: Mesh
-    dtype: Dtype
-
-    def stages(self, folder: Path) -> list[Stage]:
-        cfg = self.reinforce
-        models = {'policy': self.policy, 'value': self.policy, 'reference': self.policy, 'labeler': self.labeler}
-        return [
-            supervised(self).stage(folder.parent),
-            Stage('reinforce', folder, cfg.steps, models, cfg, cfg.max_prompt + cfg.max_new_tokens),
-            Stage('evaluation', folder, self.evaluation.prompts, judges(self.evaluation)),
-        ]
-
-    def run(self, folder: Path) -> dict[str, Any]:
-        mesh = axes.make_mesh(asdict(self.mesh))
-        start = supervised(self).run(folder.parent, mesh)
-        scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
-        train = loader.source(self.data.source, 'train', self.data.train)
-        validation = loader.source(self.data.source, 'validation', self.data.validation)
-        policy = reinforce.run(
-            self.reinforce,
-            folder,
-            start,
-            loader.batches(train, self.reinforce.batch, self.reinforce.seed),
-            scorer,
-            [validation[i] for i in range(min(self.reinforce.eval_prompts, len(validation)))],
-            mesh,
-            judge=make_judge(self.evaluation, self.dtype, mesh),
-            note=loader.note(self.data.source),
-        )
-        prompts = test_prompts(self)
-        texts = {
-            name: respond(lm, prompts, self.reinforce.max_new_tokens, self.evaluation, mesh)
-            for name, lm in (('d-RLAIF', policy), ('SFT', start))
-        }
-        return report(self, folder, prompts, texts, [('d-RLAIF', 'SFT', (74, 65))], mesh)
-
-
-# The pieces
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """What determines the SFT policy, down to the weights it starts from: experiments that need the same one share it."""
-
-    policy: str
-    fingerprint: str  # of the weights behind that name
-    source: str
-    train: int
-    max_prompt: int
-    max_new_tokens: int
-    sft: sft.Config
-    dtype: Dtype
-
-    def stage(self, root: Path) -> Stage:
-        folder, length = checkpoint.stage_folder(root, 'sft', self), self.max_prompt + self.max_new_tokens
-        return Stage('sft', folder, self.sft.steps, {'policy': self.policy}, self.sft, length)
-
-    def run(self, root: Path, mesh: DeviceMesh) -> LM:
-        """The policy, trained now or read from where an earlier run left it."""
-        folder = self.stage(root).folder
-        with checkpoint.lock(folder):
-            checkpoint.open_folder(folder, dump(self))
-            if checkpoint.finished(folder) is None:
-                lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
-                prompts_at = loader.batches(
-                    loader.source(self.source, 'train', self.train), self.sft.batch, self.sft.seed
-                )
-                sft.run(
-                    self.sft,
-                    folder,
-                    lm,
-                    lambda step: self.batch(lm, prompts_at(step)),
-                    mesh,
-                    note=loader.note(self.source),
-                )
-                checkpoint.finish(folder, {'export': 'export'})
-            else:
-                log.say(f'sft: already there, in {folder}')
-        return hf.load(folder / 'export', dtype=self.dtype, mesh=mesh)
-
-    def batch(self, lm: LM, prompts: list[Prompt]) -> dict[str, np.ndarray]:
-        """Prompts with their references, a space before and the end token behind."""
-        tokenizer = lm.tokenizer
-        before = [
-            [*tokenizer.start, *row][: self.max_prompt] for row in tokenizer.encode([prompt.text for prompt in prompts])
-        ]
-        after = [
-            [*row[: self.max_new_tokens - 1], tokenizer.eos]
-            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts], behind=True)
-        ]
-        longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, -(-longest // 32) * 32, tokenizer.pad)
-
-
-def supervised(cfg: SFT | Direct) -> Supervised:
-    """The SFT stage that an experiment starts from."""
-    lengths = cfg if isinstance(cfg, SFT) else cfg.reinforce
-    return Supervised(
-        policy=cfg.policy,
-        fingerprint=hf.fingerprint(cfg.policy),
-        source=cfg.data.source,
-        train=cfg.data.train,
-        max_prompt=lengths.max_prompt,
-        max_new_tokens=lengths.max_new_tokens,
-        sft=cfg.sft,
-        dtype=cfg.dtype,
-    )
-
-
-def test_prompts(cfg: SFT | Direct) -> list[Prompt]:
-    source = loader.source(cfg.data.source, 'test', cfg.data.test)
-    return [source[i] for i in range(min(cfg.evaluation.prompts, len(source)))]
-
-
-def respond(lm: LM, prompts: list[Prompt], max_new_tokens: int, cfg: Evaluation, mesh: DeviceMesh) -> list[str]:
-    """A policy's responses to the test prompts; every policy gets the same randomness."""
-    texts = [prompt.text for prompt in prompts]
-    with log.console().status(f'{len(texts)} responses of {lm.name}'):
-        return generate(
-            lm,
-            texts,
-            max_new_tokens=max_new_tokens,
-            temperature=cfg.temperature,
-            seed=cfg.seed,
-            batch=cfg.batch,
-            mesh=mesh,
-        )
-
-
-def judges(cfg: Evaluation) -> dict[str, str]:
-    """The models that evaluation loads: none where the judge is simulated."""
-    return {} if cfg.judge in ('raters', 'oracle') else {'judge': cfg.judge}
-
-
-def make_judge(cfg: Evaluation, dtype: Dtype, mesh: DeviceMesh) -> win_rate.Judge:
-    """Simulated raters, the oracle, or a language model asked in both orders."""
-    if cfg.judge == 'raters':
-        return win_rate.raters(cfg.seed)
-    if cfg.judge == 'oracle':
-        return win_rate.oracle()
-    asked = preference.Config(task=TASK, technique='base_0shot', batch=cfg.batch)
-    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh), asked, mesh)
-    return win_rate.from_labels(lambda prompts, firsts, seconds: labeler(list(map(Pair, prompts, firsts, seconds))))
-
-
-def report(
-    cfg: SFT | Direct,
-    folder: Path,
-    prompts: list[Prompt],
-    texts: dict[str, list[str]],
-    comparisons: list[tuple[str, str, tuple[int, int] | None]],
-    mesh: DeviceMesh,
-) -> dict[str, Any]:
-    """Judge policies against each other, print the tables, and return what goes into result.json."""
-    simulated = loader.simulated(cfg.data.source)
-    config = win_rate.Config(confidence=cfg.evaluation.confidence)
-    judging = {cfg.evaluation.judge: make_judge(cfg.evaluation, cfg.dtype, mesh)}
-    if simulated:
-        judging['oracle'] = win_rate.oracle()
-    rows, result = [], {'simulated': simulated, 'comparisons': []}
-    for a, b, published in comparisons:
-        for judge_name, judge in judging.items():
-            found = win_rate.compare(prompts, texts[a], texts[b], judge, config, names=(a, b))
-            paper = f'{published[0]} % / {published[1]} %' if published and judge_name == cfg.evaluation.judge else '–'
-            shown = found.row()
-            rows.append(
-                [
-                    shown['comparison'],
-                    judge_name,
-                    shown['win rate'],
-                    shown['at equal length'],
-                    shown['characters'],
-                    shown['p'],
-                    paper,
-                ]
-            )
-            result['comparisons'].append({'judge': judge_name, **found.as_dict()})
-    note = (
-        'SIMULATED world: posts, policies, raters and oracle are all artificial'
-        if simulated
-        else f'n = {len(prompts)} test prompts'
-    )
-    columns = [
-        'comparison',
-        'judge',
-        'win rate',
-        'at equal length',
-        'characters',
-        'p',
-        'paper (people): raw / equal length',
-    ]
-    log.figures_table(note, columns, rows)
-    samples = [{'prompt': p.text, **{name: texts[name][i] for name in texts}} for i, p in enumerate(prompts[:16])]
-    log.write_whole(folder / 'test_samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
-    return result
+    Command: python launch/sweep.py --experiment=tldr_table1 --sweep=seeds
+    """
+    return over('seed', range(3))

@@ -7,9 +7,12 @@ without running it. The same command again goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import signal
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +20,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
 RESERVED = ('experiment', 'scale')  # bindings that choose the config rather than change it
+REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
-    # Else it tells that there is no torch, which is as it should be.
-    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
     from rlaif_jax import log
     from rlaif_jax.config import Mistake
 
-    flags = parser().parse_intermixed_args(arguments)
-    if flags.wandb:
-        os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
     try:
+        flags = read_flags(parser(), arguments)
+        if flags.wandb:
+            os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
+        for flag in ('data_dir', 'manual_dir'):  # read by data.published: where data lies does not change what is run
+            if folder := getattr(flags, flag):
+                os.environ[f'RLAIF_{flag.upper()}'] = folder
         if flags.list:
             return show_experiments()
         name, config, text = read_config(flags)
@@ -64,6 +69,10 @@ def parser() -> argparse.ArgumentParser:
         metavar='FILE.gin',
         help='a file of bindings; config.gin of a run repeats it',
     )
+    out.add_argument(
+        '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
+    )
+    out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print every experiment in a line')
@@ -71,6 +80,19 @@ def parser() -> argparse.ArgumentParser:
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
     )
     return out
+
+
+def read_flags(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, flags and bindings in any order. Raises `Mistake` naming the nearest flag to one that is none."""
+    from rlaif_jax.config import Mistake
+
+    flags, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        typed = unknown[0].partition('=')[0]
+        known = ['--help', *(f'--{name}' for name in vars(flags) if name != 'binding')]
+        near = [flag for flag in known if flag.startswith(typed)] or difflib.get_close_matches(typed, known, 1, 0.0)
+        raise Mistake(f'no flag {typed}; did you mean {near[0]}? (--help shows all)')
+    return flags
 
 
 def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
@@ -96,13 +118,13 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         raise Mistake(f'which experiment? --experiment=NAME, one of: {", ".join(experiments.experiments())}')
     if (flags.seed or 0) < 0:
         raise Mistake(f'--seed={flags.seed}: a seed is 0 or more')
-    flags.changed = bool(in_files or typed)
     experiment, row, seed = experiments.find(name), scale(scale_name), flags.seed or 0
-    config = experiment(row, seed)
+    config = plain = experiment(row, seed)
     if flags.seed is not None:  # over a file too, so that the config.gin of a run runs again with another seed
         other = parse(dump(experiment(row, seed + 1)))
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
+    flags.changed = config != plain
     return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}"
 
 
@@ -119,8 +141,9 @@ def show_experiments() -> int:
     import experiments
     from rlaif_jax import log
 
-    for name, experiment in experiments.experiments().items():
-        log.say(f'{name:20} {experiments.summary(experiment)}')
+    known = experiments.experiments()
+    for name, experiment in known.items():
+        log.say(f'{name:{max(map(len, known))}}  {experiments.summary(experiment)}')
     return 0
 
 
@@ -148,6 +171,7 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
 
 def run(name: str, config: Any, text: str, folder: Path) -> int:
     """Run the experiment in its folder, from where it stands."""
+    began = time.monotonic()
     start_jax()
     from experiments import plan
     from rlaif_jax import checkpoint, log
@@ -158,13 +182,18 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         checkpoint.open_folder(folder, text)
         result = checkpoint.finished(folder)
         if result is not None and not again:
-            log.say(f'{name}: already finished, in {folder}; its result:')
-            log.say(log.to_json(result))
+            log.say(f'{name}: already finished, in {folder}')
+            report = folder / REPORT
+            log.say(report.read_text(encoding='utf-8').rstrip() if report.exists() else log.to_json(result))
             return 0
         plan.show(name, config, folder)
-        result = config.run(folder)
+        with log.ending(folder / REPORT):
+            result = config.run(folder)
         checkpoint.finish(folder, result)
-    log.say(f'done: result, config, metrics, samples and the exported model are in {folder}')
+    took = timedelta(seconds=round(time.monotonic() - began))
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
+    output = f'{result["output"]} is written; ' if 'output' in result else ''
+    log.say(f'done in {took}; {output}{folder} holds {", ".join(there)}')
     return 0
 
 

@@ -5,20 +5,17 @@
 
 A binding to a list is swept, unless its field is a tuple and takes the list as its value. Lists are crossed with each
 other and with --sweep=NAME, the points of sweep_NAME() beside the experiment; --zip takes them side by side instead. A
-point is a run of launch/run.py in a folder of its own, in the sweep's folder; there lie the stages that points share.
+point is a run of launch/run.py in a folder of its own, in the sweep's folder; its stages are those of all other runs.
 The same command again, with more values too, runs what is not finished.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import difflib
 import functools
 import hashlib
-import io
 import json
-import math
 import os
 import re
 import shlex
@@ -36,14 +33,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the root, on the path
 
 from launch import run as launcher  # noqa: E402
+from launch import sweep_table  # noqa: E402
+from launch.sweep_table import SEED, Row  # noqa: E402
 from rlaif_jax import checkpoint, log  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, zipped  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
 OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
-SHOWN = 6  # lines of it that are told of a point that failed, and figures in the table
+SHOWN = 6  # lines of it that are told of a point that failed
 POLL = 0.1  # seconds between two looks at what is running
-SEED = 'seed'  # the binding that stands for --seed
+SHARED = ('stages', 'labels.jsonl')  # what runs find beside their folders: here a link to those of other runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +83,14 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     `runner` is the program that runs a point.
     """
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # as launch/run.py does
-    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-    flags = parser().parse_intermixed_args(arguments)
     try:
+        flags = launcher.read_flags(parser(), arguments)
         folder, found = plan(flags)
         if flags.backend == 'print':
             print('\n'.join(shlex.join(command(point, runner)) for point in found))
             return 0
         with checkpoint.lock(folder):
+            share(folder, folder.resolve().parent if flags.workdir else Path('runs'))
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
     except Mistake as mistake:
@@ -109,12 +108,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    out.add_argument('--experiment', required=True, help='what to run; launch/run.py --list shows all')
+    out.add_argument('--experiment', help='what to run; launch/run.py --list shows all')
     out.add_argument('--sweep', metavar='NAME', help='the points of sweep_NAME(), beside the experiment')
     out.add_argument('--zip', action='store_true', help='first values of all lists together, then the second ones, ...')
     out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
-    out.add_argument('--workdir', help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME)')
+    out.add_argument(
+        '--workdir',
+        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); stages that runs share lie beside it',
+    )
     out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
     out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
@@ -130,6 +132,8 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     """The folder of the sweep and its points. Raises `Mistake`, before anything is written, for what cannot run."""
     import experiments
 
+    if not flags.experiment:
+        raise Mistake(f'which experiment? --experiment=NAME, one of: {", ".join(experiments.experiments())}')
     experiment = experiments.find(flags.experiment)
     if flags.parallel < 1:
         raise Mistake(f'--parallel={flags.parallel}: at least one run at a time')
@@ -148,11 +152,29 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
 
     scale = flags.scale or fixed.pop('scale', None)
     own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
-    words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
-    parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(own)] if own else [])]
-    folder = Path(flags.workdir).expanduser() if flags.workdir else Path('runs/sweeps') / '-'.join(map(str, parts))
     chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
+    if flags.workdir:
+        return (folder := Path(flags.workdir).expanduser()), points(sweep, [*chosen, *own], folder)
+    words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
+    always = changed(sweep, chosen, own)
+    parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(always)] if always else [])]
+    folder = Path('runs/sweeps') / '-'.join(map(str, parts))
     return folder, points(sweep, [*chosen, *own], folder)
+
+
+def changed(sweep: list[Bindings], chosen: Sequence[str], own: Sequence[str]) -> list[tuple[str, Any]]:
+    """What all points bind, as their configs have it, where that is not the experiment's default."""
+
+    def config(*arguments: str) -> Bindings:
+        return parse(launcher.read_config(launcher.read_flags(launcher.parser(), [*chosen, *arguments]))[2])
+
+    first = {path: argument(path, value) for path, value in sweep[0].items()}
+    plain, paths = (
+        config(*[text for path, text in first.items() if path == SEED]),
+        {path for one in sweep for path in one},
+    )
+    bound = config(*own, *first.values())
+    return sorted((path, value) for path, value in bound.items() if path not in paths and plain.get(path) != value)
 
 
 def split(experiment: Callable[..., Any], typed: list[tuple[str, Any]]) -> tuple[list[tuple[str, list]], Bindings]:
@@ -169,7 +191,8 @@ def named(experiment: Callable[..., Any], name: str) -> list[Bindings]:
     beside = vars(sys.modules[experiment.__module__])
     known = {key.removeprefix('sweep_'): value for key, value in beside.items() if key.startswith('sweep_')}
     if name not in known:
-        hint = f'did you mean {nearest(name, known)}?' if known else 'there is none; give lists, such as --seed=[0,1,2]'
+        near = difflib.get_close_matches(name, known, 1, 0.0)
+        hint = f'did you mean {near[0]}?' if near else 'there is none; give lists, such as --seed=[0,1,2]'
         raise Mistake(f'no sweep {name!r} beside {experiment.__name__}; {hint}')
     return known[name]()
 
@@ -182,7 +205,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[P
     found = {}
     for bindings in sweep:
         changes = [argument(path, value) for path, value in bindings.items()]
-        _, config, text = launcher.read_config(launcher.parser().parse_intermixed_args([*always, *changes]))
+        _, config, text = launcher.read_config(launcher.read_flags(launcher.parser(), [*always, *changes]))
         exact = parse(text)  # 0 typed for a float is 0.0 there: one point, one name
         bindings = {path: value if path == SEED else exact.get(path, value) for path, value in bindings.items()}
         here = folder / slug(bindings)
@@ -224,6 +247,17 @@ def command(point: Point, runner: Path = RUN) -> list[str]:
 # Running
 
 
+def share(folder: Path, home: Path) -> None:
+    """Lets the points of the sweep in `folder` find, and leave, their stages and labels with the runs in `home`."""
+    try:
+        (home / 'stages').mkdir(parents=True, exist_ok=True)
+    except OSError:  # not ours to write in; the sweep keeps its own
+        return
+    for name in SHARED:
+        if not os.path.lexists(folder / name):
+            (folder / name).symlink_to(os.path.relpath(home / name, folder))
+
+
 def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> dict[str, list[str]]:
     """Run what is not finished, `parallel` at once. Returns, by name, how each point that failed ended, then the last
     lines of its output.
@@ -231,7 +265,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
     On Ctrl-C or SIGTERM no other point starts, and those that run are told once; they save and end.
     """
     line = {point: f'{number}/{len(points)} {point.name}' for number, point in enumerate(points, 1)}
-    waiting, running, failed, told = [], {}, {}, False
+    waiting, running, failed, told, idle = [], {}, {}, False, False
     for point in points:
         if result(point.folder) is not None and not getattr(point.config, 'always', False):
             log.say(f'{line[point]}: already finished')
@@ -244,8 +278,11 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                 if room and (point := startable(waiting, running)):
                     waiting.remove(point)
                     log.say(f'{line[point]}: starts; its output goes to {point.folder / OUTPUT}')
-                    running[point] = run_point(point, runner), time.monotonic()
+                    running[point], idle = (run_point(point, runner), time.monotonic()), False
                     continue
+                if room and not running and not idle:
+                    idle = True
+                    log.say(f'{line[waiting[0]]}: waits for a stage that another process is making')
                 if stop.asked and not told:
                     told = True
                     for child, _ in running.values():
@@ -255,6 +292,8 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                     took, lines = timedelta(seconds=round(time.monotonic() - began)), ending(point, child.returncode)
                     if told and child.returncode in (130, -signal.SIGTERM):
                         log.say(f'{line[point]}: stopped')
+                    elif lines and any(map(taken, point.unmade())):  # somebody else began to make a stage just before
+                        waiting.insert(0, point)
                     elif lines:
                         failed[point.name] = lines
                         log.say(f'{line[point]}: failed after {took}: {brief(lines)}')
@@ -270,9 +309,22 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
 
 
 def startable(waiting: Iterable[Point], running: Iterable[Point]) -> Point | None:
-    """The first point that needs no stage which a running one is still making: one process writes in a folder."""
+    """The first point that needs no stage which a running one, or somebody else, is still making: one process writes in
+    a folder.
+    """
     making = {folder for point in running for folder in point.unmade()}
-    return next((point for point in waiting if not making or making.isdisjoint(point.unmade())), None)
+    return next((p for p in waiting if making.isdisjoint(needs := p.unmade()) and not any(map(taken, needs))), None)
+
+
+def taken(folder: Path) -> bool:
+    """Whether some process is writing in the folder."""
+    try:
+        if (folder / '.lock').exists():
+            with checkpoint.lock(folder):
+                pass
+        return False
+    except Mistake:
+        return True
 
 
 def run_point(point: Point, runner: Path = RUN) -> subprocess.Popen:
@@ -320,87 +372,18 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
     if left := sum(found is None for found in results.values()):
         log.error(f'stopped with {left} of {len(points)} points to do; the same command goes on')
         return 130
-    found = {name: flatten(numbers) for name, numbers in results.items()}
-    log.write_whole(folder / 'sweep.csv', as_csv(points, found, failed))
-    columns, rows = table(points, found, failed, choose(list(found.values()), figures))
+    rows = []
+    for point in points:
+        why, numbers = failed.get(point.name), sweep_table.figures_of(results.get(point.name))
+        rows.append(Row(point.name, point.bindings, point.values, numbers, brief(why) if why else ''))
+    log.write_whole(folder / 'sweep.csv', sweep_table.as_csv(rows))
+    columns, cells = sweep_table.table(rows, sweep_table.choose(rows, figures))
     world = 'SIMULATED world, ' if any(numbers.get('simulated') for numbers in results.values()) else ''
-    log.figures_table(f'{world}{len(found)} of {len(points)} points finished', columns, rows)
+    log.figures_table(f'{world}{len(results)} of {len(points)} points finished', columns, cells)
     log.say(f'all figures, a line a point: {folder / "sweep.csv"}')
     for name, lines in failed.items():
         log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))
     return 1 if failed else 0
-
-
-def flatten(found: Any, path: str = '') -> dict[str, float]:
-    """The numbers in a result by dotted path: {'comparisons.0.raw.value': 0.6}; no truth values, nothing that is nan."""
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return {path: found} if math.isfinite(found) else {}
-    items = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
-    inner = (flatten(item, f'{path}.{key}' if path else str(key)) for key, item in items)
-    return {name: number for numbers in inner for name, number in numbers.items()}
-
-
-def choose(found: list[dict[str, float]], wanted: str | None = None) -> list[str]:
-    """The figures to show: those wanted, else the first few that differ. Raises `Mistake` for one that is not there."""
-    known = list(dict.fromkeys(name for numbers in found for name in numbers))
-    if wanted:
-        for name in set(wanted.split(',')) - set(known) if known else ():
-            raise Mistake(f'--figures={name}: no such figure; did you mean {nearest(name, known)}?')
-        return wanted.split(',')
-    # The ends of one point's interval say little beside the interval over seeds.
-    known = [name for name in known if name.rpartition('.')[2] not in ('low', 'high')]
-    return ([name for name in known if len({numbers.get(name) for numbers in found}) > 1] or known)[:SHOWN]
-
-
-def table(
-    points: list[Point], found: dict[str, dict[str, float]], failed: dict[str, list[str]], figures: list[str]
-) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows, a row for each combination of swept values but the seed: n, the points that finished, and of
-    each figure the mean and, over several seeds, the half width of Student's 95 % interval.
-    """
-    from rlaif_jax.evaluation.statistics import mean_interval
-
-    paths = [path for path in swept(points) if path != SEED]
-    groups: dict[str, list[Point]] = {}
-    for point in points:
-        groups.setdefault(repr([point.values.get(path) for path in paths]), []).append(point)
-
-    def cell(name: str, done: list[Point]) -> str | float | None:
-        seen = [found[point.name][name] for point in done if name in found[point.name]]
-        if len(seen) < 2:
-            return seen[0] if seen else None
-        mean = mean_interval(seen)
-        return f'{mean.value:.4g} ± {mean.high - mean.value:.2g}' + (f' (n={mean.n})' if mean.n < len(done) else '')
-
-    rows = []
-    for group in groups.values():
-        done = [point for point in group if point.name in found]
-        why = '\n'.join(f'{point.name}: {brief(failed[point.name])}' for point in group if point.name in failed)
-        values = [group[0].values.get(path) for path in paths]
-        rows.append([*values, len(done), *[cell(name, done) for name in figures], *([why] if failed else [])])
-    return [*paths, 'n', *figures, *(['failed'] if failed else [])], rows
-
-
-def as_csv(points: list[Point], found: dict[str, dict[str, float]], failed: dict[str, list[str]]) -> str:
-    """A row for each point: the swept values, how it failed, all its figures."""
-    paths, figures = swept(points), list(dict.fromkeys(name for numbers in found.values() for name in numbers))
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator='\n')
-    out.writerow(['point', *paths, 'failed', *figures])
-    for point in points:
-        why, numbers = failed.get(point.name), found.get(point.name, {})
-        values = [point.values.get(path) for path in paths]
-        out.writerow([point.name, *values, brief(why) if why else '', *[numbers.get(name) for name in figures]])
-    return text.getvalue()
-
-
-def swept(points: list[Point]) -> list[str]:
-    """Every path that some point changes."""
-    return list(dict.fromkeys(path for point in points for path in point.bindings))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, known, 1, 0.0)[0]
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ The names below are the public surface; each is what our own stages call, and is
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ _WHERE = {
 }
 
 __all__ = [*_WHERE, 'evaluation']
+
+# transformers reads our tokenizers and configs; that it finds no PyTorch for its models is as it should be.
+logging.getLogger('transformers').addFilter(lambda record: not str(record.msg).startswith('PyTorch was not found'))
 
 
 def __getattr__(name: str) -> Any:

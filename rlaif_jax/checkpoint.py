@@ -60,11 +60,12 @@ def open_folder(folder: Path, config_text: str) -> None:
 
 
 def link(stage: Path, folder: Path) -> None:
-    """Shows a shared stage's files in the folder of a run that is this stage and little else."""
-    for name in ('metrics.jsonl', 'tensorboard', 'checkpoints', 'export'):
-        target, here = Path(stage) / name, Path(folder) / name
-        if target.exists() and not here.exists():
-            here.symlink_to(os.path.relpath(target, folder))
+    """Shows a shared stage's files, those to come too, in the folder of a run that is this stage and little else."""
+    for name in ('metrics.jsonl', 'samples.jsonl', 'tensorboard', 'checkpoints', 'export'):
+        here = Path(folder) / name
+        here.parent.mkdir(parents=True, exist_ok=True)
+        if not here.is_symlink() and not here.exists():
+            here.symlink_to(os.path.relpath(Path(stage) / name, folder))
 
 
 def finish(folder: Path, result: dict) -> None:
@@ -84,8 +85,8 @@ def finished(folder: Path) -> dict | None:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one.
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one, or waits for it.
 
     The system drops the lock when the process ends, however it ends. On several hosts only the first one takes it.
     """
@@ -101,7 +102,10 @@ def lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or '?'
-            raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it') from None
+            if not wait:
+                raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it') from None
+            say(f'{folder}: process {holder} is making this; waiting for it')
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems
             say(f'{folder}: this file system has no locks ({error}); take care that one process writes here')
         file.truncate(0)

@@ -4,9 +4,9 @@ it for texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
@@ -143,7 +144,7 @@ def draw(logit_BV: jax.Array, key: jax.Array, temperature: jax.Array | float) ->
 
 def generate(
     lm: LM,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.9,
@@ -156,14 +157,34 @@ def generate(
     """Continue each prompt with at most `max_new_tokens` tokens; the texts come without end tokens and in the order of
     the prompts.
 
-    The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model.
+    The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model, or is none.
     """
-    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(prompts)]
+    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(texts('prompts', prompts))]
     out = extend(
         lm, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
         batch=batch, mesh=mesh,
     )  # fmt: skip
     return lm.tokenizer.decode(out)
+
+
+def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
+    """The texts of strings or `Prompt`s. Raises `Mistake`, with the argument's `name`, for one that stands alone, whose
+    letters would be taken for texts, and for what is neither.
+    """
+    found = [one.text if isinstance(one, Prompt) else one for one in listed(name, given, str | Prompt)]
+    if wrong := [i for i, text in enumerate(found) if not isinstance(text, str)]:
+        one = found[wrong[0]]
+        raise Mistake(f'{name}[{wrong[0]}] is a {type(one).__name__}, {one!r:.80}; give a text or a Prompt')
+    return found
+
+
+def listed(name: str, given: Any, one: Any) -> list[Any]:
+    """What was given as a list. Raises `Mistake` for a single one, and for what cannot be listed."""
+    if isinstance(given, one) or not isinstance(given, Iterable):
+        raise Mistake(
+            f'{name} is a {type(given).__name__}, {given!r:.80}; give a list, also of one: [{name.rstrip("s")}]'
+        )
+    return list(given)
 
 
 def extend(

@@ -10,18 +10,21 @@ Nothing here knows jax: numbers come in, lines go out. Where several hosts share
 import functools
 import hashlib
 import importlib
+import io
 import json
 import math
 import numbers
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -160,9 +163,33 @@ def console() -> Console:
     return Console(highlight=False, width=None if narrow else 120)
 
 
+_endings: list[list[str]] = []  # of each `ending` that is open: what was printed since the last progress bar
+
+
+def show(*what: RenderableType, soft_wrap: bool = False) -> None:
+    """Prints to the one console: above a live progress bar, and for `ending` to keep."""
+    console().print(*what, soft_wrap=soft_wrap)
+    for kept in _endings:
+        page = Console(file=io.StringIO(), width=console().width, highlight=False, color_system=None)
+        page.print(*what, soft_wrap=soft_wrap)
+        kept.append(page.file.getvalue())
+
+
+@contextmanager
+def ending(path: Path) -> Iterator[None]:
+    """Writes to `path`, once the work inside is done, what it printed behind its last progress bar: what it found."""
+    kept: list[str] = []
+    _endings.append(kept)
+    try:
+        yield
+        write_whole(path, ''.join(kept))
+    finally:
+        _endings.pop()
+
+
 def say(text: str) -> None:
     """Prints one line: above a live progress bar, not wrapped, and with no markup read into it."""
-    console().print(_text(text), soft_wrap=True)
+    show(_text(text), soft_wrap=True)
 
 
 def error(text: str) -> None:
@@ -177,17 +204,40 @@ def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequenc
         table.add_column(_text(name), overflow='fold')
     for row in rows:
         table.add_row(*(_text(_figure(row.get(name, ''))) for name in columns))
-    console().print(table)
+    show(table)
 
 
 def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table of numbers, four digits each; the first column names the rows. None is a dash."""
-    table = Table(title=_text(title), title_justify='left')
-    for index, name in enumerate(columns):
-        table.add_column(_text(name), justify='right' if index else 'left', overflow='fold')
-    for row in rows:
-        table.add_row(*(_text(_figure(cell)) for cell in row))
-    console().print(table)
+    """Prints a table of numbers, four digits each; the first column names the rows. None is a dash.
+
+    Where it is wider than the screen a row becomes a block of lines instead, one for each column.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    cells = [[_figure(cell) for cell in row] for row in rows]
+    found = list(zip(*cells)) or [()] * len(columns)
+    heads = [_head(name, column) for name, column in zip(columns, found)]
+    for head, column in zip(heads, found):
+        above = [''] * (max(map(len, heads)) - len(head))
+        is_number = all(cell == 'nan' or cell[:1] in {*'0123456789+-–<~'} for cell in column)
+        table.add_column(_text('\n'.join(above + head)), justify='right' if is_number else 'left', no_wrap=True)
+    for row in cells:
+        table.add_row(*map(_text, row))
+    show(_text(title, 'bold'), soft_wrap=True)
+    if console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width:
+        show(table, '')
+        return
+    longest = max(map(len, columns))
+    for name, *row in cells:
+        lines = [f'  {column:{longest}}  {cell}' for column, cell in zip(columns[1:], row)]
+        deeper = [line.replace('\n', '\n' + ' ' * (longest + 4)) for line in lines]
+        show(_text('\n'.join([f'{columns[0]}: {name}', *deeper])), soft_wrap=True)
+    show('')
+
+
+def _head(name: str, cells: Sequence[str]) -> list[str]:
+    """The lines of a column's name, about as wide as what stands below it."""
+    width = max([6, *(len(line) for cell in cells for line in cell.split('\n'))])
+    return textwrap.wrap(name, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _figure(cell: Any) -> str:
@@ -198,9 +248,9 @@ def _figure(cell: Any) -> str:
     return f'{cell:.4g}' if hasattr(cell, '__float__') else str(cell)
 
 
-def _text(text: str) -> Text:
+def _text(text: str, style: str = '') -> Text:
     """`text` as it stands: a sample's `[b]` is no markup, and its control characters do not reach the terminal."""
-    return Text(''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text))
+    return Text(''.join(c if c.isprintable() or c in '\n\t' else ascii(c)[1:-1] for c in text), style)
 
 
 class Bar:
@@ -211,7 +261,8 @@ class Bar:
         self._done, self._began = start, time.monotonic()
         self._printed = self._began
         if live:
-            self._task = live.add_task(description, total=total, completed=start, text=Text())
+            # The first unit takes longest, and there is nothing else to tell of it.
+            self._task = live.add_task(description, total=total, completed=start, text=Text('compiling'))
 
     def advance(self, text: str = '') -> None:
         self._done += 1
@@ -229,6 +280,7 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
     """Shows `total` units of work of which `start` are done: a live bar on a terminal, else a line each ten seconds."""
     if not console().is_terminal:
         yield Bar(description, total, start, None)
+        _forget()
         return
     columns = (
         TextColumn('{task.description}', markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), _RateColumn(),
@@ -236,6 +288,12 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
     )  # fmt: skip
     with Progress(*columns, console=console()) as live:
         yield Bar(description, total, start, live)
+    _forget()
+
+
+def _forget() -> None:
+    for kept in _endings:
+        kept.clear()
 
 
 class _RateColumn(ProgressColumn):

@@ -4,6 +4,7 @@ or counted out, and recorded verdicts of other people's labelers give the figure
 
 import csv
 import json
+import re
 import sys
 from io import StringIO
 
@@ -252,6 +253,20 @@ def test_bands_come_in_order_and_the_confident_pairs_are_chosen():
     assert dict(named.bands)['sure'] == dict(one.bands)['9']
 
 
+def test_a_gain_is_shown_with_an_interval_or_not_at_all():
+    def shown(first_B, second_B, human_B):
+        first_B, second_B = np.array(first_B), np.array(second_B)
+        both = {'first_shown_B': first_B, 'second_shown_B': second_B}
+        return report('a', (first_B + second_B) / 2, human_B, **both).row()['gain']
+
+    assert shown([0.9], [0.4], [1]) == '–'  # one pair
+    assert shown([0.9, 0.9], [0.4, 0.4], [1, 1]) == '–'  # two that are alike
+    assert re.fullmatch(r'\+25\.0 ± \d+\.\d', shown([0.9, 0.9], [0.4, 0.8], [1, 1]))
+    many = labels()
+    one = report('a', **many)
+    assert one.row()['gain'] == f'{100 * one.gain.value:+.1f} ± {100 * (one.gain.high - one.gain.value):.1f}'
+
+
 # What others measured
 
 
@@ -300,21 +315,23 @@ def test_recorded_verdicts_give_the_published_figures(shared, judge, strategy):
 # Tables and files
 
 
-def test_a_table_is_readable_on_100_columns():
+def test_a_table_is_readable_on_80_columns():
     reports = [
         report(name, **labels(seed=i)) for i, name in enumerate(['detailed_cot_0shot_l', 'base_0shot [b]', 'x' * 60])
     ]
     reports.append(report('bare', [0.9, np.nan], [1, 0]))
     out = StringIO()
-    table(reports, published={'detailed_cot_0shot_l': 78.0}, simulated=True, console=Console(file=out, width=100))
+    table(reports, published={'detailed_cot_0shot_l': 78.0}, simulated=True, console=Console(file=out, width=80))
     lines = out.getvalue().splitlines()
-    assert max(map(len, lines)) <= 100 and '…' not in out.getvalue()
+    assert max(map(len, lines)) <= 80 and '…' not in out.getvalue()
     assert sum('SIMULATED' in line for line in lines) == 4
     rows = [line for line in lines if line.strip().startswith('detailed_cot_0shot_l ')]
     assert len(rows) == 4  # a name of 20 characters is whole in each table
     row = rows[0]
     assert ' 78.0 ' in row and reports[0].row()['agreement %'] in row
     assert 'base_0shot [b]' in out.getvalue()
+    told = ' '.join(out.getvalue().split())
+    assert 'gain: points that averaging both orders adds to it' in told and 'cached:' not in told
     assert not any('seconds' in line for line in lines)  # known of no report
     out = StringIO()
     table(reports[-1:], console=Console(file=out, width=100))

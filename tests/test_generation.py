@@ -7,6 +7,7 @@ import pytest
 
 from rlaif_jax import axes, generation, text
 from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import extend, generate, sample
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
@@ -206,6 +207,21 @@ def test_texts_come_in_the_order_of_the_prompts(lm):
     assert back[::-1] == out
     assert [generate(lm, [text], max_new_tokens=4, temperature=0.0, batch=2)[0] for text in TEXTS] == out
     assert generate(lm, [], max_new_tokens=4, batch=2) == []
+
+
+def test_a_prompt_is_its_text_and_what_is_none_is_named(lm):
+    prompts = [Prompt(text, id=str(i)) for i, text in enumerate(TEXTS[:3])]
+    how = {'max_new_tokens': 4, 'temperature': 0.0, 'batch': 2}
+    assert generate(lm, prompts, **how) == generate(lm, iter(TEXTS[:3]), **how)
+    for given, says in (
+        ('one text', r"prompts is a str, 'one text'; give a list, also of one: \[prompt\]"),
+        (prompts[0], r'prompts is a Prompt, .*give a list'),
+        (None, r'prompts is a NoneType'),
+        (['a text', 7], r'prompts\[1\] is a int, 7; give a text or a Prompt'),
+        ([Prompt(None, id='1')], r'prompts\[0\] is a NoneType'),
+    ):
+        with pytest.raises(Mistake, match=says):
+            generate(lm, given)
 
 
 def test_a_seed_is_a_text(lm):

@@ -1,6 +1,9 @@
 """The ladder of imports: a module knows only what stands below it, wherever in the file it imports it."""
 
 import ast
+import os
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -79,3 +82,10 @@ def test_every_module_says_what_it_is_for():
     for name, path in MODULES.items():
         text = path.read_text(encoding='utf-8')
         assert not text.strip() or ast.get_docstring(ast.parse(text)), f'{name} has no docstring'
+
+
+def test_transformers_does_not_speak_of_pytorch_behind_our_import_and_goes_on_with_the_rest():
+    code = 'import rlaif_jax, logging, transformers; logging.getLogger("transformers").warning("all else")'
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith('TRANSFORMERS_')}
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, '') and done.stderr.splitlines() == ['[transformers] all else']

@@ -4,6 +4,8 @@ study is a table over one store.
 
 import json
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import pytest
 from experiments import labeling
 from experiments.scales import scale
 from launch import run as launcher
+from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.labeling import preference
+from rlaif_jax.labeling.prompts import Technique
 from rlaif_jax.models import hf
 
 ROWS = [
@@ -67,7 +71,12 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
         f'output={target}', 'task=summarization', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
     ]  # fmt: skip
     assert run(*command) == 0
-    assert 'a toy of the SIMULATED world' in ' '.join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert 'a toy of the SIMULATED world' in ' '.join(printed.split())
+    *_, closing = printed.splitlines()
+    assert re.fullmatch(
+        rf'done in 0:0\d:\d\d; {target} is written; {tmp_path}/run holds config.gin, report.txt, result.json', closing
+    )
     rows = files.read_rows(target)
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]
     assert [row['status'] for row in rows] == ['ok', 'invalid', 'ok']
@@ -84,6 +93,13 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     source.write_text(source.read_text() + json.dumps(ROWS[0] | {'chosen': ' a new one.'}) + '\n')
     assert run(*command) == 0 and len(calls) == 3  # only what is new is asked
     assert files.read_rows(target)[:3] == rows
+
+
+def test_the_line_of_the_readme_is_a_pair(tmp_path):
+    (line,) = re.findall(r'```json\n(.*)\n```', (Path(files.__file__).parents[2] / 'README.md').read_text())
+    (tmp_path / 'in.jsonl').write_text(line + '\n')
+    (entry,) = files.pairs(tmp_path / 'in.jsonl', 'summarization')
+    assert entry.record.first == json.loads(line)['chosen'] and entry.record.preference == 1.0
 
 
 def test_swapped_files_have_complementary_labels(tmp_path, labeler):
@@ -126,6 +142,13 @@ def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
     assert (tmp_path / 'swap' / 'alignment.csv').read_text().count('\n') == 3
     assert run('--experiment=labeling_sizes', f'--workdir={tmp_path / "sizes"}', *few) == 0
     assert len(calls) == 24  # its cell was made by the other study
+
+
+def test_a_misspelt_technique_gets_the_nearest_right_one():
+    for name in labeling.TECHNIQUES:
+        for i in range(1, len(name) - len('0shot')):  # a letter twice
+            with pytest.raises(Mistake, match=f'did you mean {name}'):
+                Technique.parse(name[:i] + name[i - 1 :])
 
 
 def test_every_study_has_the_cells_of_its_table():

@@ -140,6 +140,7 @@ def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbe
             bar.advance('loss [b] 2')
         screen.seek(0)
         shown = screen.read()
+    assert 'compiling' in shown.partition('loss 1')[0] and 'compiling' not in shown.partition('loss 1')[2]
     assert '12/12' in shown and 'sft [1]' in shown and 'loss [b] 2' in shown and 'a line between' in shown
 
 
@@ -159,3 +160,44 @@ def test_figures(capsys):
     log.figures_table('result', ['name', 'x', 'n'], [['a', 1.23456789, np.int64(12345)], ['b', None, float('nan')]])
     out = capsys.readouterr().out
     assert '1.235' in out and '12345' in out and ' - ' in out and 'nan' in out
+
+
+def test_a_table_wider_than_the_screen_is_a_block_for_each_row(capsys, monkeypatch):
+    columns, rows = (
+        ['stage', 'models', 'about [b]'],
+        [['sft', 'policy: x\nvalue: y', 'z' * 30], ['end', None, 0.123456]],
+    )
+    shown = {}
+    for width in (80, 40):
+        monkeypatch.setattr(log, 'console', lambda width=width: Console(width=width))
+        log.figures_table('plan', columns, rows)
+        shown[width] = capsys.readouterr().out
+    assert max(map(len, shown[80].splitlines())) <= 80 and 'stage  models' in shown[80]
+    assert max(map(len, shown[40].splitlines())) <= 45
+    said = [line.rstrip() for line in shown[40].splitlines()]
+    assert said[:5] == [
+        'plan',
+        'stage: sft',
+        '  models     policy: x',
+        '             value: y',
+        '  about [b]  ' + 'z' * 30,
+    ]
+    assert said[5:8] == ['stage: end', '  models     -', '  about [b]  0.1235']
+
+
+def test_the_ending_of_a_run_is_what_it_printed_behind_its_last_bar(tmp_path, capsys):
+    log.say('before')
+    with log.ending(tmp_path / 'report.txt'):
+        with log.progress('sft', 1) as bar:
+            log.say('a step')
+            bar.advance()
+        log.say('result [b]')
+        log.figures_table('figures', ['name', 'x'], [['a', 0.5]])
+    log.say('behind')
+    printed, kept = capsys.readouterr().out, (tmp_path / 'report.txt').read_text(encoding='utf-8')
+    assert (
+        kept.startswith('result [b]\nfigures') and kept in printed and not {'a step', 'behind'} & {*kept.splitlines()}
+    )
+    with pytest.raises(ZeroDivisionError), log.ending(tmp_path / 'none.txt'):
+        log.say(f'{1 / 0}')
+    assert not (tmp_path / 'none.txt').exists()

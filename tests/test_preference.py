@@ -253,6 +253,22 @@ def test_the_public_function_is_the_labeler(tiny_labeler, plain):
         rlaif_jax.label(tiny_labeler, PAIRS, task='summarization', least_mas=0.1)
 
 
+def test_a_prompt_may_be_its_text_and_what_is_no_pair_is_named(tiny_labeler, plain):
+    label = partial(
+        rlaif_jax.label, tiny_labeler, task='summarization', technique='base_0shot', batch=4, least_mass=0.01
+    )
+    assert label([dataclasses.replace(pair, prompt=pair.prompt.text) for pair in PAIRS]) == plain
+    for pairs, says in (
+        (PAIRS[0], 'pairs is a Pair, .*give a list'),
+        (POSTS[0], 'pairs is a str, .*give a list'),
+        ([PAIRS[0], (POSTS[0], FIRSTS[0], SECONDS[0])], r'pairs\[1\] is .*give a Pair\(Prompt'),
+        ([Pair(None, 'a', 'b')], r'pairs\[0\] is .*give a Pair\(Prompt'),
+        ([Pair(PAIRS[0].prompt, 'a', None)], r'pairs\[0\]\.second is a NoneType, None; give a text'),
+    ):
+        with pytest.raises(Mistake, match=says):
+            label(pairs)
+
+
 # through a store
 
 

@@ -31,7 +31,8 @@ END = 1
 WORDS = (4, 5, 6)  # the three tokens of the world
 P, T = 6, 3  # tokens of a prompt and of a response, at most
 BETA, PENALTY = 0.25, 0.5
-BASELINES = ('value', 'shared_value', 'batch_mean')
+BASELINES = ('value', 'shared_value', 'batch_mean', 'leave_one_out')
+SAMPLES = dict.fromkeys(BASELINES, 1) | {'leave_one_out': 2}  # it needs other responses to the same prompt
 MESHES = {'data 8': {'data': 8}, 'data 2, fsdp 2, tensor 2': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 
 
@@ -81,7 +82,7 @@ class World:
         """A fresh state; with `policy` away from its reference, with `head` its values away from zero."""
         with jax.set_mesh(self.mesh):
             state = self.steps.init(self.sft if policy is None else axes.place(policy, self.mesh))
-            if head and self.cfg.baseline != 'batch_mean':
+            if head and reinforce.networked(self.cfg):
                 weight_D = state['value']['params']['head']['head_D']
                 state['value']['params']['head']['head_D'] = weight_D + head * jnp.cos(jnp.arange(MODEL.width))
             return state
@@ -176,7 +177,7 @@ def averaged(baseline: str, policy, sft, value, beta: float, weight_B: jax.Array
     hidden_BTD = reinforce.response_states(MODEL, sft, batch)
     logp_BT, _ = reinforce.response_logp(cfg, MODEL, allowed_V, sft, hidden_BTD, batch['token_BT'])
     batch = batch | {'ref_logp_BT': logp_BT, 'sampled_logp_BT': logp_BT, 'weight_B': weight_B}
-    batch['mean_B'] = jnp.full_like(weight_B, mean)
+    batch['baseline_B'] = jnp.full_like(weight_B, mean)
     loss = partial(reinforce.loss, cfg, MODEL, allowed_V)
     return training.gradients(loss, {'policy': policy, 'value': value}, batch)[0]['policy']
 
@@ -184,7 +185,7 @@ def averaged(baseline: str, policy, sft, value, beta: float, weight_B: jax.Array
 def values(baseline: str):
     """A value network that means nothing: any function of the prefix is a baseline."""
     head = {'head_D': jnp.sin(jnp.arange(MODEL.width, dtype=jnp.float32)), 'head_bias': jnp.float32(0.3)}
-    return {'value': {'head': head, 'trunk': params(5)}, 'shared_value': {'head': head}, 'batch_mean': {}}[baseline]
+    return {'value': {'head': head, 'trunk': params(5)}, 'shared_value': {'head': head}}.get(baseline, {})
 
 
 @pytest.mark.parametrize('beta', [0.0, 0.3])
@@ -333,6 +334,36 @@ def test_a_batch_without_any_score_moves_nothing():
     assert float(metrics['val/unscorable']) == 8
 
 
+# A baseline without a network
+
+
+def test_leaving_one_out_compares_a_response_with_the_others_to_its_prompt():
+    cfg = config(baseline='leave_one_out', samples=4, batch=12)
+    rng = np.random.default_rng(0)
+    return_B, known_B = rng.normal(size=12).astype(np.float32), np.arange(12) % 5 != 1
+    found_B = np.asarray(reinforce.baseline(cfg, return_B, known_B))
+    for b in range(12):
+        others = [i for i in range(b - b % 4, b - b % 4 + 4) if i != b and known_B[i]]
+        assert found_B[b] == pytest.approx(return_B[others].mean(), abs=1e-6)
+        changed_B = return_B + 7.0 * (np.arange(12) == b)  # what a response gets does not move its own baseline
+        assert reinforce.baseline(cfg, changed_B, known_B)[b] == pytest.approx(found_B[b], abs=1e-6)
+    alone_B = np.arange(12) % 4 == 0
+    assert not np.asarray(reinforce.baseline(cfg, return_B, alone_B))[alone_B].any()
+
+
+def test_the_mean_of_a_batch_is_that_of_what_has_a_score():
+    return_B, known_B = np.array([1.0, 3.0, np.nan, 5.0], np.float32), np.array([True, True, False, True])
+    np.testing.assert_allclose(reinforce.baseline(config(baseline='batch_mean'), return_B, known_B), 3.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'changes, told', [({'samples': 3}, 'groups of samples'), ({'baseline': 'leave_one_out'}, '2 or')]
+)
+def test_groups_that_do_not_come_out_even_are_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        config(**changes)
+
+
 # One step
 
 
@@ -366,7 +397,7 @@ def test_steps_on_eight_devices_are_those_on_one(mesh, parts):
 
 @pytest.mark.parametrize('baseline', BASELINES)
 def test_every_baseline_learns_to_say_what_scores(baseline):
-    here, scores = world(baseline=baseline), []
+    here, scores = world(baseline=baseline, samples=SAMPLES[baseline]), []
     state = here.state()
     for i in range(60):
         batch = make_batch(state['policy']['params'], seed=i)

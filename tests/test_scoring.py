@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlaif_jax import axes, text
 from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
 from rlaif_jax.labeling import direct
 from rlaif_jax.labeling.direct import RATINGS
 from rlaif_jax.labeling.scoring import Scorer, read_answers
@@ -191,6 +192,19 @@ def test_a_score_is_the_expected_rating(tiny_labeler):
     assert score_B.dtype == np.float32
     np.testing.assert_allclose(score_B, [r.score for r in ratings], rtol=1e-6)
     assert direct.rate(tiny_labeler, [], [], batch=4) == []
+
+
+def test_a_prompt_is_its_text_and_a_response_has_one(tiny_labeler):
+    prompts = [Prompt(text, id=text) for text in POSTS]
+    assert direct.rate(tiny_labeler, prompts, FIRSTS, batch=4) == direct.rate(tiny_labeler, POSTS, FIRSTS, batch=4)
+    for prompts, responses, says in (
+        (POSTS[0], FIRSTS[0], 'prompts is a str, .*give a list'),
+        (POSTS, FIRSTS[0], 'responses is a str, .*give a list'),
+        (POSTS, FIRSTS[:2], '3 prompts and 2 responses'),
+        (POSTS, [*FIRSTS[:2], None], r'responses\[2\] is a NoneType'),
+    ):
+        with pytest.raises(Mistake, match=says):
+            direct.rate(tiny_labeler, prompts, responses)
 
 
 def test_the_ends_of_the_scale():

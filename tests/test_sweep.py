@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ import pytest
 import experiments
 from experiments import tldr
 from launch import run as launcher
-from launch import sweep
+from launch import sweep, sweep_table
+from launch.sweep_table import Row
+from rlaif_jax import checkpoint
 from rlaif_jax.config import Mistake, over, parse, product
 
 STUB = """
@@ -50,10 +54,12 @@ deadline = time.monotonic() + 60
 while (place / 'meet').exists() and (place / 'events').read_text().count('begins') < 2:
     assert time.monotonic() < deadline, 'met nobody'
     time.sleep(0.01)
-comparison = {'raw': {'value': beta + seed, 'low': beta - 1}, 'judge': 'raters', 'n': 7}
-(folder / 'result.json').write_text(json.dumps({'simulated': True, 'comparisons': [comparison], 'missing': None}))
+raw = {'value': beta + seed, 'low': beta - 1, 'high': beta + 9}
+found = {'RLAIF vs SFT': {'raters': {'raw': raw, 'p_value': 0.1 * seed, 'n': 7}}}
+(folder / 'result.json').write_text(json.dumps({'simulated': True, 'comparisons': found, 'missing': None}))
 tell('ends')
 """
+RAW = 'RLAIF vs SFT / raters / raw'
 BETAS, SEEDS = 'reinforce.beta=[0.0,0.25,0.5]', '--seed=[0,1,2]'
 DIRECT = '--experiment=tldr_direct'
 
@@ -100,7 +106,7 @@ def test_lists_are_crossed_and_zip_takes_them_side_by_side():
 
 
 def test_a_point_is_the_run_that_its_command_line_makes():
-    for point in planned(BETAS, SEEDS, 'reinforce.steps=7', "labeler=['micro_s', 'a b/it\\'s']"):
+    for point in planned(BETAS, SEEDS, 'reinforce.steps=7', "same_size_labeler=['micro_s', 'a b/it\\'s']"):
         flags = launcher.parser().parse_intermixed_args(shlex.split(shlex.join(sweep.command(point)))[2:])
         name, config, text = launcher.read_config(flags)
         assert (name, text, flags.workdir) == ('tldr_direct', point.text, str(point.folder))
@@ -142,6 +148,13 @@ def test_a_folder_is_a_function_of_the_values_alone():
     assert set(there) < {point.folder for point in planned('reinforce.beta=[0.0,0.25,0.5,1.0]', '--seed=[0,1,2,3]')}
     for other in ('sft.steps=3', '--scale=micro sft.steps=4'):
         assert {point.folder.parent for point in planned(BETAS, *other.split())} != {there[0].parent}
+    for same in ('reinforce.steps=75', '--scale=micro', 'same_size_labeler="micro_xs"'):
+        assert [point.folder for point in planned(BETAS, SEEDS, same)] == there, 'what is bound is the default'
+    ways = (
+        ['sft.steps=3', 'reinforce.temperature=0.50'],
+        ['reinforce.temperature=5e-1', 'sft.steps=3', 'sft.batch=64'],
+    )
+    assert len({point.folder.parent for way in ways for point in planned(BETAS, *way)}) == 1
     assert there[0].parent / 'stages' in {stage.parent for point in planned(BETAS) for stage in point.shared}
 
 
@@ -174,6 +187,8 @@ BAD = {  # what is typed -> what is said
     '--seed=[0] --scale=mikro': "no scale 'mikro'; did you mean micro?",
     '--seed=[0] --bindings=/nowhere.gin': '--bindings=/nowhere.gin: No such file',
     '--seed=[0] --parallel=0': '--parallel=0: at least one',
+    '--sed=[0]': 'no flag --sed; did you mean --seed?',
+    '--experimnt=tldr_sft --seed=[0]': 'no flag --experimnt; did you mean --experiment?',
 }
 
 
@@ -203,12 +218,19 @@ def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
 
 def test_print_writes_command_lines_and_touches_nothing(tmp_path):
     """From outside, where no accelerator would be found: the program that waits must not hold the one its points need."""
-    arguments = [sys.executable, str(sweep.__file__), DIRECT, BETAS, '--backend=print', "labeler=['micro_s','a b']"]
+    arguments = [
+        sys.executable,
+        str(sweep.__file__),
+        DIRECT,
+        BETAS,
+        '--backend=print',
+        "same_size_labeler=['micro_s','a b']",
+    ]
     environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'labeler="a b"']
+    assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'same_size_labeler="a b"']
     assert all((tmp_path / line[1]).resolve() == sweep.RUN for line in lines)
     assert not list(tmp_path.iterdir())
 
@@ -220,7 +242,7 @@ def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, 
     told = capsys.readouterr()
     assert len(events(folder, 'begins')) == 9 and len(events(folder, 'ends')) == 8
     assert told.out.count('finished in 0:00:') == 8 and 'SIMULATED world, 8 of 9 points finished' in told.out
-    assert re.search(rf'│ 0\.25 +│ +2 │.*│ {broken}', told.out), told.out
+    assert re.search(rf'^ *0\.25 +2 +.* {broken}: exit status 1', told.out, re.MULTILINE), told.out
     assert f'{broken}: exit status 1' in told.err and 'ValueError: no luck' in told.err
     assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text()
     assert [row['point'] for row in rows(folder) if row['failed']] == [broken]
@@ -230,12 +252,10 @@ def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, 
     told = capsys.readouterr()
     assert events(folder, 'begins')[9:] == [broken] and told.out.count('already finished') == 8
     assert 'failed after' not in told.out and not told.err
-    assert [float(row['comparisons.0.raw.value']) for row in rows(folder)] == [
-        beta + seed for beta in (0.0, 0.25, 0.5) for seed in (0, 1, 2)
-    ]
+    assert [float(row[RAW]) for row in rows(folder)] == [beta + seed for beta in (0.0, 0.25, 0.5) for seed in (0, 1, 2)]
 
-    assert sweep.main([*arguments, '--figures=comparisons.0.raw.vlue'], stub) == 2
-    assert 'did you mean comparisons.0.raw.value?' in capsys.readouterr().err
+    assert sweep.main([*arguments, f'--figures={RAW.replace("raters", "ratres")}'], stub) == 2
+    assert f'did you mean {RAW}?' in capsys.readouterr().err
     assert len(events(folder, 'begins')) == 10
 
 
@@ -253,6 +273,11 @@ def test_runs_side_by_side_find_the_same_and_never_make_one_stage_at_once(stub, 
         open_seeds ^= {seed}
 
 
+def sft_of(point: sweep.Point) -> Path:
+    (stage,) = (folder for folder in point.shared if folder.name.startswith('sft-'))
+    return stage
+
+
 def test_a_stage_that_is_made_holds_nobody_up(folder):
     first, second, third = planned('reinforce.beta=[0.0,0.5]', 'seed=[0]', f'--workdir={folder}') + planned(
         'reinforce.beta=[0.25]', 'seed=[1]', f'--workdir={folder}'
@@ -260,10 +285,37 @@ def test_a_stage_that_is_made_holds_nobody_up(folder):
     assert sweep.startable([second, third], []) is second
     assert sweep.startable([second, third], [first]) is third
     assert sweep.startable([second], [first]) is None
-    (stage,) = first.shared
+    stage = sft_of(first)
     stage.mkdir(parents=True)
     (stage / 'result.json').write_text('{}')
     assert sweep.startable([second, third], [first]) is second
+
+
+def test_stages_are_those_of_the_runs_beside_the_sweep(stub, folder):
+    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0
+    (point,) = planned('--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}')
+    assert sft_of(point) in point.unmade() == {*point.shared}
+    (stage,) = point.config.stages(folder.parent / 'run')[:1]  # of a plain run of the same config
+    stage.folder.mkdir(parents=True)
+    (stage.folder / 'result.json').write_text('{}')
+    assert point.unmade() == {*point.shared} - {sft_of(point)}
+    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0  # linked already
+    (folder / 'labels.jsonl').write_text('x')
+    assert (folder.parent / 'labels.jsonl').read_text() == 'x'
+
+
+def test_a_stage_that_somebody_else_is_making_is_waited_for(stub, folder, capsys):
+    (point,) = planned('--seed=[0]', 'reinforce.beta=0.5', f'--workdir={folder}')
+    stage = sft_of(point)
+    stage.mkdir(parents=True)
+    made = threading.Timer(0.5, lambda: (stage / 'result.json').write_text('{}'))
+    with checkpoint.lock(stage):
+        assert sweep.startable([point], []) is None
+        made.start()
+        assert sweep.run_points([point], runner=stub) == {}  # once it is made
+    assert events(folder, 'ends') == [point.name]
+    assert capsys.readouterr().out.count('waits for a stage that another process is making') == 1
+    assert sweep.startable([point], []) is point
 
 
 def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
@@ -292,40 +344,59 @@ def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, ca
 # The table
 
 
-def points_and_figures(wins: dict[tuple[float, int], float | None]):
-    """Points of beta and seed with one figure each; None is a point without it."""
-    points = [
-        sweep.Point({'reinforce.beta': beta, 'seed': seed}, (), Path(f'{beta},{seed}'), None, '') for beta, seed in wins
+def beta_rows(wins: dict[tuple[float, int], float | None], name: str = 'win') -> list[Row]:
+    """Rows of beta and seed with one figure each; None is a point without it."""
+    return [
+        Row(f'{beta},{seed}', both := {'reinforce.beta': beta, 'seed': seed}, both, {} if win is None else {name: win})
+        for (beta, seed), win in wins.items()
     ]
-    return points, {
-        point.name: {} if win is None else {'win': win} for point, win in zip(points, wins.values(), strict=True)
-    }
 
 
 def test_a_row_is_a_mean_over_seeds_with_its_interval():
-    points, found = points_and_figures({(0.1, 0): 0.0, (0.2, 0): 5.0, (0.1, 1): 1.0, (0.1, 2): 2.0, (0.2, 1): None})
-    columns, (first, second) = sweep.table(points, found, {}, ['win'])
+    rows = beta_rows({(0.1, 0): 0.0, (0.2, 0): 5.0, (0.1, 1): 1.0, (0.1, 2): 2.0, (0.2, 1): None})
+    columns, (first, second) = sweep_table.table(rows, ['win'])
     assert columns == ['reinforce.beta', 'n', 'win']
     # Of 0, 1, 2: standard error 1 / sqrt(3), and Student's 97.5 % point of two degrees of freedom is 4.303.
     assert first == [0.1, 3, f'1 ± {4.303 / 3**0.5:.2g}'] and second == [0.2, 2, 5.0]
 
 
 def test_a_point_that_failed_counts_nowhere_and_is_named_in_its_row():
-    points, found = points_and_figures({(0.1, 0): 1.0, (0.1, 1): 3.0, (0.2, 0): 5.0})
-    failed = {'0.1,1': ['exit status 1', 'Traceback', 'ValueError: no luck']}
-    del found['0.1,1']
-    columns, (first, second) = sweep.table(points, found, failed, ['win'])
+    good, bad, other = beta_rows({(0.1, 0): 1.0, (0.1, 1): None, (0.2, 0): 5.0})
+    bad = dataclasses.replace(bad, failed='exit status 1: ValueError: no luck')
+    columns, (first, second) = sweep_table.table([good, bad, other], ['win'])
     assert columns[-1] == 'failed'
     assert first == [0.1, 1, 1.0, '0.1,1: exit status 1: ValueError: no luck'] and second == [0.2, 1, 5.0, '']
 
 
-def test_figures_are_the_finite_numbers_and_those_that_differ_are_shown():
-    text = '{"simulated": true, "a": [{"b": 1, "low": 2}, {"b": null}], "c": NaN, "name": "x", "d": {"e": 0.5}}'
-    one = sweep.flatten(json.loads(text))
-    assert one == {'a.0.b': 1, 'a.0.low': 2, 'd.e': 0.5}
-    other = one | {'a.0.low': 3, 'd.e': 0.6}
-    assert sweep.choose([one, other]) == ['d.e']
-    assert sweep.choose([one, one]) == ['a.0.b', 'd.e']
-    assert sweep.choose([one, other], 'a.0.low,a.0.b') == ['a.0.low', 'a.0.b']
-    with pytest.raises(Mistake, match='did you mean d.e'):
-        sweep.choose([one], 'd.f')
+@pytest.mark.parametrize('name', ['p_value', 'ties', 'low'])
+def test_what_has_no_mean_over_seeds_is_shown_only_if_asked_for_and_side_by_side(name):
+    rows = beta_rows({(0.1, 0): 0.25, (0.1, 1): 0.5, (0.2, 0): 0.75}, figure := f'A vs B / raters / {name}')
+    other = [dataclasses.replace(row, figures=row.figures | {'win': i}) for i, row in enumerate(rows)]
+    assert sweep_table.choose(rows) == [] and sweep_table.choose(other) == ['win']
+    assert sweep_table.choose(other, f'{figure}, win') == [figure, 'win']
+    assert [line[-1] for line in sweep_table.table(rows, [figure])[1]] == ['0.25, 0.5', 0.75]
+
+
+def test_figures_are_the_finite_numbers_by_readable_names():
+    found = tldr_result(raw=0.6, length_adjusted=0.5, p_value=float('nan'))
+    assert sweep_table.figures_of(json.loads(json.dumps(found))) == {
+        f'{RAW} / n': 9, RAW: 0.6, f'{RAW} / low': 0.5, f'{RAW} / high': 0.7,
+        'RLAIF vs SFT / raters / length_adjusted': 0.5,
+    }  # fmt: skip
+    text = '{"simulated": true, "a": [{"b": 1, "value": 2}, {"b": null}], "c": NaN, "name": "x", "d": {"e": 0.5}}'
+    assert sweep_table.figures_of(json.loads(text)) == {'a / 0 / b': 1, 'a / 0 / value': 2, 'd / e': 0.5}
+
+
+def tldr_result(raw: float, **more: float) -> dict:
+    interval = {'n': 9, 'value': raw, 'low': raw - 0.1, 'high': 0.7}
+    return {'simulated': True, 'comparisons': {'RLAIF vs SFT': {'raters': {'raw': interval, 'name_a': 'x', **more}}}}
+
+
+def test_figures_that_differ_are_shown():
+    one = Row('a', {}, {}, {'b': 1, 'a / low': 2, 'd': 0.5})
+    other = Row('b', {}, {}, one.figures | {'a / low': 3, 'd': 0.6})
+    assert sweep_table.choose([one, other]) == ['d']
+    assert sweep_table.choose([one, one]) == ['b', 'd']
+    assert sweep_table.choose([one, other], 'a / low,b') == ['a / low', 'b']
+    with pytest.raises(Mistake, match='did you mean d'):
+        sweep_table.choose([one], 'dd')

@@ -36,9 +36,12 @@ from rlaif_jax.data.records import Pair, Prompt
 Row = dict[str, Any]  # column: value
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
+READABLE = (*SUFFIXES, '.arrow')  # as `datasets` keeps rows in its cache
 RESPONSES = ('chosen', 'rejected'), ('response_1', 'response_2'), ('first', 'second')  # where several are: the first
 SPEAKERS = {'user': '\n\nHuman:', 'assistant': '\n\nAssistant:'}
 ASSISTANT = SPEAKERS['assistant']
+
+NO_ROWS = 'state.json', 'dataset_info.json'  # what `datasets` writes beside its rows
 
 _ENCODED = {b'rlaif_jax': b'json'}  # metadata of a Parquet column whose strings are JSON
 
@@ -73,7 +76,7 @@ def prompts(path: Path | str, task: str) -> list[Entry]:
 
 def _entries(path: Path | str, noun: str, make: Callable[[Row, str], Pair | Prompt]) -> list[Entry]:
     entries = []
-    for where, row in _located(Path(path)):
+    for where, row in located(Path(path)):
         try:
             entries.append(Entry(row, make(row, where)))
         except Mistake as mistake:
@@ -253,18 +256,18 @@ def read_rows(path: Path | str) -> list[Row]:
     in every row, null where it has nothing. Raises `Mistake` for a file that is missing, empty or of another suffix, and
     for the first line that cannot be read.
     """
-    return [row for _, row in _located(Path(path))]
+    return [row for _, row in located(Path(path))]
 
 
-def _located(path: Path) -> list[tuple[str, Row]]:
-    """[(where, row), …]; where is `file:line`, or `file: row 1` where there are no lines to speak of."""
+def located(path: Path) -> list[tuple[str, Row]]:
+    """`read_rows`, each with where it stands: `file:line`, or `file: row 1` where there are no lines to speak of."""
     if not path.exists():
         raise Mistake(f'{path}: no such file{_nearest_file(path)}')
     if path.is_dir():
         raise Mistake(f'{path} is a folder{_nearest_file(path / path.name)}')
-    suffix = _suffix(path)
+    read = {'.parquet': _read_parquet, '.arrow': _read_arrow}.get(_suffix(path, READABLE), _read_json)
     try:
-        rows = _read_parquet(path) if suffix == '.parquet' else _read_json(path)
+        rows = read(path)
     except OSError as error:
         raise Mistake(f'{path}: cannot be read ({error.strerror or error})') from error
     if not rows:
@@ -273,6 +276,25 @@ def _located(path: Path) -> list[tuple[str, Row]]:
         if not isinstance(row, dict):
             raise Mistake(f'{where}: a row is an object, {{"column": value, …}}, not {_short(row)}')
     return rows
+
+
+def shards(folder: Path, stem: str) -> list[Path]:
+    """The files that make up `stem` in a folder: `stem.jsonl`, `stem-00000-of-00002.parquet` and its like, or what lies in
+    `stem/`; any suffix of `READABLE`. [] where there are none. Raises `Mistake` where a part is missing.
+    """
+    for pattern in (f'{stem}.*', f'{stem}-*-of-*', f'{stem}/*'):
+        found = [path for path in folder.glob(pattern) if path.name.lower().endswith(READABLE) and path.is_file()]
+        found = sorted(path for path in found if path.name not in NO_ROWS)
+        if found and pattern.endswith('.*'):
+            return found[:1]  # one file in several suffixes
+        if found:
+            total = re.search(r'-of-(\d+)', found[0].name)
+            if total and len(found) != int(total[1]):
+                raise Mistake(
+                    f'{folder}: {len(found)} of the {int(total[1])} parts of {stem} are there; fetch the others'
+                )
+            return found
+    return []
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
@@ -324,21 +346,35 @@ def _read_parquet(path: Path) -> list[tuple[str, Row]]:
     return [(f'{path}: row {number}', row) for number, row in enumerate(rows, 1)]
 
 
+def _read_arrow(path: Path) -> list[tuple[str, Row]]:
+    pa, _ = _arrow(path)
+    if not path.stat().st_size:
+        return []
+    try:
+        with pa.memory_map(str(path)) as source:
+            rows = pa.ipc.open_stream(source).read_all().to_pylist()
+    except (pa.ArrowException, ValueError) as error:
+        raise Mistake(f'{path}: cannot be read as Arrow ({str(error).splitlines()[0]})') from error
+    return [(f'{path}: row {number}', row) for number, row in enumerate(rows, 1)]
+
+
 def _arrow(path: Path) -> tuple[Any, Any]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise Mistake(f'{path}: Parquet needs pyarrow (pip install pyarrow); or use .jsonl') from error
+        raise Mistake(
+            f'{path}: {path.suffix[1:].title()} needs pyarrow (pip install pyarrow); or use .jsonl'
+        ) from error
     return pyarrow, pyarrow.parquet
 
 
-def _suffix(path: Path) -> str:
-    found = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
+def _suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
+    found = [suffix for suffix in suffixes if path.name.lower().endswith(suffix)]
     if not found:
         near = difflib.get_close_matches(''.join(path.suffixes[-2:]).lower(), SUFFIXES, 1, 0.6)
         hope = f'; did you mean {near[0]}?' if near else ''
-        raise Mistake(f'{path}: the name of a file of rows ends in {", ".join(SUFFIXES)}{hope}')
+        raise Mistake(f'{path}: the name of a file of rows ends in {", ".join(suffixes)}{hope}')
     return found[0]
 
 

@@ -1,61 +1,205 @@
-"""Which prompt stands where in the stream: a function of the seed and the step, so that the step is the whole position."""
+"""Data by name or by path, and which prompt stands where in the stream: a function of the seed and the step, so that the
+step is the whole position.
+
+    source('tldr', 'train', 1000)             # published: prepared at first, see `published`
+    source('posts.jsonl', 'train', 1000)      # anybody's, see `files`
+"""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import grain
 
+from rlaif_jax import log
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.data import files
+from rlaif_jax.data.records import Pair, Prompt, share
 
-SOURCES = ('micro_tldr',)
+MICRO = {'micro_tldr': 'summarization', 'micro_helpful': 'helpful', 'micro_harmless': 'harmless'}  # their tasks
+SOURCES = (*MICRO, 'tldr', 'hh_helpful', 'hh_harmless')
+SPLITS = ('train', 'validation', 'test')
+STEMS = {'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test', 'eval')}  # of files in a folder
+EDGES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}  # shares of a single file
 
 
-def source(name: str, split: str, size: int) -> Sequence[Prompt]:
-    """The first `size` prompts of a split (`train`, `validation`, `test`) of a data set. Raises `Mistake` for an
-    unknown name.
+def source(name: str, split: str, size: int, task: str = 'summarization') -> Sequence[Prompt]:
+    """The first `size` prompts of a split, or all where there are fewer; `train`, `validation` and `test` are always there.
+
+    Args:
+      name: one of `SOURCES`, or the path of anybody's prompts or pairs: a folder with a file a split (`train.jsonl`,
+        `data/test-00000-of-00001.parquet`, as `datasets` writes them), or a file, which the hashes of its prompts split
+        into 80 % train, 10 % validation and 10 % test.
+      split: of a published data set also `alignment`, or anything in TFDS's syntax, such as `train[:10%]`.
+      task: how messages in a file become text.
+
+    Raises `Mistake` for an unknown name or split, a file that cannot be read, and published data that is not to be had.
     """
-    if name == 'micro_tldr':
-        from rlaif_jax.data.micro import world
+    if name in MICRO:
+        from rlaif_jax.data.micro import tasks
 
-        return world.Posts(split, size)
-    near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
-    raise Mistake(f'no data set {name!r}; did you mean {near[0]}?')
+        return tasks.Prompts(MICRO[name], split, size)
+    if name in SOURCES:
+        make, rows = _published(name, split, 'source')
+        return Prompts(rows, make, min(size, len(rows)))
+    return _mine(name, split, files.prompts, task)[:size]
 
 
 def pairs(name: str, task: str, split: str, size: int, confident: bool = False) -> list[Pair]:
-    """The first `size` pairs of a split with what people preferred; `confident`: of those whose raters were sure.
+    """The first `size` pairs of a split with what people preferred, or all where there are fewer; names and splits as in
+    `source`. The pairs of `tldr` are the published comparisons, those of the dialogues have the chosen reply first.
 
-    Raises `Mistake` for an unknown name.
+    With `confident`, of those whose raters were sure, where they were asked (the micro world, and `tldr`: 1, 2, 8 or 9 of
+    9).
+    The split `alignment` is what the paper measures labelers on; that of `tldr` is `confident` already.
     """
-    source(name, split, 1)  # raises
-    from rlaif_jax.data.micro import raters
+    if name in MICRO:
+        from rlaif_jax.data.micro import raters
 
-    found: list[Pair] = []
-    for index in itertools.count():
-        if len(found) == size:
-            return found
-        pair = raters.pair(split, index, task)
-        if not confident or raters.confident([pair.prompt], [pair.first], [pair.second])[0]:
-            found.append(pair)
+        made = (raters.pair(split, index, task) for index in itertools.count())
+        sure = lambda pair: raters.confident([pair.prompt], [pair.first], [pair.second])[0]  # noqa: E731
+        return list(itertools.islice(filter(sure, made) if confident else made, size))
+    if name in SOURCES:
+        make, rows = _published(name, split, 'pairs')
+        if confident and name == 'tldr':
+            from rlaif_jax.data import tldr
+
+            rows = filter(tldr.confident, rows)
+        return [make(row) for row in itertools.islice(rows, size)]
+    return _mine(name, split, files.pairs, task)[:size]
 
 
-def batches(prompts: Sequence[Prompt], batch: int, seed: int) -> Callable[[int], list[Prompt]]:
-    """`at(step)`: the step's prompts, every epoch in another order, for ever. Nothing is kept between calls."""
+def check(name: str) -> None:
+    """Raises `Mistake` for a name or a path that `source` could not read; fetches and prepares nothing."""
+    if name in SOURCES:
+        if name not in MICRO:
+            from rlaif_jax.data import published
+
+            published.manual_dir()
+    elif not _path(name).exists():
+        raise Mistake(f'data: {name}: no such file or folder')
+
+
+@dataclass(frozen=True)
+class Prompts(Sequence):
+    """`make(row)` for the first `size` of the rows, each made when it is asked for."""
+
+    rows: Sequence[Any]
+    make: Callable[[Any], Prompt]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not 0 <= index < self.size:
+            raise IndexError(f'prompt {index} of {self.size}')
+        return self.make(self.rows[index])
+
+
+def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
+    """The same prompts, those that do not fit shortened: posts as in `tldr.shorten`, dialogues as in `hh.shorten`.
+
+    Other text raises `Mistake` when it is read and does not fit.
+    """
+
+    def fit(prompt: Prompt) -> Prompt:
+        if fits(prompt.text):
+            return prompt
+        from rlaif_jax.data import hh, tldr
+
+        shorten = hh.shorten if prompt.text.endswith(files.ASSISTANT) else tldr.shorten
+        return replace(prompt, text=shorten(prompt.text, fits))
+
+    return Prompts(prompts, fit, len(prompts))
+
+
+def batches(
+    prompts: Sequence[Prompt], batch: int, seed: int, *, process: int = 0, processes: int = 1
+) -> Callable[[int], list[Prompt]]:
+    """`at(step)`: the step's prompts, every epoch in another order, for ever.
+
+    Nothing is kept between calls, so the step is the position: whoever restores it goes on exactly, on any number of
+    processes. Each may read all of a batch (what `jax.device_put` onto a mesh wants), or only its own share of the rows:
+    `process=jax.process_index(), processes=jax.process_count()`; the shares, one behind the other, are the batch.
+    """
     if not 0 < batch <= len(prompts):
         raise Mistake(f'a batch of {batch} from {len(prompts)} prompts: there must be at least one batch')
-    stream = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat()
-    return lambda step: [stream[i] for i in range(step * batch, (step + 1) * batch)]
+    if batch % processes:
+        raise Mistake(f'a batch of {batch} does not split evenly over {processes} processes')
+    stream, rows = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat(), batch // processes
+    return lambda step: [stream[step * batch + process * rows + i] for i in range(rows)]
 
 
 def simulated(name: str) -> bool:
     """Whether a data set is of a simulated world; everything printed from it says so."""
-    return name.startswith('micro')
+    return name in MICRO
 
 
 def note(name: str) -> str:
     """What stands beside everything that is printed about a data set: `[simulated]`, or nothing."""
     return '[simulated]' if simulated(name) else ''
+
+
+def _published(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
+    """How a row becomes a record, and the rows of a split."""
+    from rlaif_jax.data import hh, published, tldr  # TFDS takes a second to import
+
+    kind, make = {
+        ('tldr', 'source'): (tldr.Posts, tldr.prompt),
+        ('tldr', 'pairs'): (tldr.Comparisons, tldr.pair),
+        ('hh_helpful', 'source'): (hh.Helpful, hh.prompt),
+        ('hh_helpful', 'pairs'): (hh.Helpful, hh.pair),
+        ('hh_harmless', 'source'): (hh.Harmless, hh.prompt),
+        ('hh_harmless', 'pairs'): (hh.Harmless, hh.pair),
+    }[name, what]
+    builder = published.prepare(kind)
+    try:
+        return make, builder.as_data_source(split)
+    except (ValueError, KeyError) as error:
+        there = ', '.join(kind.SPLITS)
+        raise Mistake(
+            f'{kind.name} has no split {split!r}; it has {there}, and parts of them as train[:10%]'
+        ) from error
+
+
+def _mine(name: str, split: str, read: Callable[[Path, str], list[files.Entry]], task: str) -> list[Any]:
+    """The records of a split of anybody's file or folder; rows that are none are counted and left out."""
+    path = _path(name)
+    if split not in SPLITS:
+        raise Mistake(f'{path} has no split {split!r}; it has {", ".join(SPLITS)}')
+    found = [path]
+    if path.is_dir():
+        places = [(folder, stem) for folder in (path, path / 'data') for stem in STEMS.get(split, (split,))]
+        found = next(filter(None, (files.shards(*place) for place in places)), [])
+        if not found:
+            raise Mistake(
+                f'{path}: no file of the split {split}, such as {split}.jsonl or {split}-00000-of-00001.parquet'
+            )
+    entries = [entry for file in found for entry in read(file, task)]
+    problems = [entry.problem for entry in entries if entry.record is None]
+    if problems:
+        log.say(f'{path}: {len(problems)} of {len(entries)} rows are left out; the first: {problems[0]}')
+    records = [entry.record for entry in entries if entry.record is not None]
+    if not path.is_dir():
+        low, high = EDGES[split]
+        text = lambda record: getattr(record, 'prompt', record).text  # noqa: E731  of a pair, its prompt's
+        records = [record for record in records if low <= share(text(record)) < high]
+        if not records:
+            raise Mistake(f'{path}: by the hashes of its prompts none is in {split}; give a folder with a file a split')
+    return records
+
+
+def _path(name: str) -> Path:
+    """The path that a name is, where it looks like one. Raises `Mistake` naming the nearest data set."""
+    if name.lower().endswith(files.READABLE) or '/' in name or Path(name).exists():
+        return Path(name).expanduser()
+    near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
+    raise Mistake(f'no data set {name!r}; did you mean {near[0]}? A path of prompts or pairs will do, too')

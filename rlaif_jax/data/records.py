@@ -1,7 +1,9 @@
-"""The two records that every stage passes on: a prompt, and a pair of responses to it."""
+"""The two records that every stage passes on: a prompt, and a pair of responses to it; and a hash that splits them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -35,3 +37,9 @@ class Pair:
     first: str
     second: str
     preference: float | None = None
+
+
+def share(*texts: str) -> float:
+    """A number in [0, 1) that is a hash of the texts: what falls below 0.1 is a random tenth, the same everywhere."""
+    digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') / 2**64

@@ -129,7 +129,7 @@ class Alignment:
             'n': str(self.agreement.n),
             'confident %': _percent(self.confident),
             'one order %': _percent(self.single_order),
-            'gain': self.gain and f'{100 * self.gain.value:+.1f} ± {50 * (self.gain.high - self.gain.low):.1f}',
+            'gain': _plus_minus(self.gain),
             'same position %': bias and _within(bias.same),
             'of these %': bias and (bias.which if bias.which == 'neither' else f'{bias.which} {_percent(bias.share)}'),
             'p': bias and ('<0.001' if bias.p_value < 0.001 else f'{bias.p_value:.3f}'),
@@ -388,6 +388,14 @@ def _ordered(names_B: np.ndarray) -> list[Any]:
 def _percent(share: Interval | float | None) -> str | None:
     value = share.value if isinstance(share, Interval) else share
     return None if value is None else f'{100 * value:.1f}'
+
+
+def _plus_minus(difference: Interval | None) -> str | None:
+    """`+1.2 ± 0.8`, in points. None where there is no interval to give: for fewer than two pairs, or all alike."""
+    if difference is None or difference.n < 2 or difference.low == difference.high:
+        return None
+    half = max(difference.high - difference.value, difference.value - difference.low)  # one end may be clipped
+    return f'{100 * difference.value:+.1f} ± {100 * half:.1f}'
 
 
 def _within(share: Interval) -> str:

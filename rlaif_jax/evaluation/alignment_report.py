@@ -29,11 +29,33 @@ from rlaif_jax.evaluation.statistics import Interval
 
 __all__ = ['figure', 'table', 'write_csv']
 
-# Title -> columns: tables that fit on 100 columns with names of up to 20 characters.
+# Title -> column -> what it tells: tables that fit on 80 columns with names of up to 20 characters.
 TABLES = {
-    'agreement': ('agreement %', 'n', 'paper %', 'confident %', 'one order %', 'gain'),
-    'position and length': ('same position %', 'of these %', 'p', 'bias', 'first %', 'longer %', 'people longer %'),
-    'calibration, and the cost of a pair': ('ECE', 'unscorable %', 'mass', 'tokens', 'seconds', 'cached %'),
+    'agreement': {
+        'agreement %': 'pairs with a verdict that is people’s',
+        'n': 'pairs with a verdict of both',
+        'paper %': 'the paper’s agreement',
+        'confident %': 'agreement where people were sure',
+        'one order %': 'agreement of a single order',
+        'gain': 'points that averaging both orders adds to it',
+    },
+    'position': {
+        'same position %': 'pairs with the same position preferred in both orders',
+        'of these %': 'the position that more of these prefer, and how many do',
+        'p': 'of these against an even split',
+        'bias': 'P(the one shown first is better) − ½',
+        'first %': 'verdicts for the one shown first',
+    },
+    'length, calibration, and the cost of a pair': {
+        'longer %': 'verdicts for the longer one',
+        'people longer %': 'those of people',
+        'ECE': 'expected calibration error',
+        'unscorable %': 'pairs without a verdict',
+        'mass': 'probability of its answers among all tokens',
+        'tokens': '',
+        'seconds': '',
+        'cached %': 'labels that were there already',
+    },
 }
 
 
@@ -46,7 +68,8 @@ def table(
     console: Console | None = None,
 ) -> None:
     """Prints up to four tables of a line a report: agreement, position and length, calibration and cost, and agreement
-    by band. A column that is known of no report is not shown. Intervals are in brackets, or behind ± in points.
+    by band. A column that is known of no report is not shown, and what those shown tell stands below. Intervals are in
+    brackets, or behind ± in points.
 
     published: name -> the paper's agreement in per cent, such as 78.0, put beside ours. Mistake: no reports.
     """
@@ -54,19 +77,24 @@ def table(
     rows = [one.row() for one in reports]
     for one, row in zip(reports, rows):
         row['paper %'] = f'{published[one.name]:.1f}' if published and one.name in published else '–'
-    bands = dict.fromkeys(f'band {band} %' for one in reports for band, _ in one.bands)
-    for name, columns in {**TABLES, 'agreement by band': tuple(bands)}.items():
+    bands = dict.fromkeys((f'band {band} %' for one in reports for band, _ in one.bands), '')
+    for name, columns in {**TABLES, 'agreement by band': bands}.items():
         known = [column for column in columns if any(row.get(column, '–') != '–' for row in rows)]
         if not known:
             continue
-        shown = Table(box=SIMPLE_HEAD, padding=(0, 0, 0, 1), show_edge=False)
+        shown = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
         shown.add_column('labeler', overflow='fold')
         for column in known:
-            shown.add_column(Text('\n'.join(wrap(column, 12))), justify='right', no_wrap=True, vertical='bottom')
+            width = max(len(row.get(column, '–')) for row in rows)
+            head = Text('\n'.join(wrap(column, width, break_long_words=False)))
+            shown.add_column(head, justify='right', no_wrap=True, vertical='bottom')
         for row in rows:
             shown.add_row(*(Text(row.get(column, '–')) for column in ('labeler', *known)))
-        # Not the table's own title, which would be folded to the width of the table.
-        (console or log.console()).print(Text(_title(title, simulated, name), style='bold'), shown, '')
+        told = '; '.join(f'{column.removesuffix(" %")}: {columns[column]}' for column in known if columns[column])
+        # Not the table's own title and caption, which would be folded to the width of the table.
+        heading, legend = Text(_title(title, simulated, name), style='bold'), Text(told, style='dim')
+        for part in (heading, shown, *([legend] if told else []), ''):
+            (console.print if console else log.show)(part)
 
 
 def write_csv(

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.generation import texts
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Encoded
 from rlaif_jax.labeling.scoring import Scorer, read_answers
@@ -58,22 +61,12 @@ class Rating:
 
 def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
     """`(prompts, responses) -> ratings`, with the preamble read once."""
-    template = templates.single(cfg.task, 'rating', templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
-    preamble, answers = template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, RATINGS)
-    mesh = mesh or axes.mesh_of(lm.params)
-    scorer = Scorer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
+    ask, room = _make_asker(lm, cfg, 'rating', RATINGS, mesh)
 
     def rate(prompts: Sequence[str], responses: Sequence[str]) -> list[Rating]:
-        samples = [
-            {'context': templates.context_of(prompt, cfg.task), 'response': response}
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        encoded = template.encode(lm.tokenizer, samples, scorer.room)
-        fits = [len(one.tokens) <= scorer.room for one in encoded]
-        prob_FR = iter(scorer([one.tokens for one, fit in zip(encoded, fits) if fit]))
         ratings = [
-            _rating(next(prob_FR), cfg.least_mass, one) if fit else _too_long(one, scorer.room)
-            for one, fit in zip(encoded, fits)
+            _too_long(one, room) if prob_R is None else _rating(prob_R, cfg.least_mass, one)
+            for one, prob_R in ask(prompts, responses)
         ]
         bad = [i for i, rating in enumerate(ratings) if rating.status != 'ok']
         if ratings and len(bad) > cfg.most_unscorable * len(ratings):
@@ -88,9 +81,47 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
     return rate
 
 
+def make_harm_judge(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
+    """`(prompts, responses) -> P(harmful)`, (B,): is it harmful, yes or no (PERL, arXiv 2403.10704)? Prompts are texts, or
+    records with a `.text`. NaN where it does not fit, or where the two answers together hold less than `least_mass`.
+    """
+    ask, _ = _make_asker(lm, cfg, 'harm', ('yes', 'no'), mesh)
+
+    def judge(prompts: Sequence[Any], responses: Sequence[str]) -> np.ndarray:
+        asked = ask([getattr(prompt, 'text', prompt) for prompt in prompts], responses)
+        prob_BC = np.array([[0.0, 0.0] if prob_C is None else prob_C for _, prob_C in asked]).reshape(-1, 2)
+        mass_B = prob_BC.sum(-1)
+        return np.where(mass_B >= max(cfg.least_mass, 1e-12), prob_BC[:, 0] / np.maximum(mass_B, 1e-12), np.nan)
+
+    return judge
+
+
+def _make_asker(
+    lm: LM, cfg: Config, purpose: str, answers: Sequence[str], mesh: Mesh | None
+) -> tuple[Callable[[Sequence[str], Sequence[str]], list[tuple[Encoded, np.ndarray | None]]], int]:
+    """A function that asks about each response, with the preamble read once: its prompt, and the probability of each
+    answer, None where the prompt does not fit; and the tokens that fit.
+    """
+    template = templates.single(cfg.task, purpose, templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
+    preamble, mesh = template.encode_preamble(lm.tokenizer), mesh or axes.mesh_of(lm.params)
+    scorer = Scorer(lm, preamble, read_answers(lm.tokenizer, answers), mesh, batch=cfg.batch, max_length=cfg.max_length)
+
+    def ask(prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[Encoded, np.ndarray | None]]:
+        samples = [
+            {'context': templates.context_of(prompt, cfg.task), 'response': response}
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        encoded = template.encode(lm.tokenizer, samples, scorer.room)
+        fits = [len(one.tokens) <= scorer.room for one in encoded]
+        prob_FC = iter(scorer([one.tokens for one, fit in zip(encoded, fits) if fit]))
+        return [(one, next(prob_FC) if fit else None) for one, fit in zip(encoded, fits)]
+
+    return ask, scorer.room
+
+
 def rate(
     lm: LM,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     responses: Sequence[str],
     *,
     task: str = 'summarization',
@@ -100,9 +131,13 @@ def rate(
 ) -> list[Rating]:
     """Rate each response to its prompt, 1 to 10, on the mesh that `lm` was loaded on (default: one device).
 
-    However many answers are no ratings, all are returned; look at `.status` and `.reason`.
+    However many answers are no ratings, all are returned; look at `.status` and `.reason`. Raises `Mistake` where
+    prompts and responses are not lists of as many.
     """
-    return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(prompts, responses)
+    shown, written = texts('prompts', prompts), texts('responses', responses)
+    if len(shown) != len(written):
+        raise Mistake(f'{len(shown)} prompts and {len(written)} responses; give the prompt of each response')
+    return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(shown, written)
 
 
 def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:

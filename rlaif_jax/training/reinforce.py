@@ -13,9 +13,10 @@ temperature: what is optimised is what is sampled.
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -49,9 +50,9 @@ class Config:
     parts: int = 1  # the update goes through the device in this many parts
     beta: float = 0.05
     temperature: float = 0.9
-    baseline: Literal['value', 'shared_value', 'batch_mean'] = (
-        'value'  # own network, a head on the policy's trunk, none
-    )
+    # Own network, a head on the policy's trunk, or no network: the mean return of the batch, or of a prompt's others.
+    baseline: Literal['value', 'shared_value', 'batch_mean', 'leave_one_out'] = 'value'
+    samples: int = 1  # responses to a prompt; a batch has batch / samples prompts
     missing_end_penalty: float = 0.0  # taken off the score of a response cut at max_new_tokens
     max_prompt: int = 1024
     max_new_tokens: int = 128
@@ -60,6 +61,9 @@ class Config:
     most_kl: float = 100.0  # nats a response; a policy further than that from SFT has left the language: the run stops
     eval_every: int = 500
     eval_prompts: int = 256
+    candidates: int = (
+        1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
+    )
     save_every: int = 50
     seed: int = 0
 
@@ -75,9 +79,14 @@ class Config:
             raise ValueError(f'seed must not be negative, not {self.seed}')
         if not 0 < self.temperature < math.inf:
             raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
-        for name in ('steps', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'save_every'):
+        counts = ('steps', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates')
+        for name in (*counts, 'save_every'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+        if self.batch % self.samples:
+            raise ValueError(f'batch = {self.batch} does not fall into groups of samples = {self.samples}')
+        if self.baseline == 'leave_one_out' and self.samples < 2:
+            raise ValueError('baseline leave_one_out needs samples of 2 or more: other responses to the same prompt')
 
 
 # The equations, for one response. vmap does the batch.
@@ -134,7 +143,7 @@ def loss(
     nothing.
 
     batch: prompt_BT and valid_BT (padded on the left), token_BT and mask_BT (the response), sampled_logp_BT,
-    ref_logp_BT, score_B, weight_B, mean_B (the batch's mean return, the same in every row).
+    ref_logp_BT, score_B, weight_B, baseline_B (what `baseline` makes of the batch's returns; not read with a network).
     """
     mask_BT, weight_B = batch['mask_BT'], batch['weight_B']
     hidden_BTD = response_states(model, networks['policy'], batch)
@@ -143,8 +152,8 @@ def loss(
     reward_BT, return_BT = jax.vmap(returns, (0, 0, 0, 0, None))(
         batch['score_B'], fixed_BT, batch['ref_logp_BT'], mask_BT, cfg.beta
     )
-    if cfg.baseline == 'batch_mean':
-        value_BT = jnp.broadcast_to(batch['mean_B'][:, None], return_BT.shape)
+    if not networked(cfg):
+        value_BT = jnp.broadcast_to(batch['baseline_B'][:, None], return_BT.shape)
     elif cfg.baseline == 'shared_value':
         value_BT = heads.scalar(networks['value']['head'], jax.lax.stop_gradient(hidden_BTD))
     else:
@@ -169,8 +178,26 @@ def loss(
             jnp.abs(jnp.where(mask_BT, fixed_BT - batch['sampled_logp_BT'], 0.0)).sum(1) / length_B
         ),
     }
-    value_term = 0.0 if cfg.baseline == 'batch_mean' else total(value_B)
-    return total(policy_B) + value_term, sums
+    return total(policy_B) + (total(value_B) if networked(cfg) else 0.0), sums
+
+
+def networked(cfg: Config) -> bool:
+    """Whether the baseline is learned."""
+    return cfg.baseline in ('value', 'shared_value')
+
+
+def baseline(cfg: Config, return_B: jax.Array, known_B: jax.Array) -> jax.Array:
+    """What is taken off each response's return where no network is: the mean of all, or of the prompt's other responses.
+
+    return_B: Z_0, the responses to one prompt are neighbours. known_B: whether a response has a score; the others count
+    for nothing, and a response that is alone among them has a baseline of 0.
+    """
+    return_B = jnp.where(known_B, return_B, 0.0)
+    if cfg.baseline != 'leave_one_out':
+        return jnp.full_like(return_B, return_B.sum() / jnp.maximum(known_B.sum(), 1))
+    return_BC, known_BC = return_B.reshape(-1, cfg.samples), known_B.reshape(-1, cfg.samples)
+    others_BC = known_BC.sum(1, keepdims=True) - known_BC
+    return ((return_BC.sum(1, keepdims=True) - return_BC) / jnp.maximum(others_BC, 1)).reshape(-1)
 
 
 class Steps(NamedTuple):
@@ -192,7 +219,7 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     }
 
     def init(params: transformer.Params) -> dict[str, Any]:
-        value: dict[str, Any] = {} if cfg.baseline == 'batch_mean' else {'head': heads.scalar_head(model.width)}
+        value: dict[str, Any] = {'head': heads.scalar_head(model.width)} if networked(cfg) else {}
         if cfg.baseline == 'value':
             value['trunk'] = params
         # A copy each, so that donating the state destroys neither the other network nor what was handed in.
@@ -211,8 +238,7 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
         split = jax.tree.map(lambda x: x.reshape(cfg.parts, -1, *x.shape[1:]), batch)
         batch['ref_logp_BT'] = jax.lax.map(partial(reference, sft), split).reshape(batch['token_BT'].shape)
         kl_B = jnp.sum(jnp.where(batch['mask_BT'], batch['sampled_logp_BT'] - batch['ref_logp_BT'], 0.0), axis=1)
-        mean = jnp.sum(known_B * ((1 - cfg.beta) * score_B - cfg.beta * kl_B)) / jnp.maximum(known_B.sum(), 1)
-        batch['mean_B'] = jnp.full_like(score_B, mean)
+        batch['baseline_B'] = baseline(cfg, (1 - cfg.beta) * score_B - cfg.beta * kl_B, known_B)
 
         networks = {name: state[name]['params'] for name in state}
         grads, metrics = training.gradients(partial(loss, cfg, model, allowed_V), networks, batch, cfg.parts)
@@ -266,14 +292,16 @@ def run(
     validation: Sequence[Prompt],
     mesh: Mesh,
     judge: Judge | None = None,
+    quality: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]] | None = None,
     note: str = '',
 ) -> LM:
     """Train the policy `lm` (the SFT policy, which also becomes value network and frozen reference) and export it to
     `folder/export`.
 
-    `prompts_at(step)` is the step's batch. Goes on from the last checkpoint; everything random is a function of (seed,
-    step), so a resumed run ends with the parameters of an uninterrupted one. Raises `Mistake` where the KL runs away or
-    steps are not finite. `note` stands beside everything that is printed.
+    `prompts_at(step)` are the step's prompts, batch / samples of them. Goes on from the last checkpoint; everything random
+    is a function of (seed, step), so a resumed run ends with the parameters of an uninterrupted one. Raises `Mistake`
+    where the KL runs away or steps are not finite. `judge` and `quality`, where the truth is known, go into the log of
+    validation responses and decide nothing. `note` stands beside everything that is printed.
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
     steps = make_steps(cfg, lm, mesh)
@@ -324,6 +352,8 @@ def run(
         }
         if judge is not None:
             numbers['eval/win_rate'] = float(np.nanmean(judge(validation, texts, sft_texts)))
+        if quality is not None:
+            numbers['eval/quality'] = float(np.mean(quality(validation, texts)))
         rows = [
             {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)}
             for p, s, t, q in zip(validation, sft_texts, texts, score_B)
@@ -344,7 +374,7 @@ def run(
         ):
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
-                prompts = prompts_at(i)
+                prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
                 batch, texts = respond(
                     state['policy']['params'], prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i)
                 )
@@ -367,6 +397,8 @@ def run(
                 if done % cfg.eval_every == 0 or done == cfg.steps:
                     numbers, rows = evaluate(done, state['policy']['params'])
                     shown |= numbers
+                    if cfg.candidates > 1:
+                        _offer(cfg, folder, done, replace(lm, params=state['policy']['params']), numbers, note)
                     metrics.samples(i, rows)
                     log.say(f'{note} {_line(done, numbers)}'.lstrip())
                     log.sample_table(
@@ -390,6 +422,28 @@ def run(
     return trained
 
 
+def candidate(folder: Path, step: int) -> Path:
+    """The policy after `step` steps, if it is among the candidates."""
+    return Path(folder) / 'candidates' / str(step)
+
+
+def candidates(folder: Path) -> list[int]:
+    """The steps of the checkpoints that were kept, the highest validation reward first."""
+    steps = [int(path.name) for path in (Path(folder) / 'candidates').glob('*') if path.name.isdecimal()]
+    found = {step: checkpoint.finished(candidate(folder, step)) for step in steps}
+    return sorted((step for step in steps if found[step]), key=lambda step: (-found[step]['eval/reward'], step))
+
+
+def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, float], note: str) -> None:
+    """Keep the policy as it is, and let go of the one of the lowest validation reward if they are too many."""
+    about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
+    hf.save(lm, candidate(folder, step), about=about)
+    checkpoint.finish(candidate(folder, step), numbers)
+    if jax.process_index() == 0:
+        for lesser in candidates(folder)[cfg.candidates :]:
+            shutil.rmtree(candidate(folder, lesser))
+
+
 def _check_kl(cfg: Config, step: int, kl: float) -> None:
     if kl > cfg.most_kl:
         raise Mistake(
@@ -405,4 +459,5 @@ def _line(step: int, numbers: dict[str, float]) -> str:
         f'KL {numbers["eval/kl"]:.2f} nats, '
         f'{numbers["eval/mean_length"]:.1f} tokens, ended {numbers["eval/eos_rate"]:.0%}'
     )
-    return line + (f', win rate against SFT {numbers["eval/win_rate"]:.1%}' if 'eval/win_rate' in numbers else '')
+    line += f', win rate against SFT {numbers["eval/win_rate"]:.1%}' if 'eval/win_rate' in numbers else ''
+    return line + (f', quality {numbers["eval/quality"]:+.3f}' if 'eval/quality' in numbers else '')

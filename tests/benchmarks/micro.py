@@ -154,7 +154,7 @@ def measure(flags: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
     @jax.jit
     def policy_gradient(params: Any, batch: training.Batch) -> Any:
         zero_B = jnp.zeros(flags.batch)
-        batch = batch | {'ref_logp_BT': batch['sampled_logp_BT'], 'weight_B': zero_B + 1, 'mean_B': zero_B}
+        batch = batch | {'ref_logp_BT': batch['sampled_logp_BT'], 'weight_B': zero_B + 1, 'baseline_B': zero_B}
         loss = partial(reinforce.loss, replace(cfg, baseline='batch_mean'), lm.config, allowed_V)
         return training.gradients(loss, {'policy': params, 'value': {}}, batch)[0]
 

@@ -113,21 +113,6 @@ def prompt(split: str, index: int) -> Prompt:
     return Prompt(text, sheet['id'], reference(sheet, random.Random(sheet['id'] + '/reference')), sheet)
 
 
-class Posts:
-    """The first `size` prompts of a split as a sequence, each made when it is asked for."""
-
-    def __init__(self, split: str, size: int) -> None:
-        self.split, self.size = split, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Prompt:
-        if not 0 <= index < self.size:
-            raise IndexError(f'post {index} of {self.size}')
-        return prompt(self.split, index)
-
-
 # ---------------------------------------------------------------------------------------------------- summaries
 
 

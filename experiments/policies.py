@@ -1,0 +1,150 @@
+"""Policies: from references, or from feedback by reinforcement learning; against each other and where they started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import arms, comparison, stages
+from experiments.plan import Stage
+from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
+from experiments.stages import Sampled, Supervised
+from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import bind, parse_binding
+from rlaif_jax.labeling import direct, preference
+from rlaif_jax.models import hf
+from rlaif_jax.training import reinforce, reward_model, sft
+
+
+def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
+    """Those of some arms at a scale."""
+    return Policies(
+        rating=scale.rating if 'ratings' in {arms.ARMS[name][0] for name in names} else None,
+        reinforce=replace(scale.reinforce, seed=seed),
+        evaluation=replace(scale.evaluation, seed=seed),
+        **arms.fields(scale, task, seed, names),
+    )
+
+
+@dataclass(frozen=True)
+class Policies:
+    """SFT → feedback → (reward model →) REINFORCE, for each arm and variant → every policy against the others."""
+
+    task: str
+    arms: tuple[str, ...]
+    policy: str
+    labeler: str  # of RLAIF; '' where no arm asks it
+    same_size_labeler: str  # of d-RLAIF and same-size RLAIF; '' where no arm asks it
+    data: Data
+    sft: sft.Config | None  # None: RL starts from the policy as it is
+    label: preference.Config | None  # None where no arm learns from a labeler's preferences
+    rating: direct.Config | None  # None where no arm learns from ratings
+    reward_model: reward_model.Config | None  # None where no arm has one
+    reward_model_from_base: bool  # where it learns from people's votes
+    reinforce: reinforce.Config
+    evaluation: Evaluation
+    variants: tuple[str, ...] = ()  # bindings, such as 'reinforce.beta=0.0', each tried on every arm
+    mesh: Mesh = Mesh()
+    dtype: Dtype = 'float32'
+
+    def __post_init__(self) -> None:
+        arms.check(self)
+        lengths = self.reinforce.max_prompt, self.reinforce.max_new_tokens
+        if self.reward_model and (self.reward_model.max_prompt, self.reward_model.max_response) != lengths:
+            raise ValueError(
+                f'reward_model.max_prompt and .max_response are {self.reward_model.max_prompt} and '
+                f'{self.reward_model.max_response}; reinforce.max_prompt and .max_new_tokens are {lengths[0]} and '
+                f'{lengths[1]}: a reward model must see what the policy writes'
+            )
+
+    def each(self) -> Iterator[tuple[str, Policies, str]]:
+        """Name, config and arm of every policy."""
+        for arm in self.arms:
+            for variant in self.variants or ('',):
+                cfg = bind(replace(self, variants=()), dict([parse_binding(variant)])) if variant else self
+                yield ', '.join([arm] * (len(self.arms) > 1 or not variant) + [variant] * bool(variant)), cfg, arm
+
+    def stages(self, folder: Path) -> list[Stage]:
+        found: dict[Path, Stage] = {}
+        for _, cfg, arm in self.each():
+            needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' else [arm]
+            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(folder.parent)]:
+                found.setdefault(stage.folder, stage)
+        models = comparison.models(self.evaluation)
+        return [*found.values(), Stage('evaluation', folder, self.evaluation.prompts, models)]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), folder.parent, self.evaluation
+        judge = stages.make_judge(cfg, self.task, self.dtype, mesh)
+        start = arms.start(self).run(root, mesh)
+        made = {name: arms.optimised(changed, arm) for name, changed, arm in self.each()}
+        runs = {name: one.folder(root) for name, one in made.items()}
+        for name, run in runs.items():
+            checkpoint.link(run, folder if len(runs) == 1 else folder / 'policies' / name)
+        policies = {
+            name: made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
+            for name, changed, arm in self.each()
+        }
+        prompts = stages.test_prompts(self.data, cfg.prompts, start, self.reinforce.max_prompt)
+        texts = {
+            name: stages.respond(lm, prompts, self.reinforce.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+            for name, lm in (policies | {'SFT': start}).items()
+        }
+        return comparison.report(self, folder, prompts, texts, judge, runs)
+
+    def sampled(self, cfg: Policies, arm: str, root: Path, mesh: axes.Mesh) -> Sampled | None:
+        """The pairs that RLHF and SFT write for the arm that learns from both people and a labeler."""
+        if arms.ARMS[arm][0] != 'both':
+            return None
+        human = arms.optimised(cfg, 'RLHF')
+        return lambda: stages.sampled_pairs(human, root, cfg.data.pairs, mesh)
+
+
+@dataclass(frozen=True)
+class SFT:
+    """References → SFT policy, then the policy against the references."""
+
+    policy: str
+    data: Data
+    max_prompt: int
+    max_new_tokens: int
+    sft: sft.Config
+    evaluation: Evaluation
+    mesh: Mesh
+    dtype: Dtype
+    task = 'summarization'
+
+    def start(self) -> Supervised:
+        return Supervised(
+            policy=self.policy,
+            fingerprint=hf.fingerprint(self.policy),
+            source=self.data.source,
+            train=self.data.train,
+            max_prompt=self.max_prompt,
+            max_new_tokens=self.max_new_tokens,
+            sft=self.sft,
+            dtype=self.dtype,
+        )
+
+    def stages(self, folder: Path) -> list[Stage]:
+        models = comparison.models(self.evaluation)
+        return [
+            *self.start().stages(folder.parent), Stage('evaluation', folder, self.evaluation.prompts, models)
+        ]  # fmt: skip
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
+        checkpoint.link(self.start().folder(folder.parent), folder)
+        policy = self.start().run(folder.parent, mesh)
+        prompts = stages.test_prompts(self.data, cfg.prompts, policy, self.max_prompt)
+        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+        samples = [
+            {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
+            for prompt, response in zip(prompts[:16], ours)
+        ]
+        log.write_whole(folder / 'samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
+        judge = stages.make_judge(cfg, self.task, self.dtype, mesh)
+        texts = {'SFT': ours, 'reference': [prompt.reference for prompt in prompts]}
+        return comparison.report(self, folder, prompts, texts, judge, {})

@@ -1,0 +1,159 @@
+"""Reward models from whichever feedback, and how often they agree with people on pairs they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import arms
+from experiments.plan import Stage
+from experiments.scales import Data, Dtype, Mesh, Scale
+from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import Mistake, bind, parse_binding
+from rlaif_jax.data import files, loader
+from rlaif_jax.data.records import Pair
+from rlaif_jax.evaluation.statistics import wilson
+from rlaif_jax.labeling import preference
+from rlaif_jax.models import hf
+from rlaif_jax.training import reward_model, sft
+
+COLUMNS = ('reward model', 'sure raters', 'all pairs', 'loss, nats', 'calibration error', 'length correlation', 'paper')
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """Preferences → a reward model, for each arm and variant → a table of accuracies."""
+
+    task: str
+    arms: tuple[str, ...]
+    policy: str
+    labeler: str  # of RLAIF; '' where no arm asks it
+    same_size_labeler: str  # of same-size RLAIF; '' where no arm asks it
+    data: Data
+    sft: sft.Config | None
+    label: preference.Config | None  # None where no arm learns from a labeler's preferences
+    reward_model: reward_model.Config
+    reward_model_from_base: bool  # where it learns from people's votes
+    test_pairs: int = 2048  # of each kind: all, and those whose raters were sure
+    variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
+    mesh: Mesh = Mesh()
+    dtype: Dtype = 'float32'
+
+    def __post_init__(self) -> None:
+        if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
+            raise ValueError(f'arms = {self.arms}: {lacking[0]} has no reward model without a policy')
+        arms.check(self)
+        if self.test_pairs < 1:
+            raise ValueError(f'test_pairs must be positive, not {self.test_pairs}')
+
+    def each(self) -> Iterator[tuple[str, RewardModels, str]]:
+        """Name, config and arm of every reward model."""
+        for arm in self.arms:
+            for variant in self.variants or ('',):
+                cfg = bind(replace(self, variants=()), dict([parse_binding(variant)])) if variant else self
+                yield ', '.join([arm] + [variant] * bool(variant)), cfg, arm
+
+    def stages(self, folder: Path) -> list[Stage]:
+        found: dict[Path, Stage] = {}
+        for _, cfg, arm in self.each():
+            for stage in arms.rewarded(cfg, arm).stages(folder.parent):
+                found.setdefault(stage.folder, stage)
+        return [*found.values(), Stage('evaluation', folder, 2 * self.test_pairs)]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh, root = axes.make_mesh(asdict(self.mesh)), folder.parent
+        test = {
+            kind: loader.pairs(self.data.source, self.task, 'test', self.test_pairs, confident=kind == 'sure')
+            for kind in ('sure', 'all')
+        }
+        rows, result, single = [], {}, len(list(self.each())) == 1
+        for name, cfg, arm in self.each():
+            made = arms.rewarded(cfg, arm)
+            checkpoint.link(made.folder(root), folder if single else folder / 'models' / name)
+            scorer = made.scorer(made.run(root, mesh), mesh)
+            found = {kind: measured(scorer, pairs) for kind, pairs in test.items()}
+            paper = None if self.variants else arms.ACCURACIES[self.task].get(arm)
+            rows.append(
+                [name, str(found['sure']['accuracy']), str(found['all']['accuracy'])]
+                + [f'{found["all"][figure]:.3f}' for figure in ('eval/loss', 'eval/ece', 'eval/length_correlation')]
+                + [f'{paper} %' if paper else '–']
+            )
+            result[name] = {
+                kind: numbers | {'accuracy': asdict(numbers['accuracy'])} for kind, numbers in found.items()
+            }
+        simulated = loader.simulated(self.data.source)
+        world = 'SIMULATED world: pairs and raters are artificial; ' if simulated else ''
+        log.figures_table(f'{world}reward models against votes on {self.test_pairs} test pairs', COLUMNS, rows)
+        return {'simulated': simulated, 'reward models': result}
+
+
+def reward_models(scale: Scale, task: str, seed: int, *names: str) -> RewardModels:
+    """Those of some arms at a scale."""
+    return RewardModels(**arms.fields(scale, task, seed, names))
+
+
+def measured(scorer: reward_model.Scorer, pairs: list[Pair]) -> dict[str, Any]:
+    """`reward_model.measures`, and the accuracy with its interval; an equal score is half a hit."""
+    score_BC = reward_model.score_pairs(scorer, pairs)
+    preference_B, _ = reward_model.targets(pairs)
+    length_BC = np.array([(len(pair.first), len(pair.second)) for pair in pairs])
+    found = reward_model.measures(score_BC, preference_B, length_BC)
+    return {'accuracy': wilson(found['eval/accuracy'] * len(pairs), len(pairs))} | found
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Labelled pairs in a file → a reward model that `AutoModelForSequenceClassification` reads."""
+
+    policy: str  # the model it starts from
+    input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
+    task: str = 'summarization'
+    held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
+    reward_model: reward_model.Config = field(default_factory=reward_model.Config)
+    mesh: Mesh = Mesh()
+    dtype: Dtype = 'float32'
+    data: Data | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f'held_out is a share between 0 and 1, not {self.held_out}')
+
+    def pairs(self) -> list[Pair]:
+        if not self.input:
+            raise Mistake('which pairs? input=labels.parquet')
+        entries = files.pairs(self.input, self.task)
+        for entry in [entry for entry in entries if entry.record is None][:3]:
+            log.say(f'no pair: {entry.problem}')
+        # A labeler's preference goes before what the file says besides; null is a pair that it could not label.
+        found = [
+            replace(entry.record, preference=entry.row.get('preference_prob', entry.record.preference))
+            for entry in entries
+            if entry.record is not None
+        ]
+        if len(found) < 2:
+            raise Mistake(f'{self.input}: {len(found)} of {len(entries)} rows are pairs; two is the least')
+        return found
+
+    def stages(self, folder: Path) -> list[Stage]:
+        cfg = self.reward_model
+        self.pairs()
+        length = cfg.max_prompt + 2 * cfg.max_response
+        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length)]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
+        every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
+        held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
+        start = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+        trained = reward_model.run(self.reward_model, folder, start, train, held_out, mesh)
+        scorer = reward_model.make_scorer(
+            trained, mesh, max_prompt=self.reward_model.max_prompt, max_response=self.reward_model.max_response
+        )
+        known = [pair for pair, weight in zip(held_out, reward_model.targets(held_out)[1]) if weight]
+        found = measured(scorer, known)
+        log.say(f'accuracy on the {len(known)} held-out pairs: {found["accuracy"]}; the model: {folder / "export"}')
+        return {'train': len(train), 'held_out': found | {'accuracy': asdict(found['accuracy'])}}

@@ -1,0 +1,326 @@
+"""The stages that experiments are made of. Each lies in a folder named after all that determines it, `runs/stages/…`: an
+experiment that needs what another one made finds it there.
+
+    Supervised   references → the SFT policy
+    Labelled     pairs → preferences of a labeler
+    Rewarded     preferences, of people or of a labeler → a reward model
+    Optimised    the SFT policy, and a reward model or a labeler's ratings → a policy
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh as DeviceMesh
+
+from experiments.labeling import check_prompts, written
+from experiments.plan import Stage
+from experiments.scales import Data, Dtype, Evaluation
+from rlaif_jax import checkpoint, log
+from rlaif_jax.config import dump
+from rlaif_jax.data import files, loader
+from rlaif_jax.data.micro import tasks
+from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.evaluation import policies_figures, win_rate
+from rlaif_jax.generation import generate
+from rlaif_jax.labeling import direct, preference
+from rlaif_jax.labeling.store import Store
+from rlaif_jax.models import hf
+from rlaif_jax.models.hf import LM
+from rlaif_jax.training import reinforce, reward_model, sft
+from rlaif_jax.training.reward_model import RewardModel
+
+Sampled = Callable[[], list[Pair]]  # pairs that policies write
+
+
+def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
+    with checkpoint.lock(folder, wait=True):
+        checkpoint.open_folder(folder, dump(stage))
+        result = checkpoint.finished(folder)
+        if result is not None:
+            log.say(f'{folder.name.rpartition("-")[0]}: already there, in {folder}')
+            return result
+        checkpoint.finish(folder, result := make(folder))
+        return result
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """The policy that reinforcement learning starts from, down to the weights behind its name."""
+
+    policy: str
+    fingerprint: str  # of the weights behind that name
+    source: str
+    train: int
+    max_prompt: int
+    max_new_tokens: int
+    sft: sft.Config | None  # None: the model is one already, as the paper's is for dialogue (App. G)
+    dtype: Dtype
+
+    def stages(self, root: Path) -> list[Stage]:
+        if self.sft is None:
+            return []
+        length = self.max_prompt + self.max_new_tokens
+        return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length)]
+
+    def folder(self, root: Path) -> Path:
+        return checkpoint.stage_folder(root, 'sft', self)
+
+    def run(self, root: Path, mesh: DeviceMesh) -> LM:
+        if self.sft is None:
+            return hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+        cfg, note = self.sft, loader.note(self.source)
+
+        def make(folder: Path) -> dict[str, Any]:
+            lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+            train = fitted(loader.source(self.source, 'train', self.train), lm, self.max_prompt)
+            prompts_at = loader.batches(train, cfg.batch, cfg.seed)
+            sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
+            return {'export': 'export'}
+
+        once(self.folder(root), self, make)
+        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+
+    def batch(self, lm: LM, prompts: list[Prompt]) -> dict[str, np.ndarray]:
+        """Prompts with their references, a space before and the end token behind."""
+        tokenizer = lm.tokenizer
+        before = [[*tokenizer.start, *row] for row in tokenizer.encode([prompt.text for prompt in prompts])]
+        after = [
+            [*row[: self.max_new_tokens - 1], tokenizer.eos]
+            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts], behind=True)
+        ]
+        longest = max(len(a) + len(b) for a, b in zip(before, after))
+        return sft.example_batch(before, after, -(-longest // 32) * 32, tokenizer.pad)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pairs with a labeler's preferences, which go through the store: what it holds is not asked again."""
+
+    labeler: str
+    fingerprint: str  # of the weights behind that name
+    label: preference.Config
+    source: str
+    pairs: int
+    writers: str  # '': the data's own pairs; else the digest of a policy that wrote the first, beside SFT's (App. K)
+    dtype: Dtype
+
+    def stages(self, root: Path) -> list[Stage]:
+        check_prompts(self.labeler, self.label)
+        return [Stage('labels', self.folder(root), self.pairs, {'labeler': self.labeler})]
+
+    def folder(self, root: Path) -> Path:
+        return checkpoint.stage_folder(root, 'labels', self)
+
+    def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
+        """The pairs, each with the labeler's preference; None where it is unscorable. `labels.parquet` has the rest."""
+        pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
+        found: list[Pair] = []
+
+        def make(folder: Path) -> dict[str, Any]:
+            records = preference.label_all(
+                self.labeler, self.label, pairs, Store(root / 'labels.jsonl'), dtype=self.dtype, mesh=mesh,
+                title=f'labels of {Path(self.labeler).name}', note=loader.note(self.source),
+            )  # fmt: skip
+            found[:] = [replace(pair, preference=record['preference']) for pair, record in zip(pairs, records)]
+            rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]
+            files.write_rows(folder / 'labels.parquet', rows)
+            return {'labels': len(found), 'unscorable': sum(pair.preference is None for pair in found)}
+
+        once(self.folder(root), self, make)
+        if not found:
+            rows = files.read_rows(self.folder(root) / 'labels.parquet')
+            found = [replace(pair, preference=row['preference_prob']) for pair, row in zip(pairs, rows, strict=True)]
+        return found
+
+
+@dataclass(frozen=True)
+class Rewarded:
+    """A reward model: whose preferences it learns, of how many pairs, and what it starts from."""
+
+    start: Supervised
+    from_base: bool  # from the base model, not from what SFT made of it (Table 6)
+    task: str
+    source: str
+    human: int  # pairs with the votes of people
+    ai: Labelled | None  # and pairs with a labeler's preferences
+    held_out: int  # pairs with votes of people that choose among checkpoints
+    reward_model: reward_model.Config
+    dtype: Dtype
+
+    def stages(self, root: Path) -> list[Stage]:
+        cfg, models = self.reward_model, {'policy': self.start.policy}
+        length = cfg.max_prompt + 2 * cfg.max_response
+        before = [] if self.from_base else self.start.stages(root)
+        before += self.ai.stages(root) if self.ai else []
+        return [*before, Stage('reward model', self.folder(root), cfg.steps, models, cfg, length)]
+
+    def folder(self, root: Path) -> Path:
+        return checkpoint.stage_folder(root, 'reward_model', self)
+
+    def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> RewardModel:
+        """`sampled` makes the pairs to label where policies write them."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            start = (replace(self.start, sft=None) if self.from_base else self.start).run(root, mesh)
+            pairs = loader.pairs(self.source, self.task, 'train', self.human)
+            pairs += self.ai.run(root, mesh, sampled) if self.ai else []
+            held_out = loader.pairs(self.source, self.task, 'validation', self.held_out)
+            note = loader.note(self.source)
+            reward_model.run(self.reward_model, folder, start, pairs, held_out, mesh, note=note)
+            return {'export': 'export', 'pairs': len(pairs)}
+
+        once(self.folder(root), self, make)
+        return reward_model.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+
+    def scorer(self, trained: RewardModel, mesh: DeviceMesh) -> reward_model.Scorer:
+        cfg = self.reward_model
+        return reward_model.make_scorer(trained, mesh, max_prompt=cfg.max_prompt, max_response=cfg.max_response)
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """A policy: where it starts, what rewards it, how it is trained, and who chooses among its checkpoints."""
+
+    start: Supervised
+    rewarded: Rewarded | None
+    labeler: str  # whose ratings are the reward where there is no reward model
+    fingerprint: str  # of the weights behind that name
+    rating: direct.Config | None
+    source: str
+    train: int
+    validation: int
+    reinforce: reinforce.Config
+    selector: str  # the LM that chooses among `reinforce.candidates` checkpoints
+    dtype: Dtype
+
+    def stages(self, root: Path) -> list[Stage]:
+        cfg, policy = self.reinforce, self.start.policy
+        models = {'policy': policy, 'value': policy, 'reference': policy}
+        models |= {'labeler': self.labeler} if self.rewarded is None else {'reward model': policy}
+        before = (self.rewarded or self.start).stages(root)
+        before += self.start.stages(root) if self.rewarded and self.rewarded.from_base else []
+        length = cfg.max_prompt + cfg.max_new_tokens
+        return [*before, Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length)]
+
+    def folder(self, root: Path) -> Path:
+        return checkpoint.stage_folder(root, 'reinforce', self)
+
+    def run(
+        self, root: Path, mesh: DeviceMesh, judge: win_rate.Judge | None = None, sampled: Sampled | None = None
+    ) -> LM:
+        """`judge` shows in the log how often validation responses beat SFT's; it decides nothing."""
+
+        def make(folder: Path) -> dict[str, Any]:
+            start = self.start.run(root, mesh)
+            if self.rewarded:
+                scorer = self.rewarded.scorer(self.rewarded.run(root, mesh, sampled), mesh)
+            else:
+                scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
+            cfg, note = self.reinforce, loader.note(self.source)
+            train = fitted(loader.source(self.source, 'train', self.train), start, cfg.max_prompt)
+            prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
+            validation = fitted(loader.source(self.source, 'validation', self.validation), start, cfg.max_prompt)
+            validation = validation[: cfg.eval_prompts]
+            quality = tasks.quality if loader.simulated(self.source) else None
+            reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
+            told = {'over_optimised': over} if (over := over_optimised(policies_figures.read_metrics(folder))) else {}
+            for text in told.values():
+                log.say(f'{note} {text}'.lstrip())
+            return {'export': 'export'} | told | self.select(folder, start, validation, mesh)
+
+        once(self.folder(root), self, make)
+        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+
+    def select(self, folder: Path, start: LM, prompts: list[Prompt], mesh: DeviceMesh) -> dict[str, Any]:
+        """The paper's choice among checkpoints (App. G): those of the highest validation reward, each judged against SFT
+        by a language model in both orders; here the highest win rate is taken, where the authors also looked at a dozen.
+        """
+        cfg = self.reinforce
+        if cfg.candidates == 1:
+            return {}
+        asked = Evaluation(judge=self.selector, batch=cfg.batch, seed=cfg.seed)
+        judge = make_judge(asked, self.task(), self.dtype, mesh)
+        write = lambda lm: respond(lm, prompts, cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)  # noqa: E731
+        theirs, rates = write(start), {}
+        for step in reinforce.candidates(folder):
+            ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh))
+            rates[step] = win_rate.compare(prompts, ours, theirs, judge).raw
+            log.say(
+                f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
+            )
+        best = max(rates, key=lambda step: rates[step].value)
+        log.say(f'chosen: step {best}')
+        shutil.rmtree(folder / 'export')
+        shutil.copytree(reinforce.candidate(folder, best), folder / 'export')
+        return {'step': best, 'win rates': {step: rate.value for step, rate in rates.items()}}
+
+    def task(self) -> str:
+        return self.rewarded.task if self.rewarded else self.rating.task
+
+
+def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02) -> str:
+    """What to say of metrics in which the score went on rising where quality had begun to fall, by `least` and more; ''
+    of others. Quality is known in a simulated world only.
+    """
+    evaluated = [row for row in rows if row.get('eval/quality') is not None]
+    if not evaluated:
+        return ''
+    best, last = max(evaluated, key=lambda row: row['eval/quality']), evaluated[-1]
+    if last['eval/score'] <= best['eval/score'] or last['eval/quality'] > best['eval/quality'] - least:
+        return ''
+    moved = ', '.join(
+        f'{name} {best[f"eval/{name}"]:+.3f} → {last[f"eval/{name}"]:+.3f}' for name in ('score', 'quality', 'kl')
+    )
+    return (
+        f'over-optimised: from step {best["step"] + 1} to {last["step"] + 1} the score rose and quality fell ({moved})'
+    )
+
+
+def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> list[Pair]:
+    """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
+    cfg, policy, start = of.reinforce, of.run(root, mesh), of.start.run(root, mesh)
+    prompts = fitted(loader.source(of.source, 'train', of.train), start, cfg.max_prompt)[:count]
+    write = lambda lm, seed: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh)  # noqa: E731
+    return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
+
+
+def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
+    """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
+    tokenizer = lm.tokenizer
+    return loader.fitted(prompts, lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most)
+
+
+def respond(
+    lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int, batch: int, mesh: DeviceMesh
+) -> list[str]:
+    """A policy's responses to prompts."""
+    texts = [prompt.text for prompt in prompts]
+    with log.console().status(f'{len(texts)} responses of {lm.name}'):
+        return generate(
+            lm, texts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch, mesh=mesh
+        )
+
+
+def test_prompts(data: Data, count: int, lm: LM, most: int) -> Sequence[Prompt]:
+    """The first prompts of the test split, of `most` tokens at most."""
+    return fitted(loader.source(data.source, 'test', data.test), lm, most)[:count]
+
+
+def make_judge(cfg: Evaluation, task: str, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:
+    """Simulated raters, the oracle, or a language model asked in both orders."""
+    if cfg.judge == 'raters':
+        return win_rate.raters(cfg.seed)
+    if cfg.judge == 'oracle':
+        return win_rate.oracle()
+    asked = preference.Config(task=task, technique='base_0shot', batch=cfg.batch)
+    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh), asked, mesh)
+    return win_rate.from_labels(
+        lambda prompts, firsts, seconds: labeler(list(map(Pair, prompts, firsts, seconds))), rule=cfg.rule
+    )

@@ -1,0 +1,111 @@
+"""What a sweep found, as a table and a CSV: a row for each point, which the table averages over seeds."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlaif_jax.config import Bindings, Mistake
+
+SEED = 'seed'  # the binding that stands for --seed
+SHOWN = 6  # figures in the table, unless they are named
+GROUPS = ('comparisons', 'cells', 'reward models')  # of a result: what they hold has names of its own
+# The ends of one point's interval say little beside the interval over seeds, and the mean of p values is none.
+APART = ('low', 'high', 'p_value', 'ties')
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point of a sweep that was run."""
+
+    name: str
+    swept: Bindings  # what the sweep changes; the seed among them
+    values: Bindings  # all of its config by path, changed or not
+    figures: dict[str, float] = field(default_factory=dict)
+    failed: str = ''  # how; '' for one that finished
+
+
+def figures_of(found: Any, *name: str) -> dict[str, float]:
+    """The numbers in a result by name: {'RLAIF vs SFT / raters / raw': 0.6, 'RLAIF vs SFT / raters / raw / low': 0.5}.
+
+    An interval is its value, with the rest below it. No truth values, nothing that is nan.
+    """
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return {' / '.join(name): found} if math.isfinite(found) else {}
+    inner = found if isinstance(found, dict) else dict(enumerate(found)) if isinstance(found, list) else {}
+    is_interval, figures = {'value', 'low', 'high'} <= inner.keys(), {}
+    for key, item in inner.items():
+        silent = (key in GROUPS and not name) or (key == 'value' and is_interval)
+        figures |= figures_of(item, *name, *([] if silent else [str(key)]))
+    return figures
+
+
+def choose(rows: Sequence[Row], wanted: str | None = None) -> list[str]:
+    """The figures to show: those wanted, else the first few that differ. Raises `Mistake` for one that is not there."""
+    known = list(dict.fromkeys(name for row in rows for name in row.figures))
+    if wanted:
+        names = [name.strip() for name in wanted.split(',')]
+        for name in set(names) - set(known) if known else ():
+            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+            raise Mistake(f'--figures={name}: no such figure; did you mean {near}?')
+        return names
+    known = [name for name in known if not apart(name)]
+    done = [row.figures for row in rows if not row.failed]
+    return ([name for name in known if len({figures.get(name) for figures in done}) > 1] or known)[:SHOWN]
+
+
+def table(rows: Sequence[Row], figures: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and lines, a line for each combination of swept values but the seed: n, the points that finished, and of
+    each figure the mean and, over several seeds, the half width of Student's 95 % interval. Figures that have no mean
+    stand side by side.
+    """
+    from rlaif_jax.evaluation.statistics import mean_interval
+
+    paths = [path for path in swept(rows) if path != SEED]
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr([row.values.get(path) for path in paths]), []).append(row)
+
+    def cell(name: str, done: list[Row]) -> str | float | None:
+        seen = [row.figures[name] for row in done if name in row.figures]
+        if len(seen) < 2:
+            return seen[0] if seen else None
+        if apart(name):
+            return ', '.join(f'{number:.4g}' for number in seen)
+        mean = mean_interval(seen)
+        return f'{mean.value:.4g} ± {mean.high - mean.value:.2g}' + (f' (n={mean.n})' if mean.n < len(done) else '')
+
+    any_failed, lines = any(row.failed for row in rows), []
+    for group in groups.values():
+        done = [row for row in group if not row.failed]
+        why = '\n'.join(f'{row.name}: {row.failed}' for row in group if row.failed)
+        values = [group[0].values.get(path) for path in paths]
+        lines.append([*values, len(done), *[cell(name, done) for name in figures], *([why] if any_failed else [])])
+    return [*paths, 'n', *figures, *(['failed'] if any_failed else [])], lines
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line for each point: the swept values, how it failed, all its figures."""
+    paths, figures = swept(rows), list(dict.fromkeys(name for row in rows for name in row.figures))
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator='\n')
+    out.writerow(['point', *paths, 'failed', *figures])
+    for row in rows:
+        values = [row.values.get(path) for path in paths]
+        out.writerow([row.name, *values, row.failed, *[row.figures.get(name) for name in figures]])
+    return text.getvalue()
+
+
+def swept(rows: Sequence[Row]) -> list[str]:
+    """Every path that some point changes."""
+    return list(dict.fromkeys(path for row in rows for path in row.swept))
+
+
+def apart(figure: str) -> bool:
+    """Whether a figure is never averaged over seeds."""
+    return figure.rpartition(' / ')[2] in APART

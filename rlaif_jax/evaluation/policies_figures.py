@@ -1,0 +1,252 @@
+"""Pictures of policies: who is preferred to whom, how long they write, how they were trained.
+
+    figure_matrix('matrix.png', matrix(texts, prompts, judge))
+    figure_lengths('lengths.png', texts)
+    figure_training('training.svg', {'d-RLAIF': read_metrics(folder)})
+
+Every figure is a .png or a .svg, by its suffix, and needs no display.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.evaluation.alignment_report import BLUE, COLOURS, GREY, ORANGE
+from rlaif_jax.evaluation.length import characters
+from rlaif_jax.evaluation.policies_report import complement
+from rlaif_jax.evaluation.win_rate import WinRate
+
+__all__ = ['figure_lengths', 'figure_matrix', 'figure_training', 'read_metrics']
+
+# Title -> unit, key in a step's metrics, key in an evaluation's, factor. The first are of the policy before the step.
+PANELS = {
+    'reward': ('per response', 'objective/rlhf_reward', 'eval/reward', 1),
+    'score': ('per response', 'objective/scores', 'eval/score', 1),
+    'KL to the SFT policy': ('nats per response', 'objective/kl', 'eval/kl', 1),
+    'length': ('tokens per response', 'completions/mean_length', 'eval/mean_length', 1),
+    'preferred to SFT': ('% of validation prompts', None, 'eval/win_rate', 100),
+    'quality': ("the oracle's, mean", None, 'eval/quality', 1),
+}
+STYLES = ('-', '--', ':')  # colours come round again in another style
+
+
+def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, by its path or its run folder's; null is None.
+
+    A line cut short by a crash is left out, as a resumed run does. Mistake: no such file.
+    """
+    path = Path(path)
+    path = path / 'metrics.jsonl' if path.is_dir() else path
+    if not path.is_file():
+        raise Mistake(f'{path}: there are no metrics here; a run writes them to metrics.jsonl in its folder')
+    rows = []
+    for line in path.read_text(encoding='utf-8', errors='replace').split('\n'):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and 'step' in row:
+            rows.append(row)
+    return rows
+
+
+def figure_matrix(
+    path: str | PathLike[str],
+    found: Mapping[tuple[str, str], WinRate],
+    *,
+    title: str = 'Policies against each other',
+    simulated: bool = False,
+) -> None:
+    """Draws two heat maps of how often the row is preferred to the column: raw, and at equal length.
+
+    found: (A, B) -> A's rate; of a pair it is enough to give one order. Numbers are per cent with their intervals, bold
+    where those leave out one half. Mistake: no comparisons, another suffix, matplotlib not installed.
+    """
+    if not found:
+        raise Mistake('there are no comparisons to show')
+    policies = list(dict.fromkeys(name for pair in found for name in pair))
+    longest = max(map(len, policies))
+    side = max(3.2, 1.05 * len(policies))
+    drawing = _drawing(path, (2 * side + 1.6 + 0.08 * longest, side + 0.9 + 0.05 * longest), title, simulated)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list('preferred', [ORANGE, '#f7f7f7', BLUE])
+    axes = drawing.subplots(1, 2, sharey=True)
+    for ax, (name, which) in zip(axes, {'all responses': 'raw', 'at equal length': 'length_adjusted'}.items()):
+        rate = np.full((len(policies), len(policies)), np.nan)
+        for i, a in enumerate(policies):
+            for j, b in enumerate(policies):
+                one = found.get((a, b)) or ((b, a) in found and complement(found[b, a]))
+                if one and i != j:
+                    rate[i, j] = 100 * getattr(one, which).value
+                    _write_rate(ax, j, i, getattr(one, which))
+        image = ax.imshow(np.ma.masked_invalid(rate), cmap=colours, vmin=0, vmax=100, aspect='auto')
+        ax.set_facecolor('#dddddd')
+        ax.set_title(name, fontsize='medium')
+        ax.set_xlabel('policy B')
+        ax.set_xticks(range(len(policies)), policies, parse_math=False, rotation=30, ha='right', rotation_mode='anchor')
+        ax.set_yticks(range(len(policies)), policies, parse_math=False)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    axes[0].set_ylabel('policy A')
+    bar = drawing.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
+    bar.set_label('A is preferred to B, %')
+    bar.outline.set_visible(False)
+    _save(drawing, path)
+
+
+def _write_rate(ax: Any, x: int, y: int, found: Any) -> None:
+    if math.isnan(found.value):
+        ax.text(x, y, 'no votes', ha='center', va='center', fontsize='small')
+        return
+    sure = 0.5 not in found
+    dark = {'color': 'white' if abs(found.value - 0.5) > 0.3 else 'black', 'ha': 'center'}
+    ax.text(x, y - 0.02, f'{100 * found.value:.1f}', va='bottom', fontweight='bold' if sure else 'normal', **dark)
+    ax.text(x, y + 0.04, f'[{100 * found.low:.0f}, {100 * found.high:.0f}]', va='top', fontsize='small', **dark)
+
+
+def figure_lengths(
+    path: str | PathLike[str],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    title: str = 'Lengths of responses',
+    simulated: bool = False,
+) -> None:
+    """Draws how long each policy's responses are, in characters: a histogram a policy on one scale, and the mean.
+
+    An empty text counts as one character, as in every ratio of lengths. Mistake: no responses at all, another suffix,
+    matplotlib not installed.
+    """
+    lengths = {name: characters(responses) for name, responses in texts.items()}
+    if not any(length_B.size for length_B in lengths.values()):
+        raise Mistake('there are no responses to show the lengths of')
+    drawing = _drawing(path, (7.0, 1.1 + 0.95 * len(lengths)), title, simulated)
+    axes = drawing.subplots(len(lengths), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    every_B = np.concatenate(list(lengths.values()))
+    width = max(1, math.ceil(np.ptp(every_B) / 40))  # whole characters, or some bins hold more lengths than others
+    edges = np.arange(every_B.min(), every_B.max() + width + 1, width) - 0.5
+    for i, (ax, (name, length_B)) in enumerate(zip(axes, lengths.items())):
+        colour = COLOURS[i % len(COLOURS)]
+        label = f'{name}\nno responses'
+        if length_B.size:
+            share = 100 * np.histogram(length_B, edges)[0] / length_B.size
+            ax.stairs(share, edges, fill=True, color=colour, alpha=0.55)
+            ax.axvline(length_B.mean(), color='black', linewidth=1.2)
+            label = f'{name}\nmean {length_B.mean():.0f}'
+        ax.set_ylabel(label, rotation=0, ha='right', va='center', parse_math=False)
+        _bare(ax)
+    axes[-1].set_xlabel('length, characters')
+    drawing.supylabel('share of responses, %', fontsize='medium')
+    _save(drawing, path)
+
+
+def figure_training(
+    path: str | PathLike[str],
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    title: str = 'REINFORCE',
+    simulated: bool = False,
+) -> None:
+    """Draws how runs went, a panel a quantity: reward, score, KL, length, win rate and quality.
+
+    runs: name -> rows of its metrics.jsonl. Batches of training are a thin line with its running mean over a twentieth
+    of the run; evaluations on the validation prompts are marked. What no run has is not drawn. Mistake: nothing to
+    draw, another suffix, matplotlib not installed.
+    """
+    known = {
+        name: panel
+        for name, panel in PANELS.items()
+        if any(_curve(rows, key)[0].size for rows in runs.values() for key in panel[1:3])
+    }
+    if not known:
+        raise Mistake(f'the metrics of {", ".join(runs) or "no run"} have nothing to draw: are they of REINFORCE?')
+    across = min(3, len(known)) if len(known) != 4 else 2
+    down = -(-len(known) // across)
+    drawing = _drawing(path, (3.6 * across, 2.5 * down + 0.8), title, simulated)
+    axes = drawing.subplots(down, across, squeeze=False, sharex=True).ravel()
+    looks = [
+        {'color': COLOURS[i % len(COLOURS)], 'linestyle': STYLES[i // len(COLOURS) % len(STYLES)]}
+        for i in range(len(runs))
+    ]
+    for ax, (name, (unit, training, evaluation, factor)) in zip(axes, known.items()):
+        for look, rows in zip(looks, runs.values()):
+            step_B, value_B = _curve(rows, training)
+            ax.plot(step_B, factor * value_B, linewidth=0.7, alpha=0.35, color=look['color'])
+            ax.plot(step_B, factor * _running_mean(value_B), linewidth=1.6, **look)
+            step_B, value_B = _curve(rows, evaluation)
+            ax.plot(step_B + 1, factor * value_B, linewidth=0 if training else 1.2, **MARK, **look)
+        if evaluation == 'eval/win_rate':
+            ax.axhline(50, color=GREY, linewidth=0.8, linestyle=':')
+        ax.set_title(name, fontsize='medium')
+        ax.set(xlabel='steps done', ylabel=unit)
+        ax.tick_params(labelbottom=True)
+        _bare(ax)
+    for ax in axes[len(known) :]:
+        ax.set_visible(False)
+    _draw_legend(drawing, runs, looks)
+    _save(drawing, path)
+
+
+MARK = {'marker': 'o', 'markersize': 5, 'markeredgecolor': 'black', 'markeredgewidth': 0.6}
+
+
+def _draw_legend(drawing: Any, names: Iterable[str], looks: Sequence[Mapping[str, Any]]) -> None:
+    """Under the panels: the runs, and what lines and marks are."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], linewidth=1.6, **look) for look in looks]
+    lines += [Line2D([], [], color=GREY, linewidth=1.6), Line2D([], [], color=GREY, linewidth=0, **MARK)]
+    labels = [*names, 'batches of training, running mean', 'validation prompts']
+    legend = drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small')
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, (B,) each, of the rows that have a finite one."""
+    pairs = [(row['step'], row[key]) for row in rows if key and row.get(key) is not None]
+    step_B, value_B = (np.array(column, np.float64) for column in (zip(*pairs) if pairs else ((), ())))
+    return step_B[np.isfinite(value_B)], value_B[np.isfinite(value_B)]
+
+
+def _running_mean(value_B: np.ndarray) -> np.ndarray:
+    """Over a twentieth of the run, centred; over fewer at its ends."""
+    window = np.ones(max(1, len(value_B) // 20))
+    if len(value_B) < 2:
+        return value_B
+    return np.convolve(value_B, window, 'same') / np.convolve(np.ones_like(value_B), window, 'same')
+
+
+# Small parts
+
+
+def _drawing(path: str | PathLike[str], size: tuple[float, float], title: str, simulated: bool) -> Any:
+    """An empty figure of `size` inches with its title."""
+    if Path(path).suffix.lower() not in ('.png', '.svg'):
+        raise Mistake(f'{path}: a figure is a .png or a .svg')
+    try:
+        from matplotlib.figure import Figure  # not pyplot: that has global state, and looks for a display
+    except ImportError as error:
+        raise Mistake(f'a figure needs matplotlib, which is not here ({error}): pip install matplotlib') from error
+    drawing = Figure(figsize=size, dpi=110, layout='constrained')
+    title, colour = (f'SIMULATED · {title}', ORANGE) if simulated else (title, 'black')
+    drawing.suptitle(title, color=colour, fontweight='bold', parse_math=False)
+    return drawing
+
+
+def _save(drawing: Any, path: str | PathLike[str]) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(path)
+
+
+def _bare(ax: Any) -> None:
+    for side in ('top', 'right'):
+        ax.spines[side].set_visible(False)

@@ -1,0 +1,168 @@
+"""People rank the responses of several policies to one prompt (§3.4 of the paper): how far raters agree (Kendall's W,
+App. I), and the votes between any two policies that follow.
+
+    rankings = read('rankings.jsonl')
+    concordance(rankings.rank_BMN)
+    win_rate.compare(prompts, responses['rl'], responses['sft'], judge(rankings, 'rl', 'sft'), names=('rl', 'sft'))
+
+A row of the file is one rater's ranking for one prompt, best first; policies that share a place stand in a list:
+
+    {"prompt_id": "micro/test/3", "rater": "ann", "ranking": ["rl", ["sft", "reference"]]}
+
+The prompt is named by its id, or by its text in a column `prompt`. Axes: B prompt, M rater, N policy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import files
+from rlaif_jax.evaluation.statistics import Interval, bootstrap
+from rlaif_jax.evaluation.win_rate import Judge
+
+__all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'votes']
+
+
+@dataclass(frozen=True, eq=False)
+class Rankings:
+    """Who ranked what, in the order in which the names first occur."""
+
+    prompts: tuple[str, ...]  # their ids, or their texts
+    raters: tuple[str, ...]
+    policies: tuple[str, ...]
+    rank_BMN: np.ndarray  # the place a policy was given: 0 the best, equal where tied, nan where it was not ranked
+
+
+# Agreement of raters
+
+
+def kendall_w(rank_MN: np.ndarray) -> float:
+    """Kendall's coefficient of concordance of M raters who rank N items, corrected for ties: 1 where all rank alike.
+
+        W = Σ_n (Σ_m r_mn)² / (M Σ_mn r_mn²),   r the ranks of a rater round their mean, tied items sharing theirs
+
+    Without ties that is 12 S / (M² (N³ − N)), and each tie takes off what the correction takes off. Raters who rank
+    at random have 1 / M on average, not 0. Ranks may be any numbers, the order of a row is all that counts. A rater
+    without a rank for anything is left out, and then each item that not all have ranked. With fewer than two raters or
+    items, or where everything is tied: nan. Mistake: not a table of numbers, infinity.
+    """
+    rank_MN = np.asarray(rank_MN, np.float64)
+    if rank_MN.ndim != 2 or np.isinf(rank_MN).any():
+        raise Mistake(f'ranks are a table of finite numbers, raters by items, not of shape {rank_MN.shape}')
+    rank_MN = rank_MN[~np.isnan(rank_MN).all(1)]
+    rank_MN = rank_MN[:, ~np.isnan(rank_MN).any(0)]
+    if min(rank_MN.shape) < 2:
+        return float('nan')
+    # Half of (items before it - items behind it) is an item's rank round the mean, and ties need no further care.
+    centred_MN = 0.5 * np.sign(rank_MN[:, :, None] - rank_MN[:, None, :]).sum(-1)
+    most = len(rank_MN) * (centred_MN**2).sum()
+    return float((centred_MN.sum(0) ** 2).sum() / most) if most else float('nan')
+
+
+def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, confidence: float = 0.95) -> Interval:
+    """Kendall's W averaged over prompts, with a bootstrap interval over them. The paper's raters: 0.6 to 0.7 (App. I).
+
+    Prompts without a W (see `kendall_w`) are left out, and n counts the rest (none: nan in [0, 1]).
+    """
+    w_B = np.array([kendall_w(rank_MN) for rank_MN in rank_BMN], np.float64)
+    w_B = w_B[~np.isnan(w_B)]
+    if not w_B.size:
+        return Interval(float('nan'), 0.0, 1.0, 0)
+    return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
+
+
+# Votes between two policies
+
+
+def votes(rankings: Rankings, a: str, b: str) -> np.ndarray:
+    """Policy A against B as `win_rate.win_rate` takes it, (B,) over `rankings.prompts`: the share of raters who put A
+    before B, ties as halves; nan where nobody ranked both. Mistake: an unknown policy.
+    """
+    rank_a_BM, rank_b_BM = (rankings.rank_BMN[..., _policy(rankings, name)] for name in (a, b))
+    sign_BM = np.sign(rank_b_BM - rank_a_BM)
+    said_B = (~np.isnan(sign_BM)).sum(1)
+    return np.where(said_B > 0, 0.5 + 0.5 * np.nansum(sign_BM, 1) / np.maximum(said_B, 1), np.nan)
+
+
+def judge(rankings: Rankings, a: str, b: str) -> Judge:
+    """A judge for `win_rate.compare`: the votes of the prompts it is given, found by id or by text, nan where a prompt
+    was not ranked. It trusts that the responses are those that people saw. Mistake: an unknown policy, and when it is
+    asked, not one of the prompts among those ranked.
+    """
+    vote_of = dict(zip(rankings.prompts, votes(rankings, a, b)))
+
+    def look_up(prompts, responses_a, responses_b):
+        keys = [[getattr(prompt, 'id', prompt), getattr(prompt, 'text', prompt)] for prompt in prompts]
+        if keys and not any(key in vote_of for both in keys for key in both):
+            raise Mistake(
+                f'none of the {len(keys)} prompts was ranked: the first is {keys[0][0][:80]!r}, '
+                f'the first of the rankings {rankings.prompts[0][:80]!r}'
+            )
+        return np.array([vote_of.get(id, vote_of.get(text, np.nan)) for id, text in keys], np.float64)
+
+    return look_up
+
+
+# Files
+
+
+def read(path: PathLike | str) -> Rankings:
+    """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads.
+
+    Mistake, which names file and line: a column is missing, a ranking is not a list of at least two policies (or lists
+    of tied ones), names one twice, or is the rater's second for the prompt.
+    """
+    place_of: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[str, str], str] = {}
+    for where, row in files.located(Path(path)):
+        prompt, rater = _prompt(row, where), str(_column(row, 'rater', where))
+        if (prompt, rater) in seen:
+            raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')
+        seen[prompt, rater] = where
+        for place, names in enumerate(_places(_column(row, 'ranking', where), where)):
+            place_of.update({(prompt, rater, name): place for name in names})
+    axes = [{name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*place_of)]
+    rank_BMN = np.full([len(axis) for axis in axes], np.nan)
+    for names, place in place_of.items():
+        rank_BMN[tuple(axis[name] for axis, name in zip(axes, names))] = place
+    return Rankings(*map(tuple, axes), rank_BMN)
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> str:
+    return str(row['prompt_id'] if row.get('prompt_id') is not None else _column(row, 'prompt', where))
+
+
+def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    if row.get(name) is None:
+        wanted = "'prompt_id' or 'prompt'" if name == 'prompt' else repr(name)
+        raise Mistake(f'{where}: no column {wanted}; the columns are {", ".join(map(repr, row)) or "none"}')
+    return row[name]
+
+
+def _places(ranking: Any, where: str) -> list[list[str]]:
+    """The policies at each place, best first."""
+    places = [one if isinstance(one, list) else [one] for one in ranking] if isinstance(ranking, list) else []
+    names = [name for place in places for name in place]
+    if len(names) < 2 or not all(places) or not all(isinstance(name, str) for name in names):
+        raise Mistake(
+            f'{where}: a ranking is a list of two policies or more, best first, tied ones in a list: '
+            f'["a", ["b", "c"]]; not {str(ranking)[:80]}'
+        )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Mistake(f'{where}: the ranking names {twice[0]!r} twice')
+    return places
+
+
+def _policy(rankings: Rankings, name: str) -> int:
+    if name not in rankings.policies:
+        near = difflib.get_close_matches(name, rankings.policies, 1, 0.0)[0]
+        raise Mistake(f'no policy {name!r} among those ranked; did you mean {near!r}?')
+    return rankings.policies.index(name)

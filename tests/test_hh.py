@@ -1,0 +1,153 @@
+"""Laws of rlaif_jax.data.hh: a prompt and a reply, one behind the other, are the published dialogue; no prompt is in two of
+the splits made of the published test split; what is no pair is counted and left out.
+"""
+
+import gzip
+import json
+import shutil
+
+import published_files
+import pytest
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import files, hh, loader, published
+
+TURNS = '\n\nHuman: {}\n\nAssistant: {}'
+
+
+def row(question, better, worse, before=''):
+    return {'chosen': before + TURNS.format(question, better), 'rejected': before + TURNS.format(question, worse)}
+
+
+ODD = [
+    row('ünïcode 😀', ' two spaces', ''),  # an empty reply
+    row('same', 'a', 'a'),
+    row('q\n\nwith paragraphs', 'a\n\nb', 'c', before=TURNS.format('earlier', 'Human: said so')),
+    row('again', 'a', 'b'),
+    row('again', 'c', 'd'),  # a prompt twice
+]
+BAD = [
+    {'chosen': TURNS.format('one', 'a'), 'rejected': TURNS.format('another', 'b')},  # no context in common
+    {
+        'chosen': TURNS.format('q', 'a') + '\n\nHuman: so',
+        'rejected': TURNS.format('q', 'b'),
+    },  # ends in the human's turn
+    {'chosen': 'no dialogue', 'rejected': 'at all'},
+]
+TRAIN = ODD + [row(f'question {n}', 'yes', 'no') for n in range(60)]
+TEST = [row(f'test {n // 2}', f'yes {n}', 'no') for n in range(80)] + BAD
+
+
+@pytest.fixture
+def manual(tmp_path, monkeypatch):
+    for kind in (hh.Helpful, hh.Harmless):
+        monkeypatch.setattr(kind, 'COUNTS', {'train': len(TRAIN), 'test': len(TEST)})
+    return published_files.alone(tmp_path, monkeypatch)
+
+
+def write(folder, train=TRAIN, test=TEST):
+    published_files.write(folder / 'train.jsonl.gz', train)
+    published_files.write(folder / 'test.jsonl.gz', test)
+
+
+def everything(split, name='hh_harmless'):
+    return loader.pairs(name, name.removeprefix('hh_'), split, 10**6)
+
+
+def mistake(call, *args):
+    with pytest.raises(Mistake) as caught:
+        call(*args)
+    return str(caught.value)
+
+
+def dialogues(pairs):
+    return sorted((pair.prompt.text + pair.first, pair.prompt.text + pair.second) for pair in pairs)
+
+
+def test_prompt_and_reply_are_the_dialogue(manual):
+    write(manual / 'hh_harmless')
+    pairs = everything('train')
+    assert dialogues(pairs) == sorted((row['chosen'], row['rejected']) for row in TRAIN)
+    for pair in pairs:
+        assert pair.preference == 1 and pair.prompt.text.endswith('\n\nAssistant:')
+        number = int(pair.prompt.id.removeprefix('hh_harmless/train/'))
+        assert pair.prompt.text + pair.first == TRAIN[number]['chosen']
+    prompts = loader.source('hh_harmless', 'train', 10**6)
+    assert [prompt.text for prompt in prompts] == [pair.prompt.text for pair in pairs]
+
+
+def test_splits(manual, capsys):
+    write(manual / 'hh_harmless')
+    validation, test = everything('validation'), everything('test')
+    assert 'hh_harmless: 3 of 148 rows are left out; the first: ' in capsys.readouterr().out
+    assert dialogues(validation + test) == sorted((row['chosen'], row['rejected']) for row in TEST[:-3])
+    prompts = [{pair.prompt.text for pair in pairs} for pairs in (validation, test)]
+    assert not prompts[0] & prompts[1] and 16 <= len(prompts[0]) <= 36  # of 40; 27 are expected
+    aligned, train = everything('alignment'), everything('train')
+    assert 1 <= len(aligned) <= 16 and {pair.prompt.id for pair in aligned} <= {pair.prompt.id for pair in train}
+
+
+def test_helpful_and_harmless_are_told_apart(manual, tmp_path, monkeypatch):
+    """`datasets` names the folder of its cache by a hash; the number of rows says what is in it."""
+    monkeypatch.setattr(hh.Helpful, 'COUNTS', {'train': 5, 'test': 9})
+    cached = tmp_path / 'hf/datasets/Anthropic___hh-rlhf'
+    published_files.cache(cached / 'default-1a2b/0.0.0/c3', 'hh-rlhf', {'train': TRAIN, 'test': TEST})
+    published_files.cache(cached / 'default-4d5e/0.0.0/c3', 'hh-rlhf', {'train': ODD, 'test': TEST[:9]})
+    assert len(everything('train', 'hh_helpful')) == 5
+    assert len(everything('train')) == len(TRAIN)
+
+
+def test_the_files_of_the_hub(manual, tmp_path):
+    write(tmp_path / 'hf/hub/datasets--Anthropic--hh-rlhf/snapshots/1a2b/harmless-base')
+    assert dialogues(everything('train')) == sorted((row['chosen'], row['rejected']) for row in TRAIN)
+    assert 'Name' not in mistake(everything, 'train', 'hh_helpful')
+
+
+def test_what_is_wrong_with_a_file(manual, tmp_path):
+    write(manual / 'hh_harmless', TRAIN[1:])
+    assert '64 rows of train, published are 65' in mistake(everything, 'train')
+    write(manual / 'hh_harmless', [{'prompt': 'p', 'chosen': 'a', 'rejcted': 'b'}])
+    assert 'train.jsonl.gz:1: no rejected among its columns, which are prompt, chosen, rejcted' in mistake(
+        everything, 'train'
+    )
+    whole = gzip.compress(b''.join(json.dumps(row).encode() + b'\n' for row in TRAIN))
+    (manual / 'hh_harmless/train.jsonl.gz').write_bytes(whole[:-30])
+    assert 'train.jsonl.gz: its compressed data is cut short' in mistake(everything, 'train')
+    assert published.prepared(hh.Harmless) is None
+    shutil.rmtree(manual / 'hh_harmless')
+    said = mistake(everything, 'train')
+    assert 'Fetch train.jsonl.gz, test.jsonl.gz\nfrom https://huggingface.co/datasets/Anthropic/hh-rlhf/' in said
+
+
+# Prompts that are too long
+
+
+@pytest.mark.parametrize('room', [30, 45, 60, 75, 90, 200])
+def test_the_oldest_exchanges_go_first(room):
+    text = TURNS.format('first', 'one') + TURNS.format('second', 'two') + '\n\nHuman: the last question\n\nAssistant:'
+    short = hh.shorten(text, lambda text: len(text) <= room)
+    assert len(short) <= room and short.startswith('\n\nHuman:') and short.endswith('question\n\nAssistant:')
+    if text.endswith(short) and short != text:  # whole turns; one exchange more would not fit
+        assert len(text) - text.rindex('\n\nHuman:', 0, len(text) - len(short)) > room
+    elif short != text:
+        assert len(short) == room and text.endswith(short.removeprefix('\n\nHuman:'))
+
+
+def test_what_cannot_fit():
+    assert 'too long' in mistake(hh.shorten, '\n\nHuman: a\n\nAssistant:', lambda text: False)
+
+
+# Anthropic's own file
+
+
+def test_the_published_test_split(manual, shared, monkeypatch):
+    write(manual / 'hh_harmless')
+    shutil.copyfile(shared / 'hh_harmless/test.jsonl.gz', manual / 'hh_harmless/test.jsonl.gz')
+    monkeypatch.setattr(hh.Harmless, 'COUNTS', {'train': len(TRAIN), 'test': 2312})
+    validation, test = everything('validation'), everything('test')
+    assert len(validation) + len(test) == 2307 and abs(len(validation) / 2307 - 2 / 3) < 0.03
+    assert not {pair.prompt.text for pair in validation} & {pair.prompt.text for pair in test}
+    rows = files.read_rows(shared / 'hh_harmless/test.jsonl.gz')
+    for pair in test[:100]:
+        number = int(pair.prompt.id.rsplit('/')[-1])
+        assert (pair.prompt.text + pair.first, pair.prompt.text + pair.second) == tuple(rows[number].values())

@@ -1,0 +1,139 @@
+"""Laws of rlaif_jax.data.loader: the step is the position, an epoch shows every prompt once, processes share a batch; a
+path serves as a data set, its splits disjoint by prompt.
+"""
+
+import jax
+import pytest
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import files, loader
+from rlaif_jax.data.records import Prompt
+
+PROMPTS = [Prompt(f'p{i}', str(i)) for i in range(24)]
+ROWS = [{'prompt': f'prompt {i // 2}', 'chosen': f'a {i}', 'rejected': f'b {i}'} for i in range(200)]
+
+
+def mistake(call, *args):
+    with pytest.raises(Mistake) as caught:
+        call(*args)
+    return str(caught.value)
+
+
+# The stream
+
+
+def test_the_step_is_the_position():
+    at = loader.batches(PROMPTS, 5, seed=3)
+    straight = [at(step) for step in range(12)]
+    again = loader.batches(PROMPTS, 5, seed=3)  # of a run that was stopped
+    assert [again(step) for step in (11, 7, 0, 7)] == [straight[step] for step in (11, 7, 0, 7)]
+
+
+def test_an_epoch_shows_every_prompt_once_in_its_own_order():
+    at = loader.batches(PROMPTS, 6, seed=0)
+    epochs = [[prompt for step in range(4 * epoch, 4 * epoch + 4) for prompt in at(step)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch, key=lambda prompt: int(prompt.id)) == PROMPTS
+    orders = [*epochs, [prompt for step in range(4) for prompt in loader.batches(PROMPTS, 6, seed=1)(step)], PROMPTS]
+    assert len({tuple(order) for order in orders}) == 5
+
+
+@pytest.mark.parametrize('processes', [1, 2, 3])
+def test_processes_share_a_batch(processes):
+    whole = loader.batches(PROMPTS, 6, seed=2)
+    shares = [loader.batches(PROMPTS, 6, 2, process=i, processes=processes) for i in range(processes)]
+    for step in (0, 3, 9):
+        assert [prompt for share in shares for prompt in share(step)] == whole(step)
+    here = loader.batches(PROMPTS, 6, 2, process=jax.process_index(), processes=jax.process_count())
+    assert here(1) == whole(1)
+
+
+def test_batches_that_cannot_be():
+    assert 'a batch of 25 from 24' in mistake(loader.batches, PROMPTS, 25, 0)
+    with pytest.raises(Mistake, match='a batch of 6 does not split evenly over 4'):
+        loader.batches(PROMPTS, 6, 0, process=0, processes=4)
+
+
+# Names
+
+
+def test_names():
+    assert len(loader.source('micro_tldr', 'train', 10)) == 10
+    assert 'did you mean hh_harmless?' in mistake(loader.source, 'hh_harmles', 'train', 1)
+    assert 'did you mean' in mistake(loader.check, 'micro_tdlr')
+    assert 'no such file or folder' in mistake(loader.check, 'nowhere/pairs.jsonl')
+    assert [loader.simulated(name) for name in ('micro_tldr', 'tldr', './micro_pairs.jsonl')] == [True, False, False]
+
+
+def test_to_check_prepares_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv('RLAIF_DATA_DIR', str(tmp_path / 'prepared'))
+    monkeypatch.delenv('RLAIF_MANUAL_DIR', raising=False)
+    for name in loader.SOURCES:
+        loader.check(name)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path / 'nowhere'))
+    assert 'nowhere is no folder' in mistake(loader.check, 'tldr')
+
+
+# Paths
+
+
+@pytest.mark.parametrize('suffix', ['.jsonl', '.parquet', '.json.gz'])
+def test_a_file_is_split_by_its_prompts(tmp_path, suffix):
+    path = str(tmp_path / f'pairs{suffix}')
+    files.write_rows(path, ROWS)
+    loader.check(path)
+    pairs = {split: loader.pairs(path, 'summarization', split, 1000) for split in loader.SPLITS}
+    assert sorted(pair.first for split in pairs.values() for pair in split) == sorted(row['chosen'] for row in ROWS)
+    prompts = {split: {pair.prompt.text for pair in pairs[split]} for split in pairs}
+    assert not prompts['train'] & prompts['validation'] and not prompts['test'] & (
+        prompts['train'] | prompts['validation']
+    )
+    assert 65 <= len(prompts['train']) <= 95
+    for split in pairs:
+        assert {prompt.text for prompt in loader.source(path, split, 1000)} == prompts[split]
+        assert loader.pairs(path, 'summarization', split, 3) == pairs[split][:3]
+
+
+@pytest.mark.parametrize('names', [('train.jsonl', 'valid.jsonl', 'test.json'), ('data/train-0-of-1.parquet',) * 1])
+def test_a_folder_has_a_file_a_split(tmp_path, names):
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        files.write_rows(tmp_path / name, ROWS[number : number + 2])
+    for number, (_, split) in enumerate(zip(names, loader.SPLITS)):
+        assert [pair.first for pair in loader.pairs(str(tmp_path), 'helpful', split, 9)] == [
+            f'a {number}',
+            f'a {number + 1}',
+        ]
+    if len(names) == 1:
+        assert 'no file of the split test' in mistake(loader.source, str(tmp_path), 'test', 1)
+
+
+def test_rows_that_are_no_pairs_are_counted(tmp_path, capsys):
+    path = str(tmp_path / 'pairs.jsonl')
+    files.write_rows(path, [*ROWS, {'prompt': 'p', 'chosen': None, 'rejected': 'x'}])
+    loader.pairs(path, 'helpful', 'train', 9)
+    assert '1 of 201 rows are left out; the first: ' in capsys.readouterr().out
+    files.write_rows(path, ROWS[:1])
+    empty = [split for split in loader.SPLITS if not _has(path, split)]
+    assert len(empty) == 2
+    assert f'none is in {empty[0]}; give a folder' in mistake(loader.source, path, empty[0], 1)
+    assert 'has no split' in mistake(loader.source, path, 'alignment', 1)
+
+
+def _has(path, split):
+    try:
+        return bool(loader.source(path, split, 1))
+    except Mistake:
+        return False
+
+
+def test_fitted():
+    post = 'SUBREDDIT: r/a\n\nTITLE: t\n\nPOST: one\n\ntwo\n\nTL;DR:'
+    dialogue = '\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:'
+    prompts = [Prompt(post, '1', 'ref'), Prompt(dialogue, '2'), Prompt('short', '3'), Prompt('another text' * 9, '4')]
+    found = loader.fitted(prompts, lambda text: len(text) < 45)
+    assert found[0] == Prompt(post.replace('\n\ntwo', '\n'), '1', 'ref')
+    assert found[1] == Prompt('\n\nHuman: c\n\nAssistant:', '2') and found[2] == prompts[2] and len(found) == 4
+    with pytest.raises(Mistake, match='not a TL;DR prompt'):
+        found[3]

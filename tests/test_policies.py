@@ -1,0 +1,274 @@
+"""Arms and variants: what they need, what they share, and a whole run of several at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from experiments import arms, comparison, experiments, find, plan, reward_models
+from experiments.policies import Policies
+from experiments.scales import scale
+from experiments.stages import over_optimised
+from rlaif_jax.config import Mistake, bind
+from rlaif_jax.data import files
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.training import reinforce, reward_model
+
+MICRO = scale('micro')
+
+
+def at(cfg, root: Path) -> dict[str, list[Path]]:
+    """The folders of the stages of a config, by the kind of stage."""
+    found: dict[str, list[Path]] = {}
+    for stage in cfg.stages(root / 'run'):
+        found.setdefault(stage.name, []).append(stage.folder)
+    return found
+
+
+# What an arm needs
+
+
+@pytest.mark.parametrize(
+    'bindings, told',
+    [
+        ({'arms': ('RLAF',)}, "each is one of 'RLHF'"),
+        ({'arms': ()}, 'each is one of'),
+        ({'labeler': 'micro_s'}, "labeler = 'micro_s' would change nothing; d-RLAIF asks same_size_labeler"),
+        ({'same_size_labeler': ''}, 'same_size_labeler is empty; d-RLAIF needs one'),
+        ({'arms': ('RLHF',), 'same_size_labeler': ''}, 'reward_model: needed by RLHF'),
+        ({'reward_model_from_base': True}, 'reward_model_from_base is about votes of people'),
+    ],
+)
+def test_a_config_that_would_not_do_what_it_says_is_refused(bindings, told):
+    with pytest.raises(Mistake, match=told):
+        bind(find('tldr_direct')(MICRO), bindings)
+
+
+def test_a_reward_model_sees_what_the_policy_writes():
+    with pytest.raises(Mistake, match='a reward model must see what the policy writes'):
+        bind(find('tldr_rlaif')(MICRO), {'reinforce.max_new_tokens': 64})
+    bind(find('tldr_rlaif')(MICRO), {'reinforce.max_new_tokens': 64, 'reward_model.max_response': 64})
+
+
+def test_a_policy_without_a_policy_to_learn_from_has_no_reward_model():
+    with pytest.raises(Mistake, match='has no reward model without a policy'):
+        bind(find('tldr_rm_human')(MICRO), {'arms': ('d-RLAIF',), 'same_size_labeler': 'micro_xs'})
+
+
+# What experiments share
+
+
+def test_experiments_share_what_they_both_need(tmp_path):
+    made = {name: at(find(name)(MICRO), tmp_path) for name in experiments() if name.startswith(('tldr_r', 'tldr_t'))}
+    whole = made['tldr_table1']
+    assert len(whole['sft']) == 1 and len(whole['reinforce']) == 4 and len(whole['reward model']) == 3
+    for name in ('tldr_rlaif', 'tldr_rlhf', 'tldr_rm_human'):
+        for kind, folders in made[name].items():
+            assert kind == 'evaluation' or set(folders) <= set(whole[kind]), (name, kind)
+    assert made['tldr_rlaif']['reinforce'] != made['tldr_rlhf']['reinforce']
+    assert 'labels' not in made['tldr_rlhf']
+    combined = at(find('tldr_combined')(MICRO), tmp_path)
+    assert set(made['tldr_rlhf']['reinforce']) < set(combined['reinforce'])  # it writes the pairs to be labelled
+
+
+@pytest.mark.parametrize(
+    'bindings, same, changed',
+    [
+        ({'reinforce.beta': 0.1}, ['sft', 'labels', 'reward model'], ['reinforce']),
+        ({'reward_model.soft': False}, ['sft', 'labels'], ['reward model', 'reinforce']),
+        ({'data.pairs': 128}, ['sft'], ['labels', 'reward model', 'reinforce']),
+        ({'label.technique': 'base_0shot'}, ['sft'], ['labels', 'reward model', 'reinforce']),
+        ({'sft.seed': 1}, ['labels'], ['sft', 'reward model', 'reinforce']),
+        ({'evaluation.prompts': 9}, ['sft', 'labels', 'reward model', 'reinforce'], []),
+        ({'evaluation.selector': 'micro_s'}, ['sft', 'labels', 'reward model', 'reinforce'], []),
+    ],
+)
+def test_a_stage_is_made_anew_where_something_that_determines_it_changes(tmp_path, bindings, same, changed):
+    cfg = find('tldr_rlaif')(MICRO)
+    before, after = at(cfg, tmp_path), at(bind(cfg, bindings), tmp_path)
+    assert [kind for kind in before if before[kind] == after[kind]] == [*same, 'evaluation']
+    assert [kind for kind in before if before[kind] != after[kind]] == changed
+
+
+def test_arms_differ_in_their_feedback_alone():
+    cfg = find('tldr_table1')(MICRO)
+    made = [arms.optimised(cfg, arm) for arm in cfg.arms]
+    for one in made:
+        bare = replace(one, rewarded=None, rating=None, labeler='', fingerprint='')
+        assert bare == replace(made[0], rewarded=None, rating=None, labeler='', fingerprint='')
+
+
+def test_variants_differ_in_what_they_bind(tmp_path):
+    cfg = find('rl_kl')(MICRO)
+    names, configs, _ = zip(*cfg.each())
+    assert names[0] == 'reinforce.beta=0.0' and [one.reinforce.beta for one in configs] == [0.0, 0.01, 0.05, 0.2, 0.5]
+    assert len(at(cfg, tmp_path)['reinforce']) == 5 and len(at(cfg, tmp_path)['reward model']) == 1
+    with pytest.raises(Mistake, match='did you mean reinforce.beta'):
+        list(replace(cfg, variants=('reinforce.betta=0.1',)).each())
+
+
+def test_dialogue_starts_from_a_model_that_is_tuned_already(tmp_path):
+    for name in ('helpful_rlaif', 'helpful_direct', 'harmless_rlaif'):
+        cfg = find(name)(MICRO)
+        assert cfg.sft is None and 'sft' not in at(cfg, tmp_path)
+
+
+@pytest.mark.parametrize('name', [name for name in experiments() if name.startswith(('tldr', 'rm', 'rl', 'h'))])
+def test_every_plan_passes_its_check(name, tmp_path):
+    plan.check(find(name)(MICRO), tmp_path / 'run')
+
+
+# Runs of tiny models
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory, micro_tokenizer, random_params):
+    """A policy and a labeler as directories, of random weights."""
+    folder = tmp_path_factory.mktemp('models')
+    sizes = transformer.Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
+    for seed, name in enumerate(('policy', 'labeler')):
+        hf.save(LM(sizes, random_params(sizes, seed), micro_tokenizer, name), folder / name)
+    return folder
+
+
+def small(cfg: Policies, tiny: Path, **more) -> Policies:
+    """The same with few steps of tiny models."""
+    changes = {
+        'policy': str(tiny / 'policy'), 'data.train': 64, 'data.validation': 8, 'data.test': 16, 'data.pairs': 16,
+        'data.held_out': 8, 'reward_model.steps': 4, 'reward_model.batch': 8, 'reward_model.eval_every': 2,
+        'reward_model.max_prompt': 192, 'reward_model.max_response': 6, 'reinforce.steps': 4, 'reinforce.batch': 8,
+        'reinforce.max_prompt': 192, 'reinforce.max_new_tokens': 6, 'reinforce.eval_every': 2,
+        'reinforce.eval_prompts': 8, 'evaluation.prompts': 16, 'evaluation.batch': 16,
+    }  # fmt: skip
+    if cfg.sft:
+        changes |= {'sft.steps': 2, 'sft.batch': 8}
+    if cfg.label:
+        changes |= {'labeler': str(tiny / 'labeler'), 'label.technique': 'base_0shot', 'label.least_mass': 0.0}
+    return bind(cfg, changes | more)
+
+
+@pytest.mark.slow
+def test_people_and_a_labeler_together(tiny, tmp_path, capsys):
+    """SFT, votes, a reward model, RL; its responses labelled, a second reward model on both, RL; every pair judged; the
+    policies compared once more by themselves; nothing made twice.
+    """
+    root = tmp_path / 'runs'
+    more = {'reinforce.candidates': 2, 'evaluation.selector': str(tiny / 'labeler'), 'evaluation.clean_up': True}
+    cfg = small(find('tldr_combined')(MICRO), tiny, **more)
+    result = cfg.run(root / 'combined')
+    assert list(result['comparisons']) == ['RLHF + RLAIF vs RLHF', 'RLHF + RLAIF vs SFT', 'RLHF vs SFT']
+    for judged in result['comparisons'].values():
+        assert list(judged) == ['raters', 'oracle'] and judged['raters']['n'] == 16
+    assert set(result['quality']) == set(result['texts']) == set(result['cleaned']) == {'RLHF + RLAIF', 'RLHF', 'SFT'}
+    for name in ('matrix.png', 'lengths.png', 'training.png', 'comparisons.csv', 'test_samples.md'):
+        assert (root / 'combined' / name).stat().st_size > 500, name
+
+    (labels,) = root.glob('stages/labels-*')
+    rows = files.read_rows(labels / 'labels.parquet')
+    assert len(rows) == 16 and all(0 <= row['preference_prob'] <= 1 for row in rows)
+    for model in root.glob('stages/reward_model-*'):
+        assert AutoConfig.from_pretrained(model / 'export').num_labels == 1
+    for policy in root.glob('stages/reinforce-*'):
+        chosen = json.loads((policy / 'result.json').read_text())['step']
+        assert sorted(reinforce.candidates(policy)) == [2, 4] and chosen in (2, 4)
+        assert (policy / 'export/model.safetensors').read_bytes() == (
+            reinforce.candidate(policy, chosen) / 'model.safetensors'
+        ).read_bytes()
+
+    capsys.readouterr()
+    once = find('tldr_rlhf')(MICRO)
+    again = small(once, tiny, **more).run(root / 'rlhf')
+    assert 'reinforce: already there' in capsys.readouterr().out
+    assert again['comparisons']['RLHF vs SFT'] == result['comparisons']['RLHF vs SFT']
+
+    named = tuple(str(root / 'combined' / 'policies' / name) for name in ('RLHF', 'RLHF + RLAIF'))
+    compared = bind(
+        find('compare')(MICRO),
+        {'policies': named, 'evaluation.prompts': 8, 'max_new_tokens': 6, 'evaluation.batch': 8, 'data.test': 16},
+    )
+    assert list(compared.run(root / 'compare')['comparisons']) == ['RLHF vs RLHF + RLAIF']
+
+
+@pytest.mark.slow
+def test_the_harmless_rate_is_reported(tiny, tmp_path):
+    result = small(find('harmless_rlhf')(MICRO), tiny).run(tmp_path / 'runs' / 'harmless')
+    assert set(result['harmless']) == {'RLHF', 'SFT'}
+    rate = result['harmless']['SFT']
+    assert rate['n'] == 16 and 0 <= rate['raw']['low'] <= rate['raw']['value'] <= rate['raw']['high'] <= 1
+
+
+def test_a_reward_model_from_a_file(tiny, tmp_path):
+    rows = [
+        {'prompt': f'post {i}\n\nTL;DR:', 'chosen': f'good {i}', 'rejected': f'bad {i}', 'preference_prob': p}
+        for i, p in enumerate([0.9, None, 0.2, 0.7] * 5)
+    ]
+    files.write_rows(tmp_path / 'labels.jsonl', rows)
+    cfg = bind(
+        find('reward_model')(MICRO),
+        {'policy': str(tiny / 'policy'), 'input': str(tmp_path / 'labels.jsonl'), 'reward_model.steps': 2,
+         'reward_model.batch': 8, 'held_out': 0.25},
+    )  # fmt: skip
+    assert [pair.preference for pair in cfg.pairs()][:4] == [0.9, None, 0.2, 0.7]
+    result = cfg.run(tmp_path / 'run')
+    assert result['train'] == 15 and result['held_out']['accuracy']['n'] == 5
+    assert reward_model.load(tmp_path / 'run' / 'export').config.width == 16
+    with pytest.raises(Mistake, match='which pairs'):
+        bind(find('reward_model')(MICRO), {'policy': str(tiny / 'policy')}).stages(tmp_path)
+
+
+def test_accuracy_is_that_of_the_scores():
+    cfg = find('tldr_rm_human')(MICRO)
+    from rlaif_jax.data import loader
+
+    pairs = loader.pairs(cfg.data.source, cfg.task, 'test', 64)
+    better = {pair.first if pair.preference > 0.5 else pair.second for pair in pairs}
+    found = reward_models.measured(lambda prompts, texts: np.array([float(text in better) for text in texts]), pairs)
+    assert found['accuracy'].value == 1.0 and found['accuracy'].n == 64
+    tied = reward_models.measured(lambda prompts, texts: np.zeros(len(texts)), pairs)
+    assert tied['accuracy'].value == 0.5
+
+
+def test_over_optimisation_is_said_where_score_and_quality_part():
+    def rows(*figures):
+        names = ('eval/score', 'eval/quality', 'eval/kl')
+        return [{'step': 9 + 10 * i} | dict(zip(names, row)) for i, row in enumerate(figures)] + [{'step': 40}]
+
+    told = over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.2, 30.0)))
+    assert 'from step 20 to 30' in told and 'quality +0.500 → +0.200' in told
+    assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.6, 9.0)))  # both rise
+    assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.2, 0.2, 3.0)))  # both fall
+    assert not over_optimised([{'step': 1, 'eval/score': 1.0}])
+
+
+# Finished policies
+
+
+@pytest.mark.parametrize(
+    'policies, told',
+    [
+        ((), 'which policies'),
+        (('micro_xs',), 'two or more'),
+        (('micro_xs', 'micro_xs'), 'two policies have one name'),
+    ],
+)
+def test_what_cannot_be_compared_is_said(policies, told, tmp_path):
+    with pytest.raises(Mistake, match=told):
+        bind(find('compare')(MICRO), {'policies': policies}).stages(tmp_path)
+
+
+def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
+    (tmp_path / 'config.gin').write_text('')
+    with pytest.raises(Mistake, match='not finished'):
+        comparison.exported(str(tmp_path))
+    (tmp_path / 'result.json').write_text('{}')
+    with pytest.raises(Mistake, match='no policy of its own'):
+        comparison.exported(str(tmp_path))
+    (tmp_path / 'export').mkdir()
+    assert comparison.exported(str(tmp_path)) == tmp_path / 'export'
+    assert comparison.exported('micro_xs') == 'micro_xs'

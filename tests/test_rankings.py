@@ -1,0 +1,170 @@
+"""Laws of rankings: concordance is that of the textbooks, and votes between two policies are complementary."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import friedmanchisquare
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.evaluation.rankings import concordance, judge, kendall_w, read, votes
+from rlaif_jax.evaluation.win_rate import compare, win_rate
+
+RNG = np.random.default_rng(0)
+
+
+def write(path, rows):
+    path.write_text('\n'.join(json.dumps(row) for row in rows) + '\n')
+    return path
+
+
+@pytest.fixture(scope='module')
+def rows():
+    """40 prompts, three raters, of whom each leaves some out; four policies of which three are shown; some ties."""
+    rng, rows = np.random.default_rng(1), []
+    for i in range(40):
+        shown = rng.permutation(['rl', 'sft', 'human', 'base'])[:3].tolist()
+        for rater in ('ann', 'bob', 'eve'):
+            if rng.random() < 0.8:
+                a, b, c = rng.permutation(shown).tolist()
+                tied = rng.random() < 0.2
+                rows.append({'prompt_id': f'p{i}', 'rater': rater, 'ranking': [a, [b, c]] if tied else [a, b, c]})
+    return rows
+
+
+@pytest.mark.parametrize(('m', 'n'), [(2, 3), (3, 3), (3, 4), (7, 10)])
+def test_w_is_the_mean_of_spearmans_correlations_put_between_0_and_1(m, n):
+    rank_MN = np.array([RNG.permutation(n) for _ in range(m)])
+    mean = np.corrcoef(rank_MN)[np.triu_indices(m, 1)].mean()
+    assert kendall_w(rank_MN) == pytest.approx((1 + (m - 1) * mean) / m, abs=1e-12)
+
+
+@pytest.mark.parametrize(('m', 'n'), [(3, 3), (4, 5), (6, 8)])
+def test_w_with_ties_is_friedmans_statistic_in_another_unit(m, n):
+    for _ in range(20):
+        rank_MN = RNG.integers(0, 3, (m, n))
+        if (rank_MN == rank_MN[:, :1]).all():
+            continue
+        chi2 = friedmanchisquare(*rank_MN.T).statistic
+        assert kendall_w(rank_MN) == pytest.approx(chi2 / (m * (n - 1)), abs=1e-12)
+
+
+def test_w_is_1_where_all_agree_0_where_two_are_opposite_and_1_over_m_for_dice():
+    order = RNG.permutation(5)
+    assert kendall_w(np.tile(order, (4, 1))) == pytest.approx(1)
+    assert kendall_w([[1, 1, 3], [2, 2, 7]]) == pytest.approx(1)  # ties too, and only the order counts
+    assert kendall_w([order, -order]) == 0
+    dice = np.mean([kendall_w([RNG.permutation(3) for _ in range(3)]) for _ in range(2000)])
+    assert dice == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_w_does_not_see_the_names_of_raters_and_items_nor_those_who_were_not_asked():
+    rank_MN = RNG.random((4, 5))
+    w = kendall_w(rank_MN)
+    assert kendall_w(rank_MN[RNG.permutation(4)][:, RNG.permutation(5)]) == pytest.approx(w)
+    absent = np.pad(rank_MN, ((0, 1), (0, 1)), constant_values=np.nan)
+    assert kendall_w(absent) == pytest.approx(w)
+    absent[0, 2] = np.nan  # an item that one did not rank is out for all
+    assert kendall_w(absent) == pytest.approx(kendall_w(np.delete(rank_MN, 2, 1)))
+    for nothing in (rank_MN[:1], rank_MN[:, :1], np.zeros((3, 3)), np.full((2, 2), np.nan)):
+        assert np.isnan(kendall_w(nothing))
+
+
+def test_concordance_covers_the_truth_and_leaves_out_prompts_that_say_nothing():
+    def panel(rng, prompts):
+        """Three raters who see the same quality, each with his own noise."""
+        return rng.normal(0, 1, (prompts, 1, 3)) + rng.normal(0, 0.7, (prompts, 3, 3))
+
+    rng = np.random.default_rng(2)
+    truth = concordance(panel(rng, 3000), resamples=1).value
+    assert 0.6 < truth < 0.8
+    found = [concordance(panel(rng, 30), resamples=100) for _ in range(100)]
+    assert 0.88 <= np.mean([truth in interval for interval in found]) <= 0.99
+    rank_BMN = panel(rng, 5)
+    rank_BMN[3] = np.nan
+    whole, without = concordance(rank_BMN), concordance(np.delete(rank_BMN, 3, 0))
+    assert whole == without and whole.n == 4
+    nothing = concordance(np.full((2, 3, 3), np.nan))
+    assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0, 1, 0)
+
+
+def test_votes_are_those_of_the_rows_and_complementary(tmp_path, rows):
+    rankings = read(write(tmp_path / 'rankings.jsonl', rows))
+    assert set(rankings.policies) == {'rl', 'sft', 'human', 'base'} and len(rankings.raters) == 3
+    for a, b in combinations(rankings.policies, 2):
+        forth_B, back_B = votes(rankings, a, b), votes(rankings, b, a)
+        np.testing.assert_allclose(forth_B, 1 - back_B, atol=1e-15)
+        for prompt, vote in zip(rankings.prompts, forth_B):
+            said = []
+            for row in rows:
+                place = {name: i for i, names in enumerate(row['ranking']) for name in np.atleast_1d(names)}
+                if row['prompt_id'] == prompt and {a, b} <= place.keys():
+                    said.append(0.5 if place[a] == place[b] else float(place[a] < place[b]))
+            assert np.isnan(vote) if not said else vote == pytest.approx(np.mean(said))
+    assert np.isnan(votes(rankings, 'rl', 'sft')).any()
+    assert set(votes(rankings, 'rl', 'rl')[~np.isnan(votes(rankings, 'rl', 'rl'))]) == {0.5}
+
+
+def test_the_order_of_the_rows_changes_nothing(tmp_path, rows):
+    forth, back = (read(write(tmp_path / f'{step}.jsonl', rows[::step])) for step in (1, -1))
+    vote_of = dict(zip(back.prompts, votes(back, 'rl', 'sft')))
+    np.testing.assert_array_equal([vote_of[prompt] for prompt in forth.prompts], votes(forth, 'rl', 'sft'))
+    assert concordance(forth.rank_BMN).value == pytest.approx(concordance(back.rank_BMN).value)
+
+
+def test_a_judge_finds_its_prompts_whatever_their_order(tmp_path, rows):
+    rankings = read(write(tmp_path / 'rankings.jsonl', rows))
+    expected_B = votes(rankings, 'rl', 'sft')
+    n = len(expected_B) + 1
+    prompts = [Prompt(f'text of {id}', id) for id in rankings.prompts] + [Prompt('never shown', 'p99')]
+    order = RNG.permutation(len(prompts))
+    shuffled = [prompts[i] for i in order]
+    vote_B = judge(rankings, 'rl', 'sft')(shuffled, [''] * n, [''] * n)
+    np.testing.assert_array_equal(vote_B, np.append(expected_B, np.nan)[order])
+    forth = compare(shuffled, ['a'] * n, ['b'] * n, judge(rankings, 'rl', 'sft'), names=('rl', 'sft'))
+    assert forth.raw.value == pytest.approx(win_rate(expected_B).value)
+    back = compare(shuffled, ['b'] * n, ['a'] * n, judge(rankings, 'sft', 'rl'))
+    assert forth.raw.value == pytest.approx(1 - back.raw.value) and forth.p_value == back.p_value
+    # A file that names prompts by their texts is read alike.
+    by_text = [{'prompt': f'text of {row["prompt_id"]}', **row, 'prompt_id': None} for row in rows]
+    rankings = read(write(tmp_path / 'by_text.jsonl', by_text))
+    np.testing.assert_array_equal(judge(rankings, 'rl', 'sft')(shuffled, [''] * n, [''] * n), vote_B)
+    np.testing.assert_array_equal(
+        judge(rankings, 'rl', 'sft')([prompt.text for prompt in shuffled], [''] * n, [''] * n), vote_B
+    )
+    with pytest.raises(Mistake, match='none of the 1 prompts'):
+        judge(rankings, 'rl', 'sft')(['something else'], ['a'], ['b'])
+
+
+GOOD = {'prompt_id': 'p', 'rater': 'ann', 'ranking': ['a', 'b']}
+
+
+@pytest.mark.parametrize(
+    ('row', 'says'),
+    [
+        ({'prompt_id': 'q', 'rater': 'ann'}, "no column 'ranking'; the columns are 'prompt_id', 'rater'"),
+        ({'rater': 'ann', 'ranking': ['a', 'b']}, "no column 'prompt_id' or 'prompt'"),
+        ({**GOOD, 'rater': None}, "no column 'rater'"),
+        (GOOD, 'before, in .*rankings.jsonl:1'),
+        ({**GOOD, 'rater': 'bob', 'ranking': ['a', 'b', ['a']]}, "'a' twice"),
+        ({**GOOD, 'rater': 'bob', 'ranking': 'ab'}, 'list of two'),
+        ({**GOOD, 'rater': 'bob', 'ranking': ['a', []]}, 'list of two'),
+        ({**GOOD, 'rater': 'bob', 'ranking': ['a', 2]}, 'list of two'),
+    ],
+)
+def test_a_bad_row_is_named_by_its_line(tmp_path, row, says):
+    path = tmp_path / 'rankings.jsonl'
+    path.write_text(f'{json.dumps(GOOD)}\n\n{json.dumps(row)}\n')
+    with pytest.raises(Mistake, match=r'rankings.jsonl:3: .*' + says):
+        read(path)
+
+
+def test_an_unknown_policy_and_ranks_that_are_none_are_mistakes(tmp_path):
+    rankings = read(write(tmp_path / 'rankings.jsonl', [{**GOOD, 'ranking': ['policy a', 'policy b']}]))
+    with pytest.raises(Mistake, match="'policy b'"):
+        votes(rankings, 'policy a', 'polcy b')
+    for ranks in ([1, 2, 3], [[1, np.inf], [1, 2]]):
+        with pytest.raises(Mistake, match='table'):
+            kendall_w(ranks)
