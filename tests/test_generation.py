@@ -1,5 +1,8 @@
 """Laws of sampling: what is drawn is the model's distribution, and neither neighbours nor padding nor a mesh change it."""
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import extend, generate, sample
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
-from rlaif_jax.models.transformer import Config, causal, forward, make_cache
+from rlaif_jax.models.transformer import Config, Rope, causal, forward, make_cache
 
 CFG = Config(vocab=24, layers=2, width=16, heads=2, kv_heads=1, head_dim=8, ffn=24, max_length=64)
 V, STOPS, NEW = CFG.vocab, (3, 5, 8), 6
@@ -35,10 +38,10 @@ def draw(params, prompts=PROMPTS, *, allowed_V=ALLOWED_V, stop_V=STOP_V, new=NEW
     return jax.tree.map(np.asarray, out)
 
 
-def full_logits(params, rows, length=16):
+def full_logits(params, rows, length=16, cfg=CFG):
     """(B, T, V) of whole texts in one forward; -inf for what may not be sampled."""
     token_BT, valid_BT = text.pad_right(rows, length, PAD)
-    logit_BTV = hf.logits(LM(CFG, params, None, ''), token_BT, valid_BT)
+    logit_BTV = hf.logits(LM(cfg, params, None, ''), token_BT, valid_BT)
     return np.where(ALLOWED_V, np.asarray(logit_BTV, np.float64), -np.inf)
 
 
@@ -99,6 +102,18 @@ def test_greedy_is_the_argmax_of_the_full_forward(params):
     assert np.all(out.logp_BT == 0)  # it was certain
     again = draw(params, temperature=0.0, key=jax.random.key(8), top_k=3, top_p=0.5)
     np.testing.assert_array_equal(again.token_BT, out.token_BT)
+
+
+def test_windows_and_layers_without_positions_are_sampled_as_they_are_trained(random_params):
+    """Prompts and responses are longer than the window, and rows are ragged."""
+    cfg = dataclasses.replace(CFG, windows=(3, 0), ropes=(Rope(), Rope(factor=math.inf)), logit_cap=2.0)
+    params = random_params(cfg, seed=1)
+    out = draw(params, cfg=cfg)
+    rows = [prompt + list(new[mask]) for prompt, new, mask in zip(PROMPTS, out.token_BT, out.mask_BT)]
+    logp_BTV = np.asarray(jax.nn.log_softmax(full_logits(params, rows, cfg=cfg)))
+    for b, t in zip(*np.nonzero(out.mask_BT)):
+        expected = logp_BTV[b, len(PROMPTS[b]) + t - 1, out.token_BT[b, t]]
+        assert out.logp_BT[b, t] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_not_allowed_is_never_sampled(params):

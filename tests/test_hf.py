@@ -20,7 +20,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.generation import generate, sample
 from rlaif_jax.models import hf, presets
 from rlaif_jax.models.hf import LM, load, save
-from rlaif_jax.models.transformer import Config
+from rlaif_jax.models.transformer import Config, Rope
 
 CFG = Config(vocab=1152, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12, tied=False, norm_eps=1e-4)
 
@@ -151,7 +151,9 @@ def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
     assert load(tmp_path / 'out', dtype='bfloat16').config.dtype == 'bfloat16'
 
 
-@pytest.mark.parametrize('more', [{}, {'tied': True, 'kv_heads': 4, 'activation': 'gelu', 'rope_theta': 5e5}])
+@pytest.mark.parametrize(
+    'more', [{}, {'tied': True, 'kv_heads': 4, 'activation': 'gelu', 'ropes': (Rope(5e5, factor=2.0),)}]
+)
 def test_a_config_comes_back(micro_tokenizer, tmp_path, more):
     cfg = dataclasses.replace(CFG, **more)
     (tmp_path / 'config.json').write_text(json.dumps(hf.write_config(cfg, micro_tokenizer)))
@@ -257,10 +259,10 @@ BAD = {
     'not a table': (write('config.json', '[]'), 'config.json: not a table'),
     'unknown family': (change('config.json', model_type='mamba'), "model_type = 'mamba' is not supported; .*llama"),
     'unknown field': (change('config.json', logit_softcap=30.0), "unknown field 'logit_softcap'"),
-    'rope scaling': (change('config.json', rope_scaling={'factor': 8.0}), 'rope_scaling = .* is not supported'),
+    'rope scaling': (change('config.json', rope_scaling={'factor': 8.0}), "unknown field 'rope_scaling.factor'"),
     'rope type': (change('config.json', rope_parameters={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
-    'rope field': (change('config.json', rope_parameters={'partial': 0.5}), 'unknown field rope_parameters.partial'),
-    'attention bias': (change('config.json', attention_bias=True), 'attention_bias = True is not supported'),
+    'rope field': (change('config.json', rope_parameters={'partial': 0.5}), "unknown field 'rope_parameters.partial'"),
+    'attention bias': (change('config.json', attention_bias=True), 'lacks 8 tensors .*k_proj.bias'),
     'sliding window': (change('config.json', sliding_window=512), 'sliding_window = 512 is not supported'),
     'activation': (change('config.json', hidden_act='relu'), "hidden_act = 'relu' is not supported; supported: silu"),
     'missing field': (change('config.json', vocab_size=None), "field 'vocab_size' is missing"),

@@ -121,6 +121,19 @@ def alike(prob_BC, expected_BC, atol=1e-6):
     np.testing.assert_allclose(prob_BC, expected_BC, rtol=1e-4, atol=atol)
 
 
+def test_a_window_reaches_over_preamble_stem_and_branch(random_params):
+    """What is shared is seen from as far as it would be in the whole text, and no farther."""
+    cfg = dataclasses.replace(CFG, windows=(5, 0))
+    lm = dataclasses.replace(spelling('one', random_params(cfg, seed=5)), config=cfg)
+    preamble, rows = random_rows(6)[0], list(itertools.chain(*groups_of(2)))
+    scorer = Scorer(lm, preamble, read_answers(lm.tokenizer, RATINGS), axes.make_mesh(), batch=8)
+    token_BT, valid_BT = text.pad_right([[*preamble, *row] for row in rows], 16, 0)
+    logp_BTV = np.asarray(jax.nn.log_softmax(hf.logits(lm, token_BT, valid_BT)))
+    logp_BV = logp_BTV[np.arange(len(rows)), valid_BT.sum(1) - 1]
+    ids = [[PIECES.index(name), PIECES.index(f' {name}')] for name in RATINGS]
+    alike(scorer(rows, group=2), np.exp(logp_BV[:, ids]).sum(-1))
+
+
 @pytest.mark.parametrize('kind, length, size', [('one', 6, 2), ('two', 0, 4), ('apart', 6, 4), ('apart', 0, 2)])
 def test_rows_that_share_their_beginning_are_what_they_are_alone(params, kind, length, size):
     """Groups of two and four are the plain forward of each whole text, behind which `10` is one token, two or three."""

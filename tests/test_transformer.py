@@ -1,6 +1,7 @@
 """Laws of the model: names are shapes, the cache and the padding are invisible, the mask alone says who sees whom."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,15 @@ import pytest
 
 from rlaif_jax import axes
 from rlaif_jax.models import heads
-from rlaif_jax.models.transformer import Config, attend, causal, forward, init, make_cache
+from rlaif_jax.models.transformer import Config, Rope, attend, causal, forward, init, make_cache, rope
 
 CFG = Config(vocab=40, layers=3, width=16, heads=4, kv_heads=2, head_dim=6, ffn=24, max_length=64)
+# Layers that differ, in all that can: a window here and there, positions of two kinds and none.
+MIXED = dataclasses.replace(
+    CFG, windows=(3, 0, 2), ropes=(Rope(), Rope(1e3, factor=2.0), Rope(factor=math.inf)), attention_cap=2.0,
+    attention_scale=0.7, qk_norm='head', norm_at='around',
+)  # fmt: skip
+BOTH = pytest.mark.parametrize('cfg', [CFG, MIXED], ids=['plain', 'mixed'])
 B, T = 8, 8
 TOKEN = np.random.default_rng(0).integers(0, CFG.vocab, (B, T))
 
@@ -32,10 +39,20 @@ def params(random_params):
     return random_params(CFG)
 
 
-@pytest.mark.parametrize('more', [{}, {'tied': False}, {'qkv_bias': True}, {'tied': False, 'qkv_bias': True}])
+@pytest.mark.parametrize(
+    'more',
+    [
+        {},
+        {'tied': False},
+        {'qkv_bias': True, 'qk_norm': 'all', 'norm_at': 'after'},
+        {'tied': False, 'qkv_bias': True, 'out_bias': True, 'mlp_bias': True, 'qk_norm': 'head', 'norm_at': 'around'},
+        {'norm': 'layer', 'norm_at': 'around', 'gated': False, 'mlp_bias': True, 'parallel': True},
+    ],
+)
 def test_a_parameter_has_the_shape_that_its_name_says(more):
     cfg = dataclasses.replace(CFG, **more)
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    assert sorted(shapes) == sorted(cfg.names)
     for name, leaf in shapes.items():
         assert leaf.shape == tuple(cfg.sizes[letter] for letter in axes.letters(name)), name
         assert leaf.dtype == jnp.float32
@@ -54,29 +71,29 @@ def test_fresh_parameters_are_of_the_right_size():
     assert np.std(params['down_LFD']) == pytest.approx((2 * CFG.layers * CFG.ffn) ** -0.5, rel=0.1)
 
 
-@pytest.mark.parametrize('chunks', [(5, 1, 1, 1), (1, 1, 5, 1)])
-def test_the_cache_is_invisible(params, chunks):
-    expected_BTD = plain(CFG, params, TOKEN)
-    cache = make_cache(CFG, B, T + 1)  # a slot more than is filled
+@pytest.mark.parametrize('cfg, chunks', [(CFG, (5, 1, 1, 1)), (CFG, (1, 1, 5, 1)), (MIXED, (5, 1, 1, 1))])
+def test_the_cache_is_invisible(random_params, cfg, chunks):
+    params = random_params(cfg)
+    expected_BTD = plain(cfg, params, TOKEN)
+    cache = make_cache(cfg, B, T + 1)  # a slot more than is filled
     start = 0
     for n in chunks:
         t = start + jnp.arange(n)
         mask_BTS = jnp.broadcast_to(jnp.arange(T + 1)[None, None] <= t[None, :, None], (B, n, T + 1))
         position_BT = jnp.broadcast_to(t, (B, n))
-        hidden_BTD, cache = run(CFG, params, jnp.asarray(TOKEN[:, start : start + n]), position_BT, mask_BTS, cache)
+        hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, start : start + n]), position_BT, mask_BTS, cache)
         close(hidden_BTD, expected_BTD[:, start : start + n])
         start += n
         assert int(cache['length']) == start
 
 
-@pytest.mark.parametrize('more', [{}, {'kv_heads': 4, 'qkv_bias': True}])
+@pytest.mark.parametrize('cfg', [CFG, dataclasses.replace(CFG, kv_heads=4, qkv_bias=True), MIXED])
 @pytest.mark.parametrize('cached', [False, True])
-def test_a_prefix_stands_before_every_row(random_params, cached, more):
+def test_a_prefix_stands_before_every_row(random_params, cached, cfg):
     """Kept once as a cache of one row, seen by all: hidden states are those of prefix and row written out, with a cache
     for the rows or without.
     """
-    cfg, P = dataclasses.replace(CFG, **more), 3
-    params = random_params(cfg)
+    P, params = 3, random_params(cfg)
     before_BT = np.broadcast_to(TOKEN[:1, :P], (B, P))
     expected_BTD = plain(cfg, params, np.concatenate([before_BT, TOKEN[:, P:]], axis=1))[:, P:]
     _, prefix = run(cfg, params, jnp.asarray(before_BT[:1]), *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
@@ -87,18 +104,19 @@ def test_a_prefix_stands_before_every_row(random_params, cached, more):
     assert cache is None or int(cache['length']) == T - P  # the prefix takes none of its slots
 
 
-def test_padding_is_invisible(params):
+@BOTH
+def test_padding_is_invisible(random_params, cfg):
     """On either side, of any length, whatever tokens it holds: logits at real positions are those of the text alone."""
-    real = TOKEN[:, :5]
-    expected_BTV = heads.logits(CFG, params, plain(CFG, params, real))
+    real, params = TOKEN[:, :5], random_params(cfg)
+    expected_BTV = heads.logits(cfg, params, plain(cfg, params, real))
     for left in range(4):
         token_BT = np.full((B, T), 7)
         token_BT[:, left : left + 5] = real
         valid_BT = np.zeros((B, T), bool)
         valid_BT[:, left : left + 5] = True
-        hidden_BTD, _ = run(CFG, params, jnp.asarray(token_BT), *causal(jnp.asarray(valid_BT)))
+        hidden_BTD, _ = run(cfg, params, jnp.asarray(token_BT), *causal(jnp.asarray(valid_BT)))
         assert np.isfinite(hidden_BTD).all()
-        close(heads.logits(CFG, params, hidden_BTD)[:, left : left + 5], expected_BTV)
+        close(heads.logits(cfg, params, hidden_BTD)[:, left : left + 5], expected_BTV)
 
 
 def test_a_later_token_changes_nothing_earlier(params):
@@ -111,6 +129,28 @@ def test_a_later_token_changes_nothing_earlier(params):
         assert (
             np.abs(after[:, t:] - before[:, t:]).max(axis=(0, 2)).min() > 1e-3
         )  # and everything later does hear of it
+
+
+def test_a_window_is_how_far_a_layer_sees(random_params):
+    """With one layer, a token changes itself and the next window − 1, and no other."""
+    cfg = dataclasses.replace(CFG, layers=1, windows=(3,))
+    params = random_params(cfg)
+    changed = TOKEN.copy()
+    changed[:, 2] = (changed[:, 2] + 1) % cfg.vocab
+    moved_T = np.abs(np.asarray(plain(cfg, params, changed) - plain(cfg, params, TOKEN))).max(axis=(0, 2)) > 0
+    assert moved_T.tolist() == [2 <= t < 5 for t in range(T)]
+
+
+def test_slow_pairs_turn_slower():
+    """By the whole factor those that turn less than `low` times in `length` positions, not at all those above `high`."""
+    stretched = Rope(1e4, factor=8.0, spared=(1.0, 4.0, 64))
+    turned = lambda kind: np.arctan2(*rope(jnp.ones((1, 1)), 16, kind)[::-1]).ravel()  # noqa: E731  radians a position
+    plain, slow = turned(Rope(1e4)), turned(stretched)
+    turns = plain * 64 / (2 * np.pi)
+    np.testing.assert_allclose(slow[turns > 4], plain[turns > 4], rtol=1e-6)
+    np.testing.assert_allclose(slow[turns < 1], plain[turns < 1] / 8, rtol=1e-5)
+    between = (turns > 1) & (turns < 4)
+    assert between.any() and np.all((plain / 8 < slow)[between] & (slow < plain)[between])
 
 
 def test_grouped_queries_are_repeated_heads(params):
@@ -132,19 +172,21 @@ def test_attention_is_its_formula():
         close(out[b, t, n], weight @ v[b, seen[b, t], n // 2] / weight.sum())
 
 
-def test_branches_are_separate_texts(params):
+@BOTH
+def test_branches_are_separate_texts(random_params, cfg):
     """A trunk with two branches, told apart by the mask alone: each branch is what it is behind the trunk alone."""
+    params = random_params(cfg)
     trunk, one, two = TOKEN[:, :3], TOKEN[:, 3:5], TOKEN[:, 5:]
     branch_T = np.array([0, 0, 0, 1, 1, 2, 2, 2])
     position_T = np.array([0, 1, 2, 3, 4, 3, 4, 5])
     sees_TS = (branch_T[None] == 0) | (branch_T[None] == branch_T[:, None])
     sees_TS &= np.arange(T)[None] <= np.arange(T)[:, None]
     position_BT, mask_BTS = np.broadcast_to(position_T, (B, T)), np.broadcast_to(sees_TS, (B, T, T))
-    tree_BTD, _ = run(CFG, params, jnp.asarray(TOKEN), jnp.asarray(position_BT), jnp.asarray(mask_BTS))
+    tree_BTD, _ = run(cfg, params, jnp.asarray(TOKEN), jnp.asarray(position_BT), jnp.asarray(mask_BTS))
     for branch, where in ((one, [0, 1, 2, 3, 4]), (two, [0, 1, 2, 5, 6, 7])):
         alone = np.concatenate([trunk, branch], axis=1)
         filled = np.pad(alone, ((0, 0), (0, T - alone.shape[1])))  # behind the text, so nobody sees it
-        close(tree_BTD[:, where], plain(CFG, params, filled)[:, : alone.shape[1]])
+        close(tree_BTD[:, where], plain(cfg, params, filled)[:, : alone.shape[1]])
 
 
 def test_rotary_positions_are_relative(params):
@@ -176,13 +218,16 @@ def test_bfloat16_is_for_matrix_products_only(params):
     assert make_cache(cfg, 1, 2)['key_LBSKH'].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize('sizes', [{'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
-def test_a_mesh_changes_nothing(params, sizes):
-    mesh = axes.make_mesh(sizes)
-    expected_BTD = plain(CFG, params, TOKEN)
+@pytest.mark.parametrize(
+    'cfg, sizes',
+    [(CFG, {'data': 8}), (CFG, {'data': 2, 'fsdp': 2, 'tensor': 2}), (MIXED, {'data': 2, 'fsdp': 2, 'tensor': 2})],
+)
+def test_a_mesh_changes_nothing(random_params, cfg, sizes):
+    mesh, params = axes.make_mesh(sizes), random_params(cfg)
+    expected_BTD = plain(cfg, params, TOKEN)
     with jax.set_mesh(mesh):
         token_BT = jax.device_put(TOKEN, axes.rows(mesh))
-        hidden_BTD = plain(CFG, axes.place(params, mesh), token_BT)
+        hidden_BTD = plain(cfg, axes.place(params, mesh), token_BT)
     close(hidden_BTD, expected_BTD)
     assert len(hidden_BTD.sharding.device_set) == 8
 
@@ -193,6 +238,8 @@ def test_a_mesh_changes_nothing(params, sizes):
         ({'layers': 0}, 'layers must be positive'),
         ({'kv_heads': 3}, 'kv_heads = 3 must divide heads = 4'),
         ({'head_dim': 5}, 'must be even'),
+        ({'windows': ()}, 'at least one each'),
+        ({'ropes': (Rope(), Rope(fraction=0.5))}, 'the same even part'),
     ],
 )
 def test_sizes_that_cannot_be(more, says):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.models.transformer import Config, Params, forward
+from rlaif_jax.models.transformer import Config, Params, forward, soft_cap
 
 NEVER = -1e30  # the logit of a token that cannot be: finite, so that gradients and 0 · logit stay finite
 
@@ -18,6 +18,7 @@ def logits(cfg: Config, params: Params, hidden: jax.Array, allowed_V: jax.Array 
     weight_VD = params['embed_VD'] if cfg.tied else params['unembed_DV'].T
     dtype = jnp.dtype(cfg.dtype)
     out = jnp.einsum('...D,VD->...V', hidden.astype(dtype), weight_VD.astype(dtype), preferred_element_type=jnp.float32)
+    out = soft_cap(out, cfg.logit_cap)
     return out if allowed_V is None else jnp.where(allowed_V, out, NEVER)
 
 

@@ -1,8 +1,7 @@
 """Hugging Face directories in and out, safetensors only: `load` reads each device's slices, `save` writes what
 transformers reads.
 
-`TABLE` is the whole correspondence: our name, their name, and the letters of their axes. A family that stores the same
-tensors under other names is another table.
+What a config.json says and what the tensors are called is the families' to know (`families.py`); here are the files.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,51 +26,14 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.models import heads, transformer
+from rlaif_jax.models import families, heads, transformer
+from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.models.transformer import Config, Params
 from rlaif_jax.text import Tokenizer
 
-# ours -> (theirs, the letters of their axes, grouped as they flatten them). '{}' is the layer, which they store apart.
-TABLE: Mapping[str, tuple[str, str]] = {
-    'embed_VD': ('model.embed_tokens.weight', 'V D'),
-    'attention_norm_LD': ('model.layers.{}.input_layernorm.weight', 'D'),
-    'query_LDNH': ('model.layers.{}.self_attn.q_proj.weight', 'NH D'),
-    'key_LDKH': ('model.layers.{}.self_attn.k_proj.weight', 'KH D'),
-    'value_LDKH': ('model.layers.{}.self_attn.v_proj.weight', 'KH D'),
-    'out_LNHD': ('model.layers.{}.self_attn.o_proj.weight', 'D NH'),
-    'mlp_norm_LD': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
-    'gate_LDF': ('model.layers.{}.mlp.gate_proj.weight', 'F D'),
-    'up_LDF': ('model.layers.{}.mlp.up_proj.weight', 'F D'),
-    'down_LFD': ('model.layers.{}.mlp.down_proj.weight', 'D F'),
-    'final_norm_D': ('model.norm.weight', 'D'),
-    'unembed_DV': ('lm_head.weight', 'V D'),
-}
-SCORE = 'score.weight'  # (1, D): what a reward model, a LlamaForSequenceClassification with one label, has for a head
-
-ACTIVATION = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh'}
-
-# Fields of a Llama config.json that do not change the mathematics of inference, whatever they hold.
-HARMLESS = {
-    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'dtype', 'torch_dtype',
-    'transformers_version', 'initializer_range', 'use_cache', 'pretraining_tp', 'attention_dropout', '_name_or_path',
-    'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder', 'output_attentions',
-    'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
-}  # fmt: skip
-# Fields we read, and fields that are fine only at one value.
-READ = {
-    'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
-    'head_dim', 'max_position_embeddings', 'rms_norm_eps', 'rope_theta', 'rope_parameters', 'tie_word_embeddings',
-    'hidden_act',
-}  # fmt: skip
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    'attention_bias': (False, None),
-    'mlp_bias': (False, None),
-    'rope_scaling': (None,),
-    'partial_rotary_factor': (1, 1.0, None),
-    'sliding_window': (None,),
-    'quantization_config': (None,),
-}
+SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
+FLOATS = ('F64', 'F32', 'F16', 'BF16')
 
 
 CARD = """---
@@ -132,11 +94,11 @@ def save(
 ) -> None:
     """Write a directory that `transformers`, TRL and vLLM read, with a model card that says `about`.
 
-    Parameters that hold `score_D` are those of a reward model, which is written as a `LlamaForSequenceClassification`
-    with one label. The directory appears whole or not at all; one already there is replaced. Raises `Mistake` for a
-    parameter that this layout has no place for.
+    Parameters that hold `score_D` are those of a reward model, which is written as the family's model for sequence
+    classification with one label. The directory appears whole or not at all; one already there is replaced. Raises
+    `Mistake` for a parameter that the family's layout has no place for, or a config that its config.json cannot say.
     """
-    if unwritten := sorted(set(lm.params) - set(table(lm.config)) - {'score_D'}):
+    if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D'}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -189,76 +151,20 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
         raise Mistake(f'{path}: not valid JSON ({error}); fetch the checkpoint again') from None
     if not isinstance(raw, dict):
         raise Mistake(f'{path}: not a table of fields; fetch the checkpoint again')
-    kind = raw.get('model_type')
-    if kind != 'llama':
-        raise Mistake(f'{path}: model_type = {kind!r} is not supported; supported: llama')
-    for field, value in raw.items():
-        if field in ONLY and value not in ONLY[field]:
-            raise Mistake(f'{path}: {field} = {value!r} is not supported (only {ONLY[field][0]!r})')
-        if field not in HARMLESS | READ | set(ONLY):
-            raise Mistake(f'{path}: unknown field {field!r}; it may change the mathematics, so it is not ignored')
-    rope = raw.get('rope_parameters') or {}
-    if rope.get('rope_type', 'default') != 'default':
-        raise Mistake(f'{path}: rope_type = {rope["rope_type"]!r} is not supported (only default)')
-    if unknown := sorted(set(rope) - {'rope_type', 'rope_theta'}):
-        raise Mistake(f'{path}: unknown field rope_parameters.{unknown[0]}; it may change the mathematics')
-    act = raw.get('hidden_act', 'silu')
-    if act not in ACTIVATION:
-        raise Mistake(f'{path}: hidden_act = {act!r} is not supported; supported: {", ".join(ACTIVATION)}')
-    try:
-        heads = raw['num_attention_heads']
-        return Config(
-            vocab=raw['vocab_size'],
-            layers=raw['num_hidden_layers'],
-            width=raw['hidden_size'],
-            heads=heads,
-            kv_heads=raw.get('num_key_value_heads') or heads,
-            head_dim=raw.get('head_dim') or raw['hidden_size'] // heads,
-            ffn=raw['intermediate_size'],
-            max_length=raw.get('max_position_embeddings', 2048),
-            activation=ACTIVATION[act],  # type: ignore[arg-type]
-            rope_theta=float(rope.get('rope_theta', raw.get('rope_theta', 10_000.0))),
-            norm_eps=raw.get('rms_norm_eps', 1e-6),
-            tied=raw.get('tie_word_embeddings', False),
-            dtype=dtype,  # type: ignore[arg-type]
-        )
-    except KeyError as error:
-        raise Mistake(f'{path}: field {error} is missing') from None
-    except (TypeError, ValueError) as error:
-        raise Mistake(f'{path}: {error}') from None
+    return families.read(raw, str(path), dtype)
 
 
 def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32', *, score: bool = False) -> dict[str, Any]:
-    """Our `Config` as the `config.json` of a `LlamaForCausalLM`; with `score`, of a reward model."""
+    """Our `Config` as its family's `config.json`; with `score`, of a reward model. Raises `Mistake` for what that cannot
+    say.
+    """
     ends = list(tokenizer.ends)
-    labels = {'id2label': {'0': 'score'}, 'label2id': {'score': 0}} if score else {}
-    return labels | {
-        'architectures': ['LlamaForSequenceClassification' if score else 'LlamaForCausalLM'],
-        'model_type': 'llama',
-        'vocab_size': cfg.vocab,
-        'hidden_size': cfg.width,
-        'intermediate_size': cfg.ffn,
-        'num_hidden_layers': cfg.layers,
-        'num_attention_heads': cfg.heads,
-        'num_key_value_heads': cfg.kv_heads,
-        'head_dim': cfg.head_dim,
-        'max_position_embeddings': cfg.max_length,
-        'rms_norm_eps': cfg.norm_eps,
-        'rope_theta': cfg.rope_theta,
-        'hidden_act': {ours: theirs for theirs, ours in reversed(ACTIVATION.items())}[cfg.activation],
-        'tie_word_embeddings': cfg.tied,
-        'attention_bias': False,
-        'mlp_bias': False,
+    return families.write(cfg, score=score) | {
         'bos_token_id': tokenizer.hf.bos_token_id,
         'eos_token_id': ends[0] if len(ends) == 1 else ends,
         'pad_token_id': tokenizer.pad,
         'dtype': dtype,
     }
-
-
-def table(cfg: Config) -> dict[str, tuple[str, str]]:
-    """The rows of `TABLE` that this config has."""
-    return {ours: row for ours, row in TABLE.items() if not (ours == 'unembed_DV' and cfg.tied)}
 
 
 def check(path_or_hub_id: str | Path) -> Config:
@@ -274,11 +180,11 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     """tensor name -> open file, of a checkpoint that holds exactly what its config.json asks for, and with `score` the
     head of a reward model. Raises `Mistake` where it does not; only the files' headers are read.
     """
-    files = _open(folder)
+    files, family = _open(folder), families.of(cfg)
     stored = {
-        name.format(i): tuple(math.prod(cfg.sizes[c] for c in group) for group in layout.split())
-        for name, layout in table(cfg).values()
-        for i in range(cfg.layers if '{}' in name else 1)
+        slot.name.format(i): _shape(slot, cfg)
+        for slot in families.slots_of(cfg).values()
+        for i in range(cfg.layers if '{}' in slot.name else 1)
     }
     if score:
         stored[SCORE] = (1, cfg.width)
@@ -286,59 +192,97 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
         )
-    known_extra = {'lm_head.weight'} if cfg.tied else set()  # some writers store a tied head twice
-    if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith('rotary_emb.inv_freq')):
+    known_extra = {family.slots['unembed_DV'].name} if cfg.tied else set()  # some writers store a tied head twice
+    if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith(family.ignored)):
         raise Mistake(
             f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
             f'first {extra[0]}'
         )
     for name, shape in stored.items():
-        found = tuple(files[name].get_slice(name).get_shape())
-        if found != shape:
+        header = files[name].get_slice(name)
+        if (found := tuple(header.get_shape())) != shape:
             raise Mistake(f'{folder}: {name} has shape {found}; its config.json says {shape}')
+        if header.get_dtype() not in FLOATS:
+            raise Mistake(
+                f'{folder}: {name} holds {header.get_dtype()}, not floats; quantized checkpoints are not read'
+            )
     return files
 
 
 def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -> Params:
     """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head
-    of a reward model. Raises `Mistake` before anything large is read.
+    of a reward model. Raises `Mistake` before anything large is read, or for a tensor that holds NaN or infinity.
     """
     files = find_tensors(folder, cfg, score=score)
     params: Params = {}
+
+    def finite(name: str, array: np.ndarray) -> np.ndarray:
+        if not np.isfinite(array).all():
+            raise Mistake(f'{folder}: {name} holds NaN or infinity; the checkpoint is spoilt')
+        return array
+
     if score:
-        score_D = files[SCORE].get_tensor(SCORE)[0].astype(np.float32)
+        score_D = finite(SCORE, files[SCORE].get_tensor(SCORE)[0].astype(np.float32))
         params |= axes.place({'score_D': score_D}, mesh)
-    for ours, (name, layout) in table(cfg).items():
+    for ours, slot in families.slots_of(cfg).items():
         letters = axes.letters(ours)
         shape = tuple(cfg.sizes[c] for c in letters)
 
-        def read(
-            index: tuple[slice, ...], name: str = name, layout: str = layout, letters: str = letters
-        ) -> np.ndarray:
+        def read(index: tuple[slice, ...], slot: Slot = slot, letters: str = letters) -> np.ndarray:
             """This device's slice, read from the file as a slice."""
             span = {c: range(cfg.sizes[c])[s] for c, s in zip(letters, index)}
-            layers = span.get('L', range(1))
-            return np.stack([_read(files, name.format(i), layout, letters, span, cfg) for i in layers]).reshape(
-                [len(span[c]) for c in letters]
-            )
+            layers = []
+            for i in span.get('L', range(1)):
+                name = slot.name.format(i)
+                layers.append(finite(name, _read(files, name, slot, letters.replace('L', ''), span, cfg)))
+            return np.stack(layers).reshape([len(span[c]) for c in letters])
 
         sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
         params[ours] = jax.make_array_from_callback(shape, sharding, read)
     return params
 
 
+def _size(axes: str, cfg: Config) -> int:
+    """Of axes flattened to one; a digit is its own size."""
+    return math.prod(int(c) if c.isdigit() else cfg.sizes[c] for c in axes)
+
+
+def _shape(slot: Slot, cfg: Config) -> tuple[int, ...]:
+    """Of the tensor that the slot is in."""
+    return tuple(sum(_size(part, cfg) for part in group.split('+')) for group in slot.layout.split())
+
+
+def _order(slot: Slot) -> str:
+    """The axes of the slot's own part of its tensor, flattened or not."""
+    return ''.join(group.split('+')[slot.part] if '+' in group else group for group in slot.layout.split())
+
+
 def _read(
-    files: Mapping[str, Any], name: str, layout: str, letters: str, span: Mapping[str, range], cfg: Config
+    files: Mapping[str, Any], name: str, slot: Slot, letters: str, span: Mapping[str, range], cfg: Config
 ) -> np.ndarray:
-    """One layer's slice of one tensor, in our order of axes. In a flattened group only the first letter is ever cut."""
+    """One layer's slice of one parameter, in our order of axes. In a flattened group only the first letter is ever cut."""
     cuts = []
-    for group in layout.split():
-        first, rest = group[0], math.prod(cfg.sizes[c] for c in group[1:])
-        cuts.append(slice(span[first].start * rest, span[first].stop * rest))
+    for group in slot.layout.split():
+        *before, mine = group.split('+')[: slot.part + 1]
+        start, rest = sum(_size(part, cfg) for part in before), _size(mine[1:], cfg)
+        cuts.append(slice(start + span[mine[0]].start * rest, start + span[mine[0]].stop * rest))
+    order = _order(slot)
     array = files[name].get_slice(name)[tuple(cuts)]
-    order = layout.replace(' ', '')
-    array = array.reshape([len(span[c]) for c in order]).astype(np.float32)
-    return array.transpose([order.index(c) for c in letters if c != 'L'])
+    array = array.reshape([int(c) if c.isdigit() else len(span[c]) for c in order])
+    for axis in [i for i, c in enumerate(order) if c.isdigit()]:
+        array, order = array.take(slot.part, axis), order[:axis] + order[axis + 1 :]
+    return array.astype(np.float32).transpose([order.index(c) for c in letters])
+
+
+def _join(parts: list[tuple[Slot, str, np.ndarray]], cfg: Config) -> np.ndarray:
+    """One layer of one of their tensors, of the slots in it, the letters of our axes, our arrays."""
+    pieces = []
+    for slot, letters, array in sorted(parts, key=lambda part: part[0].part):
+        order = _order(slot)
+        array = array.transpose([letters.index(c) for c in order if not c.isdigit()])
+        axis = next((i for i, c in enumerate(order) if c.isdigit()), None)
+        pieces.append(array if axis is None else np.expand_dims(array, axis))
+    return np.concatenate(pieces, axis or 0).reshape(_shape(slot, cfg))
 
 
 def _open(folder: Path) -> dict[str, Any]:
@@ -380,31 +324,48 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_bytes: int) -> None:
-    """One file, or several with an index where it would be larger than `shard_bytes`."""
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for ours, (name, layout) in table(cfg).items():
-        letters, order = axes.letters(ours), layout.replace(' ', '')
-        array = np.asarray(params[ours]).astype(jax.numpy.dtype(dtype))
-        for i, layer in enumerate(array if 'L' in letters else [array]):
-            kept = letters.replace('L', '')
-            stored = layer.transpose([kept.index(c) for c in order]).reshape(
-                [math.prod(cfg.sizes[c] for c in group) for group in layout.split()]
-            )
-            if size and size + stored.nbytes > shard_bytes:
-                shards.append({})
-                size = 0
-            shards[-1][name.format(i)] = np.ascontiguousarray(stored)
-            size += stored.nbytes
-    if 'score_D' in params:
-        shards[-1][SCORE] = np.asarray(params['score_D'])[None].astype(jax.numpy.dtype(dtype))
-    names = [f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors' for i in range(len(shards))]
-    if len(shards) == 1:
-        names = ['model.safetensors']
-    for name, shard in zip(names, shards):
-        safetensors.numpy.save_file(shard, folder / name, metadata={'format': 'pt'})
-    if len(shards) > 1:
-        total = sum(a.nbytes for shard in shards for a in shard.values())
-        where = {tensor: name for name, shard in zip(names, shards) for tensor in shard}
-        text = json.dumps({'metadata': {'total_size': total}, 'weight_map': where}, indent=2)
-        (folder / 'model.safetensors.index.json').write_text(text + '\n')
+    """One file, or several with an index where it would be larger than `shard_bytes`. The host holds less than two of
+    them at a time: a parameter larger than a third of one comes layer by layer.
+    """
+    together: dict[str, list[str]] = {}  # tensor -> our parameters in it
+    slots = families.slots_of(cfg)
+    for ours, slot in slots.items():
+        together.setdefault(slot.name, []).append(ours)
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        for name, members in together.items():
+            arrays = {ours: params[ours] for ours in members}
+            arrays = {ours: np.asarray(x) if x.nbytes <= shard_bytes / 3 else x for ours, x in arrays.items()}
+            for i in range(cfg.layers if '{}' in name else 1):
+                layer = {ours: np.asarray(x[i] if '{}' in name else x) for ours, x in arrays.items()}
+                parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
+                yield name.format(i), _join(parts, cfg)
+        if 'score_D' in params:
+            yield SCORE, np.asarray(params['score_D'])[None]
+
+    where: list[list[str]] = []  # the tensors of each file
+    total = size = 0
+    shard: dict[str, np.ndarray] = {}
+    for name, array in tensors():
+        array = np.ascontiguousarray(array.astype(jax.numpy.dtype(dtype)))
+        if shard and size + array.nbytes > shard_bytes:
+            _write_shard(folder, shard, where)
+            shard, size = {}, 0
+        shard[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    _write_shard(folder, shard, where)
+    if len(where) == 1:
+        os.replace(folder / 'part-0', folder / 'model.safetensors')
+        return
+    weight_map = {}
+    for i, names in enumerate(where):
+        file = f'model-{i + 1:05d}-of-{len(where):05d}.safetensors'
+        os.replace(folder / f'part-{i}', folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    text = json.dumps({'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2)
+    (folder / 'model.safetensors.index.json').write_text(text + '\n')
+
+
+def _write_shard(folder: Path, shard: dict[str, np.ndarray], where: list[list[str]]) -> None:
+    safetensors.numpy.save_file(shard, folder / f'part-{len(where)}', metadata={'format': 'pt'})
+    where.append(list(shard))

@@ -439,8 +439,8 @@ _READ = (
 
 
 def save(reward_model: RewardModel, folder: str | Path, *, about: str = '') -> None:
-    """Write a directory that `AutoModelForSequenceClassification` reads: a `LlamaForSequenceClassification` with one
-    label, and no pickle.
+    """Write a directory that `AutoModelForSequenceClassification` reads: the family's model for sequence classification
+    (`LlamaForSequenceClassification`, …) with one label, and no pickle.
 
     transformers knows no mask here: it reads the score at the last token that is not `pad_token_id`. With a tokenizer
     that pads with a token that ends responses (or with none) it would read the token before it. Such a tokenizer goes out
@@ -458,7 +458,7 @@ def save(reward_model: RewardModel, folder: str | Path, *, about: str = '') -> N
 
 
 def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) -> RewardModel:
-    """Read what `save` writes, or another `LlamaForSequenceClassification` with one label, onto the mesh (default: the
+    """Read what `save` writes, or another model for sequence classification with one label, onto the mesh (default: the
     first device). Raises `Mistake` as `hf.load` does, also for a language model, which has no score.
     """
     folder = resolve(path_or_hub_id)

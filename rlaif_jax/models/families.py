@@ -1,0 +1,527 @@
+"""How Hugging Face files say each family of models: `config.json` and the names of tensors, both ways.
+
+    cfg = read(raw, where='config.json')     # a config.json as our `Config`
+    raw = write(cfg, score=False)            # and back: read(write(cfg)) == cfg, or a `Mistake`
+    slots = slots_of(cfg)                    # where each parameter lies in the files
+
+A family is a row of `FAMILIES`: where its parameters lie, what all its models have in common, and its `Trait`s, of which
+each reads and writes what takes more than another name. Whatever nobody takes from a config.json is an error that names
+it, for it may change the mathematics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rlaif_jax.config import Mistake
+from rlaif_jax.models.transformer import Config, Rope
+
+Raw = dict[str, Any]  # what config.json holds
+
+# Fields that do not change the mathematics of inference, whatever they hold.
+HARMLESS = {
+    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'unk_token_id',
+    'dtype', 'torch_dtype', 'transformers_version', 'transformers.js_config', 'initializer_range', 'use_cache',
+    'cache_implementation', 'pretraining_tp', 'attention_dropout', 'hidden_dropout', 'classifier_dropout', 'embd_pdrop',
+    'resid_pdrop', '_name_or_path', 'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder',
+    'is_decoder', 'output_attentions', 'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
+    'is_llama_config', '_attn_implementation_autoset',
+}  # fmt: skip
+# Fields that are fine at some values only, for every family that has no other use for them.
+ONLY: Mapping[str, tuple[Any, ...]] = {
+    'attention_bias': (False, None),
+    'mlp_bias': (False, None),
+    'partial_rotary_factor': (1, None),
+    'rope_interleaved': (False, None),
+    'sliding_window': (None,),
+    'use_mrope': (False, None),
+    'use_bidirectional_attention': (False, None),
+    'quantization_config': (None,),
+}
+# theirs -> ours, taken as they are
+NUMBERS = {
+    'vocab_size': 'vocab', 'num_hidden_layers': 'layers', 'hidden_size': 'width', 'num_attention_heads': 'heads',
+    'num_key_value_heads': 'kv_heads', 'head_dim': 'head_dim', 'intermediate_size': 'ffn',
+    'max_position_embeddings': 'max_length', 'rms_norm_eps': 'norm_eps', 'tie_word_embeddings': 'tied',
+}  # fmt: skip
+DEFAULTS: Raw = {
+    'max_position_embeddings': 2048, 'rms_norm_eps': 1e-6, 'layer_norm_eps': 1e-5, 'tie_word_embeddings': False,
+    'num_key_value_heads': None, 'head_dim': None,
+}  # fmt: skip
+
+
+class Fields:
+    """A config.json of which every field has to be taken by somebody."""
+
+    def __init__(self, raw: Raw, where: str) -> None:
+        self.raw, self.left, self.where = raw, dict(raw), where
+
+    def take(self, name: str, default: Any) -> Any:
+        """The value, or the default where the field is not there at all (null is a value: None)."""
+        self.left.pop(name, None)
+        return self.raw.get(name, default)
+
+    def unsupported(self, name: str, value: Any, supported: str) -> Mistake:
+        return Mistake(f'{self.where}: {name} = {value!r} is not supported; supported: {supported}')
+
+    def unknown(self, name: str) -> Mistake:
+        return Mistake(f'{self.where}: unknown field {name!r}; it may change the mathematics, so it is not ignored')
+
+    def finish(self) -> None:
+        """Raises `Mistake` for a field that nobody took and that is not known to be harmless."""
+        for name, value in self.left.items():
+            if name in ONLY and value not in ONLY[name]:
+                raise Mistake(f'{self.where}: {name} = {value!r} is not supported (only {ONLY[name][0]!r})')
+            if name not in HARMLESS | set(ONLY):
+                raise self.unknown(name)
+
+
+class Trait(NamedTuple):
+    """`read(fields, known)` gives more fields of our `Config`, of which some are `known` already; `write(cfg)` gives
+    theirs.
+    """
+
+    read: Callable[[Fields, Raw], Raw]
+    write: Callable[[Config], Raw]
+
+
+class Slot(NamedTuple):
+    """Where a parameter lies in their files.
+
+    layout: the letters of its axes, grouped as they are flattened: 'NH D'. Where one tensor holds several parameters,
+    `part` says which this is: of those one behind another along the first axis ('NH+KH+KH D'), or of those stacked at
+    the digit ('N3H D').
+    """
+
+    name: str  # '{}' is the layer, which they store apart
+    layout: str
+    part: int = 0
+
+
+class Family(NamedTuple):
+    classes: tuple[str, str]  # of transformers: a language model, and one with a score for a head
+    slots: Mapping[str, Slot]
+    traits: tuple[Trait, ...]
+    common: Raw = {}  # fields of our `Config` that all models of the family share
+    rename: Mapping[str, str | None] = {}  # of NUMBERS, what is called otherwise here; None: not said
+    defaults: Raw = {}
+    ignored: tuple[str, ...] = ('rotary_emb.inv_freq',)  # endings of tensors that hold no parameters
+
+
+def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
+    """`config.json` as our `Config`. An unknown field, or a known one at a value that we do not compute, is a `Mistake`
+    that names it.
+    """
+    kind = raw.get('model_type')
+    if kind not in FAMILIES:
+        near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.5)
+        hint = f'; nearest: {", ".join(near)}' if near else ''
+        raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {", ".join(FAMILIES)}')
+    family, fields = FAMILIES[kind], Fields(raw, where)
+    defaults = DEFAULTS | family.defaults
+    ours = {'family': kind, 'dtype': dtype} | family.common
+    for theirs, mine in _numbers(family):
+        value = fields.take(theirs, None)
+        value = defaults.get(theirs) if value is None else value
+        if value is None and theirs not in defaults:
+            raise Mistake(f'{where}: field {theirs!r} is missing')
+        wanted = {'tied': (bool,), 'norm_eps': (float, int)}.get(mine, (int,))
+        if value is not None and type(value) not in wanted:
+            raise Mistake(f'{where}: {theirs} = {value!r} is no {wanted[0].__name__}')
+        ours[mine] = value
+    ours['kv_heads'] = ours.get('kv_heads') or ours['heads']
+    ours['head_dim'] = ours.get('head_dim') or ours['width'] // max(ours['heads'], 1)
+    try:
+        for trait in family.traits:
+            ours |= trait.read(fields, ours)
+        fields.finish()
+        return Config(**ours)
+    except Mistake:
+        raise
+    except KeyError as error:
+        raise Mistake(f'{where}: field {error} is missing') from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Mistake(f'{where}: {error}') from None
+
+
+def write(cfg: Config, *, score: bool = False) -> Raw:
+    """Our `Config` as the `config.json` of its family; with `score`, of a reward model. What the family's config.json
+    cannot say is a `Mistake` that names it.
+    """
+    family = of(cfg)
+    raw: Raw = {'architectures': [family.classes[score]], 'model_type': cfg.family}
+    raw |= {theirs: getattr(cfg, mine) for theirs, mine in _numbers(family)}
+    for trait in family.traits:
+        raw |= trait.write(cfg)
+    raw |= {'id2label': {'0': 'score'}, 'label2id': {'score': 0}} if score else {}
+    back = read(raw, f'a config.json of {cfg.family}', cfg.dtype)
+    for field in dataclasses.fields(Config):
+        here, there = getattr(cfg, field.name), getattr(back, field.name)
+        if field.name in ('ropes', 'windows'):
+            here, there = cfg.each(here), back.each(there)
+        if here != there and field.name != 'remat':
+            raise Mistake(f'the files of {cfg.family} cannot say {field.name} = {here!r}')
+    return raw
+
+
+def of(cfg: Config) -> Family:
+    if cfg.family not in FAMILIES:
+        raise Mistake(f'family = {cfg.family!r} is not known; known: {", ".join(FAMILIES)}')
+    return FAMILIES[cfg.family]
+
+
+def slots_of(cfg: Config) -> dict[str, Slot]:
+    """Where each parameter of this config lies, as far as the family has a place for it."""
+    slots = of(cfg).slots
+    return {name: slots[name] for name in cfg.names if name in slots}
+
+
+def _numbers(family: Family) -> list[tuple[str, str]]:
+    named = [(family.rename.get(theirs, theirs), mine) for theirs, mine in NUMBERS.items()]
+    return [(theirs, mine) for theirs, mine in named if theirs is not None]
+
+
+# Traits
+
+
+def _flag(theirs: str, default: bool, *ours: str) -> Trait:
+    """A switch of theirs for one or several of ours, which go together."""
+    return Trait(
+        lambda f, known: dict.fromkeys(ours, bool(f.take(theirs, default))),
+        lambda cfg: {theirs: getattr(cfg, ours[0])},
+    )
+
+
+def _optional(theirs: str, default: float | None, ours: str) -> Trait:
+    """A number of theirs that may be null, as ours may be None."""
+    return Trait(lambda f, known: {ours: f.take(theirs, default)}, lambda cfg: {theirs: getattr(cfg, ours)})
+
+
+_ACTIVATIONS = {
+    'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
+    'gelu_fast': 'gelu_tanh',
+}  # fmt: skip
+
+
+def _activation(default: str) -> Trait:
+    def read(f: Fields, known: Raw) -> Raw:
+        name = f.take('hidden_act', default)
+        if name not in _ACTIVATIONS:
+            raise f.unsupported('hidden_act', name, ', '.join(_ACTIVATIONS))
+        return {'activation': _ACTIVATIONS[name]}
+
+    names = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    return Trait(read, lambda cfg: {'hidden_act': names[cfg.activation]})
+
+
+def _gemma_read(f: Fields, known: Raw) -> Raw:
+    # The first files of Gemma say 'gelu' and mean its tanh approximation; where both are given `hidden_activation` counts.
+    old, new = f.take('hidden_act', None), f.take('hidden_activation', None)
+    name = new or ('gelu_pytorch_tanh' if old in (None, 'gelu') else old)
+    if name != 'gelu_pytorch_tanh':
+        raise f.unsupported('hidden_activation', name, 'gelu_pytorch_tanh')
+    return {'embed_scale': known['width'] ** 0.5}
+
+
+def _scale_read(f: Fields, known: Raw) -> Raw:
+    scalar = f.take('query_pre_attn_scalar', 256)
+    return {'attention_scale': None if scalar == known['head_dim'] else scalar**-0.5}
+
+
+def _scale_write(cfg: Config) -> Raw:
+    scalar = round(cfg.attention_scale**-2, 6) if cfg.attention_scale else cfg.head_dim
+    return {'query_pre_attn_scalar': int(scalar) if scalar == int(scalar) else scalar}
+
+
+# Rotary positions
+
+
+def _read_rope(f: Fields, raw: Raw, known: Raw, name: str, theta: float, fraction: float | None = None) -> Rope:
+    """A table of rotary parameters, in the words of any version of transformers. `theta` and `fraction` are what holds
+    where the table does not say; without a fraction the family turns whole heads.
+    """
+    raw = {'rope_theta': theta, 'rope_type': raw.get('type', 'default')} | raw
+    raw.pop('type', None)
+    kind, part, factor, spared = raw.pop('rope_type'), raw.pop('partial_rotary_factor', fraction or 1.0), 1.0, None
+    theta = raw.pop('rope_theta')
+    if kind not in ('default', 'linear', 'llama3'):
+        raise f.unsupported(f'{name}: rope_type', kind, 'default, linear, llama3')
+    if fraction is None and part != 1:
+        raise f.unsupported(f'{name}: partial_rotary_factor', part, '1')
+    if kind != 'default':
+        factor = float(raw.pop('factor'))
+    if kind == 'llama3':
+        length = raw.pop('original_max_position_embeddings', known['max_length'])
+        spared = (float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), int(length))
+    for unknown in raw:
+        raise f.unknown(f'{name}.{unknown}')
+    return Rope(float(theta), float(part), factor, spared)
+
+
+def _scaling(rope: Rope) -> Raw:
+    """The words that every version of transformers reads."""
+    if rope.spared:
+        low, high, length = rope.spared
+        more = {'low_freq_factor': low, 'high_freq_factor': high, 'original_max_position_embeddings': length}
+        return {'rope_scaling': {'rope_type': 'llama3', 'factor': rope.factor} | more}
+    return {'rope_scaling': {'rope_type': 'linear', 'factor': rope.factor}} if rope.factor != 1 else {}
+
+
+def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fraction: float | None = None) -> Trait:
+    """The same in all layers. `base` and `part` are where a config.json says theta and the fraction of a head that turns;
+    `fraction` is the family's default, of a family that has one.
+    """
+
+    def read(f: Fields, known: Raw) -> Raw:
+        new, old = f.take('rope_parameters', None) or {}, f.take('rope_scaling', None) or {}
+        name = 'rope_scaling' if old else 'rope_parameters'
+        said = f.take(part, fraction) if part else None
+        return {'ropes': (_read_rope(f, old or new, known, name, f.take(base, theta), said),)}
+
+    def write(cfg: Config) -> Raw:
+        rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])
+        return {base: rope.theta} | ({part: rope.fraction} if part else {}) | _scaling(rope)
+
+    return Trait(read, write)
+
+
+def _unused(*names: str) -> Trait:
+    """What a family's files say and nothing that we support depends on."""
+
+    def read(f: Fields, known: Raw) -> Raw:
+        for name in names:
+            f.take(name, None)
+        return {}
+
+    return Trait(read, lambda cfg: {})
+
+
+def _still_read(f: Fields, known: Raw) -> Raw:
+    """SmolLM 3, whose every fourth layer knows no positions."""
+    every, (rope,) = f.take('no_rope_layer_interval', 4), known['ropes']
+    turns = f.take('no_rope_layers', None) or [(i + 1) % every for i in range(known['layers'])]
+    still = dataclasses.replace(rope, factor=math.inf, spared=None)
+    return {'ropes': _cycle([rope if turn else still for turn in turns[: known['layers']]])}
+
+
+def _still_write(cfg: Config) -> Raw:
+    return {
+        'no_rope_layers': [int(rope.factor < math.inf) for rope in cfg.each(cfg.ropes)],
+        'no_rope_layer_interval': 4,
+    }
+
+
+def _two_ropes_read(f: Fields, known: Raw) -> Raw:
+    """Gemma 3: layers with a window, which are read already, have rotary positions of their own."""
+    new, old = f.take('rope_parameters', None) or {}, f.take('rope_scaling', None) or {}
+    theta, local = f.take('rope_theta', 1_000_000.0), f.take('rope_local_base_freq', 10_000.0)
+    for unknown in set(new) - {'full_attention', 'sliding_attention'}:
+        raise f.unknown(f'rope_parameters.{unknown}')
+    far = _read_rope(f, (new.get('full_attention') or {}) | old, known, 'rope_scaling', theta)
+    near = _read_rope(f, new.get('sliding_attention') or {}, known, 'rope_parameters', local)
+    windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
+    return {'ropes': _cycle([near if window else far for window in windows])}
+
+
+def _two_ropes_write(cfg: Config) -> Raw:
+    kinds = dict(zip(map(bool, cfg.each(cfg.windows)), cfg.each(cfg.ropes)))
+    far, near = kinds.get(False, Rope(1_000_000.0)), kinds.get(True, Rope())
+    return {'rope_theta': far.theta, 'rope_local_base_freq': near.theta} | _scaling(far)
+
+
+# Windows
+
+
+def _window(default: int | None) -> Trait:
+    """The same in all layers; null is none."""
+    return Trait(
+        lambda f, known: {'windows': (f.take('sliding_window', default) or 0,)},
+        lambda cfg: {'sliding_window': cfg.windows[0] or None},
+    )
+
+
+def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False) -> Trait:
+    """In the layers that `layer_types` names or, in a file without it, where `slides(fields, known)`. `switched`: nowhere
+    unless `use_sliding_window` says so.
+    """
+    KINDS = ('full_attention', 'sliding_attention')
+
+    def read(f: Fields, known: Raw) -> Raw:
+        window, layers = f.take('sliding_window', 4096), known['layers']
+        window = window if not switched or f.take('use_sliding_window', False) else None
+        slide_L = [bool(window) and slide for slide in slides(f, known)]
+        types = f.take('layer_types', None) or [KINDS[slide] for slide in slide_L]
+        if len(types) != layers or set(types) - set(KINDS):
+            raise f.unsupported('layer_types', types, f'{" or ".join(KINDS)}, one for each of {layers} layers')
+        if KINDS[1] in types and not window:
+            raise f.unsupported('sliding_window', window, 'a number, where layer_types has sliding_attention')
+        return {'windows': _cycle([window if kind == KINDS[1] else 0 for kind in types])}
+
+    def write(cfg: Config) -> Raw:
+        windows = cfg.each(cfg.windows)
+        first = next((i for i, window in enumerate(windows) if window), cfg.layers)
+        switch = {'use_sliding_window': cfg.windowed, 'max_window_layers': first} if switched else {}
+        types = [KINDS[bool(window)] for window in windows]
+        return switch | {'sliding_window': max(windows) or (None if switched else 4096), 'layer_types': types}
+
+    return Trait(read, write)
+
+
+def _late(f: Fields, known: Raw) -> list[bool]:
+    first = f.take('max_window_layers', 28)
+    return [i >= first for i in range(known['layers'])]
+
+
+def _all_but_every(n: int) -> Callable[[Fields, Raw], list[bool]]:
+    def slides(f: Fields, known: Raw) -> list[bool]:
+        every = f.take('sliding_window_pattern', None) or f.take('_sliding_window_pattern', None) or n
+        f.take('_sliding_window_pattern', None)
+        return [(i + 1) % every != 0 for i in range(known['layers'])]
+
+    return slides
+
+
+def _where_still(f: Fields, known: Raw) -> list[bool]:
+    return [known['ropes'][i % len(known['ropes'])].factor == math.inf for i in range(known['layers'])]
+
+
+def _cycle(values: list) -> tuple:
+    """The shortest tuple that, repeated, is these values."""
+    n = next(n for n in range(1, len(values) + 1) if all(x == values[i % n] for i, x in enumerate(values)))
+    return tuple(values[:n])
+
+
+# Families
+
+LAYER = 'model.layers.{}.'
+LLAMA: Mapping[str, Slot] = {
+    'embed_VD': Slot('model.embed_tokens.weight', 'V D'),
+    'attention_norm_LD': Slot(LAYER + 'input_layernorm.weight', 'D'),
+    'query_LDNH': Slot(LAYER + 'self_attn.q_proj.weight', 'NH D'),
+    'key_LDKH': Slot(LAYER + 'self_attn.k_proj.weight', 'KH D'),
+    'value_LDKH': Slot(LAYER + 'self_attn.v_proj.weight', 'KH D'),
+    'out_LNHD': Slot(LAYER + 'self_attn.o_proj.weight', 'D NH'),
+    'mlp_norm_LD': Slot(LAYER + 'post_attention_layernorm.weight', 'D'),
+    'gate_LDF': Slot(LAYER + 'mlp.gate_proj.weight', 'F D'),
+    'up_LDF': Slot(LAYER + 'mlp.up_proj.weight', 'F D'),
+    'down_LFD': Slot(LAYER + 'mlp.down_proj.weight', 'D F'),
+    'query_bias_LNH': Slot(LAYER + 'self_attn.q_proj.bias', 'NH'),
+    'key_bias_LKH': Slot(LAYER + 'self_attn.k_proj.bias', 'KH'),
+    'value_bias_LKH': Slot(LAYER + 'self_attn.v_proj.bias', 'KH'),
+    'out_bias_LD': Slot(LAYER + 'self_attn.o_proj.bias', 'D'),
+    'gate_bias_LF': Slot(LAYER + 'mlp.gate_proj.bias', 'F'),
+    'up_bias_LF': Slot(LAYER + 'mlp.up_proj.bias', 'F'),
+    'down_bias_LD': Slot(LAYER + 'mlp.down_proj.bias', 'D'),
+    'query_norm_LH': Slot(LAYER + 'self_attn.q_norm.weight', 'H'),
+    'key_norm_LH': Slot(LAYER + 'self_attn.k_norm.weight', 'H'),
+    'query_norm_LNH': Slot(LAYER + 'self_attn.q_norm.weight', 'NH'),
+    'key_norm_LKH': Slot(LAYER + 'self_attn.k_norm.weight', 'KH'),
+    'final_norm_D': Slot('model.norm.weight', 'D'),
+    'unembed_DV': Slot('lm_head.weight', 'V D'),
+}
+OUT_NORMS = {
+    'attention_out_norm_LD': Slot(LAYER + 'post_attention_layernorm.weight', 'D'),
+    'mlp_norm_LD': Slot(LAYER + 'pre_feedforward_layernorm.weight', 'D'),
+    'mlp_out_norm_LD': Slot(LAYER + 'post_feedforward_layernorm.weight', 'D'),
+}
+PHI3 = {
+    'query_LDNH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 0),
+    'key_LDKH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 1),
+    'value_LDKH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 2),
+    'gate_LDF': Slot(LAYER + 'mlp.gate_up_proj.weight', 'F+F D', 0),
+    'up_LDF': Slot(LAYER + 'mlp.gate_up_proj.weight', 'F+F D', 1),
+}
+NEOX_LAYER = 'gpt_neox.layers.{}.'
+NEOX: Mapping[str, Slot] = {
+    'embed_VD': Slot('gpt_neox.embed_in.weight', 'V D'),
+    'attention_norm_LD': Slot(NEOX_LAYER + 'input_layernorm.weight', 'D'),
+    'attention_norm_bias_LD': Slot(NEOX_LAYER + 'input_layernorm.bias', 'D'),
+    'query_LDNH': Slot(NEOX_LAYER + 'attention.query_key_value.weight', 'N3H D', 0),
+    'key_LDKH': Slot(NEOX_LAYER + 'attention.query_key_value.weight', 'K3H D', 1),
+    'value_LDKH': Slot(NEOX_LAYER + 'attention.query_key_value.weight', 'K3H D', 2),
+    'query_bias_LNH': Slot(NEOX_LAYER + 'attention.query_key_value.bias', 'N3H', 0),
+    'key_bias_LKH': Slot(NEOX_LAYER + 'attention.query_key_value.bias', 'K3H', 1),
+    'value_bias_LKH': Slot(NEOX_LAYER + 'attention.query_key_value.bias', 'K3H', 2),
+    'out_LNHD': Slot(NEOX_LAYER + 'attention.dense.weight', 'D NH'),
+    'out_bias_LD': Slot(NEOX_LAYER + 'attention.dense.bias', 'D'),
+    'mlp_norm_LD': Slot(NEOX_LAYER + 'post_attention_layernorm.weight', 'D'),
+    'mlp_norm_bias_LD': Slot(NEOX_LAYER + 'post_attention_layernorm.bias', 'D'),
+    'up_LDF': Slot(NEOX_LAYER + 'mlp.dense_h_to_4h.weight', 'F D'),
+    'up_bias_LF': Slot(NEOX_LAYER + 'mlp.dense_h_to_4h.bias', 'F'),
+    'down_LFD': Slot(NEOX_LAYER + 'mlp.dense_4h_to_h.weight', 'D F'),
+    'down_bias_LD': Slot(NEOX_LAYER + 'mlp.dense_4h_to_h.bias', 'D'),
+    'final_norm_D': Slot('gpt_neox.final_layer_norm.weight', 'D'),
+    'final_norm_bias_D': Slot('gpt_neox.final_layer_norm.bias', 'D'),
+    'unembed_DV': Slot('embed_out.weight', 'V D'),
+}
+
+SILU = _activation('silu')
+ATTENTION_BIAS = _flag('attention_bias', False, 'qkv_bias', 'out_bias')
+MLP_BIAS = _flag('mlp_bias', False, 'mlp_bias')
+LATE_WINDOWS = _windows(_late, switched=True)
+GELU_TANH = Trait(_gemma_read, lambda cfg: dict.fromkeys(('hidden_act', 'hidden_activation'), 'gelu_pytorch_tanh'))
+QUERY_SCALE = Trait(_scale_read, _scale_write)
+GEMMA = {'activation': 'gelu_tanh', 'norm_offset': 1.0}
+GEMMA_DEFAULTS = {'max_position_embeddings': 8192, 'tie_word_embeddings': True, 'head_dim': 256}
+
+
+def _caps(attention: float | None, final: float | None) -> tuple[Trait, Trait]:
+    return (
+        _optional('attn_logit_softcapping', attention, 'attention_cap'),
+        _optional('final_logit_softcapping', final, 'logit_cap'),
+    )
+
+
+def _classes(name: str) -> tuple[str, str]:
+    return f'{name}ForCausalLM', f'{name}ForSequenceClassification'
+
+
+FAMILIES: Mapping[str, Family] = {
+    'llama': Family(_classes('Llama'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, MLP_BIAS)),
+    'mistral': Family(_classes('Mistral'), LLAMA, (SILU, _rope(), _window(4096))),
+    'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, _rope(), LATE_WINDOWS), {'qkv_bias': True}),
+    'qwen3': Family(
+        _classes('Qwen3'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
+        defaults={'head_dim': 128},
+    ),
+    'gemma': Family(_classes('Gemma'), LLAMA, (GELU_TANH, _rope(), ATTENTION_BIAS), GEMMA, defaults=GEMMA_DEFAULTS),
+    'gemma2': Family(
+        _classes('Gemma2'), {**LLAMA, **OUT_NORMS},
+        (GELU_TANH, _rope(), ATTENTION_BIAS, QUERY_SCALE, *_caps(50.0, 30.0), _windows(_all_but_every(2))),
+        GEMMA | {'norm_at': 'around'}, defaults=GEMMA_DEFAULTS,
+    ),
+    'gemma3_text': Family(
+        ('Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification'), {**LLAMA, **OUT_NORMS},
+        (GELU_TANH, ATTENTION_BIAS, QUERY_SCALE, *_caps(None, None), _windows(_all_but_every(6)),
+         Trait(_two_ropes_read, _two_ropes_write)),
+        GEMMA | {'norm_at': 'around', 'qk_norm': 'head'}, defaults=GEMMA_DEFAULTS | {'max_position_embeddings': 131_072},
+    ),
+    'gpt_neox': Family(
+        _classes('GPTNeoX'), NEOX,
+        (_activation('gelu'), _rope(base='rotary_emb_base', part='rotary_pct', fraction=0.25),
+         _flag('attention_bias', True, 'qkv_bias', 'out_bias'), _flag('use_parallel_residual', True, 'parallel')),
+        {'norm': 'layer', 'gated': False, 'mlp_bias': True},
+        rename={'rms_norm_eps': 'layer_norm_eps', 'num_key_value_heads': None, 'head_dim': None},
+        ignored=('rotary_emb.inv_freq', 'attention.bias', 'attention.masked_bias'),  # the last two are causal masks
+    ),
+    'olmo2': Family(
+        _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, _rope(), ATTENTION_BIAS),
+        {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
+    ),
+    'phi3': Family(
+        _classes('Phi3'), {**LLAMA, **PHI3},
+        (SILU, _rope(part='partial_rotary_factor', fraction=1.0), _window(None),
+         _unused('original_max_position_embeddings')),
+        defaults={'rms_norm_eps': 1e-5},
+    ),
+    'smollm3': Family(
+        _classes('SmolLM3'), LLAMA,
+        (SILU, _rope(2_000_000.0), ATTENTION_BIAS, MLP_BIAS, Trait(_still_read, _still_write),
+         _windows(_where_still, switched=True), _unused('max_window_layers')),
+        defaults={'tie_word_embeddings': True},
+    ),
+}  # fmt: skip

@@ -1,0 +1,380 @@
+"""Laws of the families: our numbers are those of transformers, whole or token by token; files go out as they came in; a
+spoilt checkpoint is named. Without torch the numbers that transformers once gave are in golden/families.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from functools import partial
+
+import families as small
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.models import families, heads, hf, transformer
+from rlaif_jax.models.hf import LM
+from rlaif_jax.models.transformer import Rope
+
+CASES = list(small.CASES)
+CHUNK = 4  # tokens that go through the cache at a time
+TOKEN_BT, VALID_BT = small.tokens()
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """`checkpoint(case)`: a folder as transformers writes it."""
+    made = {}
+
+    def make(case):
+        if case not in made:
+            known = small.golden(case)
+            made[case] = small.write(tmp_path_factory.mktemp(case) / 'theirs', known['config'], known['shapes'])
+        return made[case]
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def ours(checkpoint):
+    """`ours(case)`: cfg, params, and what `both` returns."""
+    made = {}
+
+    def make(case):
+        if case not in made:
+            cfg = hf.read_config(checkpoint(case))
+            params = hf.read_params(checkpoint(case), cfg, axes.make_mesh())
+            made[case] = cfg, params, *map(np.asarray, both(cfg, params, TOKEN_BT, VALID_BT))
+        return made[case]
+
+    return make
+
+
+@partial(jax.jit, static_argnums=0)
+def both(cfg, params, token_BT, valid_BT):
+    """Logits of rows padded on the right in one forward; of the same rows padded on the left, with a cache; and the hidden
+    states of the first.
+    """
+    hidden_BTD, _ = transformer.forward(cfg, params, token_BT, *transformer.causal(valid_BT))
+    rolled = lambda x_BT: jnp.stack([x_BT[0], jnp.roll(x_BT[1], small.LENGTH - small.SHORT)])  # noqa: E731
+    token_BT, valid_BT = rolled(token_BT), rolled(valid_BT)
+
+    def step(cache, chosen):
+        hidden_BTD, cache = transformer.forward(cfg, params, *chosen, cache)
+        return cache, hidden_BTD
+
+    def chunks(x_BT):
+        return jnp.moveaxis(x_BT.reshape(2, -1, CHUNK, *x_BT.shape[2:]), 1, 0)
+
+    cache = transformer.make_cache(cfg, 2, small.LENGTH)
+    _, chunk_XBTD = jax.lax.scan(step, cache, tuple(map(chunks, (token_BT, *transformer.causal(valid_BT)))))
+    cached_BTD = jnp.moveaxis(chunk_XBTD, 0, 1).reshape(hidden_BTD.shape)
+    return heads.logits(cfg, params, hidden_BTD), heads.logits(cfg, params, cached_BTD), hidden_BTD
+
+
+def real(logit_BTV, left=False):
+    """Of the real tokens, (tokens, V)."""
+    valid_BT = VALID_BT[:, ::-1] if left else VALID_BT
+    return np.asarray(logit_BTV)[valid_BT]
+
+
+# golden numbers
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_the_numbers_are_those_that_transformers_once_gave(ours, case):
+    _, _, logit_BTV, cached_BTV, _ = ours(case)
+    for b, found in enumerate(small.golden(case)['logits']):
+        length = (small.LENGTH, small.SHORT)[b]
+        np.testing.assert_allclose(logit_BTV[b, 2:length:5, ::8], found, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(real(cached_BTV, left=True), real(logit_BTV), rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif('RLAIF_REGENERATE_GOLDEN' not in os.environ, reason='golden numbers are only made when asked for')
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+@pytest.mark.parametrize('case', CASES)
+def test_make_the_golden_numbers(theirs, tmp_path, case):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, fields = small.CASES[case]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).save_pretrained(tmp_path / 'random')
+    config = json.loads((tmp_path / 'random' / 'config.json').read_text())
+    del config['transformers_version']
+    stored = safetensors.numpy.load_file(tmp_path / 'random' / 'model.safetensors')
+    shapes = {re.sub(r'layers\.\d+\.', 'layers.{}.', name): list(x.shape) for name, x in stored.items()}
+    logit_BTV = their_logits(theirs(small.write(tmp_path / 'theirs', config, shapes)))
+    some = [logit_BTV[b, 2:length:5, ::8].round(5).tolist() for b, length in enumerate((small.LENGTH, small.SHORT))]
+    text = json.dumps({'config': config, 'shapes': shapes, 'logits': some})
+    (small.GOLDEN / f'{case}.json').write_text(text + '\n')
+
+
+# there and back
+
+
+def tensors(folder):
+    return {k: v for path in sorted(folder.glob('*.safetensors')) for k, v in safetensors.numpy.load_file(path).items()}
+
+
+def same(a, b):
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+
+
+def read(folder, **more):
+    cfg = hf.read_config(folder)
+    return cfg, hf.read_params(folder, cfg, axes.make_mesh(), **more)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_files_go_out_as_they_came_in(checkpoint, micro_tokenizer, tmp_path, case):
+    cfg, params = read(checkpoint(case))
+    shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    assert {name: x.shape for name, x in params.items()} == {name: x.shape for name, x in shapes.items()}
+    hf.save(LM(cfg, params, micro_tokenizer, case), tmp_path / 'out', shard_bytes=20_000)
+    assert len(list(tmp_path.glob('out/*.safetensors'))) > 1
+    same(tensors(tmp_path / 'out'), tensors(checkpoint(case)))
+    again, back = read(tmp_path / 'out')
+    assert again == cfg
+    same(back, params)
+
+
+@pytest.mark.parametrize('case', ['pythia', 'phi3', 'gemma3'])
+def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, case):
+    """Of fused tensors too, and they are fused again."""
+    mesh = axes.make_mesh({'fsdp': 2, 'tensor': 2})
+    cfg, params = read(checkpoint(case))
+    placed = hf.read_params(checkpoint(case), cfg, mesh)
+    same(placed, params)
+    hf.save(LM(cfg, placed, micro_tokenizer, case), tmp_path / 'out', shard_bytes=2000)
+    same(tensors(tmp_path / 'out'), tensors(checkpoint(case)))
+
+
+# with transformers itself
+
+
+@pytest.fixture(scope='module')
+def theirs():
+    """`theirs(folder)`: the model that transformers reads from a folder, all of it and nothing else."""
+    torch = pytest.importorskip('torch', reason='torch is not installed: nothing to compare with')
+    torch.set_num_threads(1)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+    def load(folder, kind=transformers.AutoModelForCausalLM, dtype='float32'):
+        how = {'output_loading_info': True, 'attn_implementation': 'eager', 'dtype': dtype}
+        model, loading = kind.from_pretrained(folder, **how)
+        assert not any(loading[what] for what in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), loading
+        return model.eval()
+
+    return load
+
+
+def their_logits(model, token_BT=TOKEN_BT, valid_BT=VALID_BT):
+    import torch
+
+    with torch.no_grad():
+        out = model(torch.tensor(token_BT), attention_mask=torch.tensor(valid_BT.astype(int)))
+    return out.logits.float().numpy()
+
+
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+@pytest.mark.parametrize('case', CASES)
+def test_transformers_says_the_same_before_and_after(checkpoint, ours, theirs, micro_tokenizer, tmp_path, case):
+    """What it computes is what we do, whole or through a cache; it reads our files as its own, and writes them back."""
+    cfg, params, logit_BTV, cached_BTV, _ = ours(case)
+    expected = real(their_logits(theirs(checkpoint(case))))
+    worst = max(np.abs(real(logit_BTV) - expected).max(), np.abs(real(cached_BTV, left=True) - expected).max())
+    print(f'{case}: {worst:.1e} of logits up to {np.abs(expected).max():.1f}')
+    assert worst <= 2e-4
+    hf.save(LM(cfg, params, micro_tokenizer, case), tmp_path / 'ours')
+    model = theirs(tmp_path / 'ours')
+    assert model.config.model_type == small.CASES[case][0]
+    np.testing.assert_allclose(real(their_logits(model)), expected, rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / 'again')
+    again, back = read(tmp_path / 'again')
+    assert again == cfg
+    same(back, params)
+
+
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+@pytest.mark.parametrize('case', CASES)
+def test_a_reward_model_goes_out_in_the_words_of_its_family(ours, theirs, micro_tokenizer, tmp_path, case):
+    from transformers import AutoModelForSequenceClassification
+
+    cfg, params, _, _, hidden_BTD = ours(case)
+    cfg, score_D = dataclasses.replace(cfg, tied=True), np.linspace(-1, 1, cfg.width, dtype=np.float32)
+    trunk = {name: x for name, x in params.items() if name != 'unembed_DV'}
+    hf.save(LM(cfg, trunk | {'score_D': score_D}, micro_tokenizer, case), tmp_path / 'score')
+    same(read(tmp_path / 'score', score=True)[1], trunk | {'score_D': score_D})
+    model = theirs(tmp_path / 'score', AutoModelForSequenceClassification)
+    found = their_logits(model, TOKEN_BT[:1], VALID_BT[:1])
+    np.testing.assert_allclose(found[0], hidden_BTD[:1, -1] @ score_D, rtol=0, atol=5e-4)
+
+
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+@pytest.mark.parametrize('case', ['qwen2', 'gemma2'])
+def test_bfloat16_is_as_near_as_theirs(theirs, tmp_path, case):
+    """Over a few models, log-probabilities differ from those in float32 by no more than those of transformers do."""
+    known, off = small.golden(case), []
+    logp = lambda x_BTV: real(jax.nn.log_softmax(np.asarray(x_BTV, np.float32)))  # noqa: E731
+    for seed in 'abc':
+        folder = small.write(tmp_path / seed, known['config'], known['shapes'], seed)
+        cfg, params = read(folder)
+        exact, rough = (
+            logp(both(dataclasses.replace(cfg, dtype=dtype), params, TOKEN_BT, VALID_BT)[0])
+            for dtype in ('float32', 'bfloat16')
+        )
+        other = logp(their_logits(theirs(folder, dtype='bfloat16')))
+        off.append([np.abs(rough - exact).mean(), np.abs(other - exact).mean()])
+    mine, other = np.mean(off, axis=0)
+    print(f'{case}: {mine:.4f} nats, theirs {other:.4f}')
+    assert 0 < mine <= 1.1 * other
+
+
+# what cannot be
+
+
+def spoil(edit):
+    def spoiled(folder):
+        stored = tensors(folder)
+        name = sorted(stored)[len(stored) // 2]
+        name = edit(stored, name) or name
+        safetensors.numpy.save_file(stored, folder / 'model.safetensors')
+        return name
+
+    return spoiled
+
+
+def truncated(folder):
+    data = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(data[: len(data) // 2])
+    return 'model.safetensors'
+
+
+def other_type(folder):
+    raw = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_moe'}))
+    return f"{raw['model_type']}_moe' is not supported; nearest: .*{raw['model_type']}"
+
+
+def spoilt(x):
+    x = x.copy()
+    x.flat[-1] = np.nan
+    return x
+
+
+BAD = {
+    'missing tensor': spoil(lambda stored, name: stored.pop(name) is None),
+    'extra tensor': spoil(
+        lambda stored, name: stored.update({f'{name}_scale': np.ones(3, np.float32)}) or f'{name}_scale'
+    ),
+    'wrong shape': spoil(lambda stored, name: stored.update({name: stored[name][1:].copy()})),
+    'integers': spoil(lambda stored, name: stored.update({name: stored[name].astype(np.int8)})),
+    'NaN': spoil(lambda stored, name: stored.update({name: spoilt(stored[name])})),
+    'half a file': truncated,
+    'other family': other_type,
+}
+
+
+@pytest.mark.parametrize('bad', BAD)
+@pytest.mark.parametrize('case', CASES)
+def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
+    folder = shutil.copytree(checkpoint(case), tmp_path / 'spoilt')
+    named = BAD[bad](folder)
+    with pytest.raises(Mistake, match=named) as error:
+        read(folder)
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'case, fields, says',
+    [
+        ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type = 'dynamic' is not supported"),
+        ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor = 0.5 is not supported'),
+        ('phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_type = 'longrope' is not supported"),
+        ('phi3', {'attention_bias': True}, 'attention_bias = True is not supported'),
+        ('mistral', {'layer_types': ['full_attention'] * 3}, "unknown field 'layer_types'"),
+        ('qwen2', {'layer_types': ['chunked_attention'] * 3}, 'layer_types = .* is not supported'),
+        ('qwen2', {'use_mrope': True}, 'use_mrope = True is not supported'),
+        ('qwen3', {'head_dim': '8'}, "head_dim = '8' is no int"),
+        ('gemma', {'hidden_activation': 'relu'}, "hidden_activation = 'relu' is not supported"),
+        ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True is not supported'),
+        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, "rope_type = 'yarn' is not supported"),
+        ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' is not supported"),
+        ('olmo2', {'clip_qkv': 8.0}, "unknown field 'clip_qkv'"),
+        ('smollm3', {'quantization_config': {'bits': 4}}, 'quantization_config = .* is not supported'),
+    ],
+)  # fmt: skip
+def test_what_we_do_not_compute_is_refused(case, fields, says):
+    with pytest.raises(Mistake, match=says):
+        families.read(small.golden(case)['config'] | fields, 'config.json')
+
+
+@pytest.mark.parametrize(
+    'case, fields, says',
+    [
+        ('llama', {'attention_cap': 3.0}, 'attention_cap = 3.0'),
+        ('llama', {'windows': (4, 0)}, r'windows = \(4, 0, 4\)'),
+        ('mistral', {'windows': (4, 0)}, 'windows'),
+        ('gemma2', {'windows': (4, 5)}, 'windows'),
+        ('gemma', {'embed_scale': 1.0}, 'embed_scale = 1.0'),
+        ('pythia', {'kv_heads': 1}, 'kv_heads = 1'),
+        ('qwen2', {'out_bias': True}, 'out_bias = True'),
+        ('smollm3', {'ropes': (Rope(1e4), Rope(1e6))}, 'ropes'),
+    ],
+)  # fmt: skip
+def test_what_their_files_cannot_say_is_not_written(case, fields, says):
+    cfg = families.read(small.golden(case)['config'], 'config.json')
+    assert families.read(families.write(cfg), 'config.json') == cfg
+    with pytest.raises(Mistake, match=f'files of {cfg.family} cannot say {says}'):
+        families.write(dataclasses.replace(cfg, **fields))
+
+
+SIZES = {
+    'vocab_size': 64, 'hidden_size': 32, 'intermediate_size': 64, 'num_hidden_layers': 12, 'num_attention_heads': 4,
+    'max_position_embeddings': 8192, 'torch_dtype': 'bfloat16', 'transformers_version': '4.40.0', 'use_cache': True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'raw, expected',
+    [
+        ({'model_type': 'llama', 'rope_theta': 5e5, 'rope_scaling': small.LLAMA3},
+         {'ropes': (Rope(5e5, 1.0, 8.0, (1.0, 4.0, 32)),), 'kv_heads': 4, 'head_dim': 8, 'tied': False}),
+        ({'model_type': 'llama', 'rope_scaling': {'type': 'linear', 'factor': 2.0}, 'rope_interleaved': False},
+         {'ropes': (Rope(factor=2.0),)}),
+        ({'model_type': 'mistral', 'sliding_window': None, 'num_key_value_heads': 2}, {'windows': (0,), 'kv_heads': 2}),
+        ({'model_type': 'mistral'}, {'windows': (4096,)}),
+        ({'model_type': 'qwen2', 'use_sliding_window': False, 'sliding_window': 131072, 'max_window_layers': 6},
+         {'windows': (0,), 'qkv_bias': True, 'out_bias': False}),
+        ({'model_type': 'qwen2', 'use_sliding_window': True, 'sliding_window': 7, 'max_window_layers': 6},
+         {'windows': (0,) * 6 + (7,) * 6}),
+        ({'model_type': 'gemma', 'hidden_act': 'gelu', 'head_dim': 16}, {'activation': 'gelu_tanh', 'tied': True}),
+        ({'model_type': 'gemma2', 'hidden_activation': 'gelu_pytorch_tanh', 'head_dim': 16, 'query_pre_attn_scalar': 16},
+         {'windows': (4096, 0), 'attention_cap': 50.0, 'logit_cap': 30.0, 'attention_scale': None}),
+        ({'model_type': 'gemma3_text', 'head_dim': 16, 'sliding_window': 512, 'sliding_window_pattern': 6,
+          'rope_local_base_freq': 1e4, 'rope_theta': 1e6, 'rope_scaling': None, 'cache_implementation': 'hybrid'},
+         {'windows': (512,) * 5 + (0,), 'ropes': (Rope(1e4),) * 5 + (Rope(1e6),), 'attention_scale': 0.0625}),
+        ({'model_type': 'gpt_neox', 'rotary_pct': 0.5, 'rotary_emb_base': 1e4, 'layer_norm_eps': 1e-5},
+         {'ropes': (Rope(1e4, 0.5),), 'parallel': True, 'activation': 'gelu', 'norm': 'layer'}),
+        ({'model_type': 'olmo2', 'rope_theta': 5e5}, {'ropes': (Rope(5e5),), 'norm_at': 'after', 'qk_norm': 'all'}),
+        ({'model_type': 'phi3', 'rope_scaling': None, 'sliding_window': 2047, 'original_max_position_embeddings': 4096,
+          'embd_pdrop': 0.0}, {'windows': (2047,), 'norm_eps': 1e-5}),
+        ({'model_type': 'smollm3', 'no_rope_layers': [1, 1, 1, 0] * 3, 'max_window_layers': 28, 'rope_theta': 5e6},
+         {'ropes': (Rope(5e6),) * 3 + (Rope(5e6, factor=float('inf')),), 'tied': True}),
+    ],
+    ids=lambda x: x.get('model_type', ''),
+)  # fmt: skip
+def test_old_files_are_read(raw, expected):
+    """As they lie on the hub, written before the words of today."""
+    cfg = families.read(SIZES | raw, 'config.json')
+    assert {name: getattr(cfg, name) for name in expected} == expected
+    assert families.read(families.write(cfg), 'config.json') == cfg
