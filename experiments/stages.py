@@ -36,6 +36,7 @@ from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
+LABELS = 'labels.parquet'
 
 
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -119,25 +120,23 @@ class Labelled:
         return checkpoint.stage_folder(root, 'labels', self)
 
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
-        """The pairs, each with the labeler's preference; None where it is unscorable. `labels.parquet` has the rest."""
-        pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
-        found: list[Pair] = []
+        """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
 
         def make(folder: Path) -> dict[str, Any]:
+            pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
             records = preference.label_all(
                 self.labeler, self.label, pairs, Store(root / 'labels.jsonl'), dtype=self.dtype, mesh=mesh,
                 title=f'labels of {Path(self.labeler).name}', note=loader.note(self.source),
             )  # fmt: skip
-            found[:] = [replace(pair, preference=record['preference']) for pair, record in zip(pairs, records)]
             rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]
-            files.write_rows(folder / 'labels.parquet', rows)
-            return {'labels': len(found), 'unscorable': sum(pair.preference is None for pair in found)}
+            files.write_rows(folder / LABELS, rows)
+            return {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
 
         once(self.folder(root), self, make)
-        if not found:
-            rows = files.read_rows(self.folder(root) / 'labels.parquet')
-            found = [replace(pair, preference=row['preference_prob']) for pair, row in zip(pairs, rows, strict=True)]
-        return found
+        return [
+            replace(entry.record, preference=entry.row['preference_prob'])
+            for entry in files.pairs(self.folder(root) / LABELS, self.label.task)
+        ]
 
 
 @dataclass(frozen=True)
