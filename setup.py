@@ -35,8 +35,8 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'gpu': ['jax[cuda12]'],
-        'test': ['pytest>=8'],
-        'dev': ['pytest>=8', 'ruff>=0.8'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6'],
+        'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.8'],
         'wandb': ['wandb'],
     },
 )

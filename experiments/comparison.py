@@ -79,6 +79,11 @@ class Compare:
         return [entry.record for entry in entries if entry.record is not None][: self.evaluation.prompts]
 
     def stages(self, folder: Path) -> list[Stage]:
+        if self.prompts and not self.rankings and not models(self.evaluation):
+            raise Mistake(
+                f'evaluation.judge = {self.evaluation.judge!r} knows the simulated world alone, not {self.prompts}; name a '
+                'language model, or give people’s rankings=…'
+            )
         shown = models(self.evaluation) | {name: str(path) for name, path in self.named().items()}
         return [Stage('evaluation', folder, len(self.asked()), shown)]
 
@@ -159,7 +164,7 @@ def report(
         for i, one in enumerate(next(iter(found.values())))
     }
 
-    if cfg.task == 'harmless':
+    if cfg.task == 'harmless' and (simulated or models(cfg.evaluation)):
         result['harmless'] = harmless_rates(cfg, prompts, written, simulated)
     if simulated:
         figures = {name: quality.qualities(prompts, responses) for name, responses in written.items()}

@@ -262,6 +262,17 @@ def test_what_cannot_be_compared_is_said(policies, told, tmp_path):
         bind(find('compare')(MICRO), {'policies': policies}).stages(tmp_path)
 
 
+def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
+    files.write_rows(tmp_path / 'prompts.jsonl', [{'prompt': 'one'}, {'prompt': 'two'}])
+    cfg = bind(
+        find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'prompts': str(tmp_path / 'prompts.jsonl')}
+    )
+    with pytest.raises(Mistake, match='knows the simulated world alone'):
+        cfg.stages(tmp_path)
+    judged = bind(cfg, {'evaluation.judge': 'micro_l'})
+    assert judged.stages(tmp_path)[0].steps == 2
+
+
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     (tmp_path / 'config.gin').write_text('')
     with pytest.raises(Mistake, match='not finished'):
