@@ -10,12 +10,12 @@ from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
 from rlaif_jax.labeling import prompts
-from rlaif_jax.models import hf, transformer
+from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.presets import PRESETS, resolve
 from rlaif_jax.training import reinforce, reward_model, sft
+from rlaif_jax.training import state as training
 
 WORD = 4  # bytes of a float32
-OPTIMIZER = {'adamw': 2.0, 'adafactor': 0.1}  # floats kept for each parameter
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stage:
 
 def check(config: Any, folder: Path) -> None:
     """Raises `Mistake` for what would stop the run later on: a mesh the devices cannot make, a batch the mesh does not
-    divide, data or a model that is not there, rows longer than the model was made for.
+    divide, data or a model that is not there, rows longer than the model was made for, adapters of what it does not have.
     """
     mesh = axes.make_mesh(asdict(config.mesh))
     for name in ('sft', 'reward_model', 'reinforce', 'rating', 'label', 'evaluation'):
@@ -57,6 +57,8 @@ def check(config: Any, folder: Path) -> None:
     sizes = {model: hf.check(model) for model in models if model != made}
     for stage in stages:
         policy = stage.models.get('policy', made)
+        if policy in sizes and stage.training:
+            lora.adapted(stage.training.lora, sizes[policy])  # has what is to be adapted
         if policy in sizes and stage.length > sizes[policy].max_length:
             raise Mistake(
                 f'{stage.name}: rows have up to {stage.length} tokens, prompt and response together; {policy} was made '
@@ -91,31 +93,43 @@ def count(cfg: transformer.Config) -> int:
     """Parameters of a model of these sizes."""
     import jax
 
-    shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return _floats(jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0))))
 
 
 def memory(stage: Stage, sizes: dict[str, transformer.Config]) -> int:
     """Bytes over all devices, about: parameters, their gradients and optimizers, and what the backward pass keeps.
 
-    The interpreter and compiled programs come on top, some 700 MB on a CPU.
+    With adapters, policy, value network and reference stand on one copy of the parameters. The interpreter and compiled
+    programs come on top, some 700 MB on a CPU.
     """
-    total = sum(count(cfg) for cfg in sizes.values()) * WORD
-    training = stage.training
-    if training is None:
+    import jax
+
+    how = stage.training
+    shared = ('value', 'reference') if how and how.lora.rank else ()
+    total = sum(count(cfg) for role, cfg in sizes.items() if role not in shared) * WORD
+    if how is None:
         return total
-    optimizers = {'policy': getattr(training, 'policy_optimizer', None) or training.optimizer}
-    if getattr(training, 'baseline', '') == 'value':
-        optimizers['value'] = training.value_optimizer
-    rows = training.batch // training.parts
+    optimizers = {'policy': getattr(how, 'policy_optimizer', None) or how.optimizer}
+    if getattr(how, 'baseline', '') == 'value':
+        optimizers['value'] = how.value_optimizer
+    rows, key = how.batch // how.parts, jax.random.key(0)
     for role, optimizer in optimizers.items():
         cfg = sizes[role]
         # Of one token in one layer: norms and residuals, queries to outputs, gates, and its row of attention before and
         # after softmax.
         token = 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn + 2 * cfg.heads * stage.length
         kept = rows * stage.length * (cfg.layers * token + 2 * cfg.width) + 3 * rows * min(stage.length, 64) * cfg.vocab
-        total += int((count(cfg) * (1 + OPTIMIZER[optimizer.name]) + kept) * WORD)
+        begin = lambda: training.trained(how.lora, cfg, transformer.init(cfg, key), key)  # noqa: B023, E731
+        trained = jax.eval_shape(begin)
+        moments = jax.eval_shape(training.make_optimizer(optimizer, how.steps).init, trained)
+        total += (_floats(trained) * (2 if how.lora.rank else 1) + _floats(moments) + kept) * WORD
     return total
+
+
+def _floats(shapes: Any) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _sizes(model: str, dtype: str) -> transformer.Config:

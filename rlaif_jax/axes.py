@@ -20,7 +20,7 @@ ALPHABET: Mapping[str, str] = {
     'B': 'batch', 'T': 'time', 'S': 'cache slot', 'L': 'layer', 'D': 'embed', 'N': 'query head', 'K': 'key-value head',
     'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
     'R': 'rating', 'J': 'sampled rationale', 'A': 'way to write an answer', 'M': 'token of a way',
-    'W': 'node that ways share', 'P': 'slot of a shared prefix',
+    'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter',
 }  # fmt: skip
 
 MESH_AXES = ('data', 'fsdp', 'tensor')

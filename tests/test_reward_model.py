@@ -307,7 +307,7 @@ def test_a_step_on_a_mesh_is_the_step(toy, tiny_labeler, capfd):
         mesh = axes.make_mesh(sizes)
         with jax.set_mesh(mesh):
             init, step = reward_model.make_step(replace(TOY, parts=parts), fresh.config, mesh)
-            now, metrics = step(init(params), jax.device_put(batch, axes.rows(mesh)))
+            now, metrics = step(init(params), params, jax.device_put(batch, axes.rows(mesh)))
         where = axes.shardings(now, mesh)
         jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(str(s)), now, where)
         after.append(jax.device_get((now, metrics)))

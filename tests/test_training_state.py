@@ -225,7 +225,7 @@ def test_a_step_on_a_mesh_is_the_step(params, batch, capfd):
         cfg = sft.Config(steps=10, batch=8, parts=parts, optimizer=Optimizer(learning_rate=1e-2, clip_norm=0.5))
         with jax.set_mesh(mesh):
             init, step = sft.make_step(cfg, dataclasses.replace(MODEL, remat=remat), mesh)
-            now, metrics = step(init(params), jax.device_put(batch, axes.rows(mesh)))
+            now, metrics = step(init(params), params, jax.device_put(batch, axes.rows(mesh)))
         assert np.isfinite(params['embed_VD']).all()
         where = axes.shardings(now, mesh)
         jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(str(s)), now, where)

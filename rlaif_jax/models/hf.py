@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.models import families, heads, transformer
+from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.models.transformer import Config, Params
@@ -95,9 +95,11 @@ def save(
     """Write a directory that `transformers`, TRL and vLLM read, with a model card that says `about`.
 
     Parameters that hold `score_D` are those of a reward model, which is written as the family's model for sequence
-    classification with one label. The directory appears whole or not at all; one already there is replaced. Raises
+    classification with one label. Adapters are merged, and lie by themselves in `adapter/`, as PEFT reads them, on top of
+    the model that `lm.name` names. The directory appears whole or not at all; one already there is replaced. Raises
     `Mistake` for a parameter that the family's layout has no place for, or a config that its config.json cannot say.
     """
+    adapted, lm = lm, replace(lm, config=replace(lm.config, lora_scale=1.0), params=lora.merge(lm.config, lm.params))
     if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D'}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
     directory = Path(directory)
@@ -116,7 +118,9 @@ def save(
         task = 'text-classification' if score else 'text-generation'
         (new / 'README.md').write_text(CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task))
         _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
-        for file in new.iterdir():
+        if transformer.adapters(adapted.params):
+            _write_adapter(new / 'adapter', adapted, dtype)
+        for file in filter(Path.is_file, new.rglob('*')):
             file.chmod(0o644)  # safetensors writes for the owner's eyes only
         if directory.exists():
             os.replace(directory, work / 'old')
@@ -182,7 +186,7 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     """
     files, family = _open(folder), families.of(cfg)
     stored = {
-        slot.name.format(i): _shape(slot, cfg)
+        slot.name.format(i): _shape(slot, cfg.sizes)
         for slot in families.slots_of(cfg).values()
         for i in range(cfg.layers if '{}' in slot.name else 1)
     }
@@ -242,14 +246,17 @@ def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -
     return params
 
 
-def _size(axes: str, cfg: Config) -> int:
+Sizes = Mapping[str, int]  # of each letter
+
+
+def _size(axes: str, sizes: Sizes) -> int:
     """Of axes flattened to one; a digit is its own size."""
-    return math.prod(int(c) if c.isdigit() else cfg.sizes[c] for c in axes)
+    return math.prod(int(c) if c.isdigit() else sizes[c] for c in axes)
 
 
-def _shape(slot: Slot, cfg: Config) -> tuple[int, ...]:
+def _shape(slot: Slot, sizes: Sizes) -> tuple[int, ...]:
     """Of the tensor that the slot is in."""
-    return tuple(sum(_size(part, cfg) for part in group.split('+')) for group in slot.layout.split())
+    return tuple(sum(_size(part, sizes) for part in group.split('+')) for group in slot.layout.split())
 
 
 def _order(slot: Slot) -> str:
@@ -264,7 +271,7 @@ def _read(
     cuts = []
     for group in slot.layout.split():
         *before, mine = group.split('+')[: slot.part + 1]
-        start, rest = sum(_size(part, cfg) for part in before), _size(mine[1:], cfg)
+        start, rest = sum(_size(part, cfg.sizes) for part in before), _size(mine[1:], cfg.sizes)
         cuts.append(slice(start + span[mine[0]].start * rest, start + span[mine[0]].stop * rest))
     order = _order(slot)
     array = files[name].get_slice(name)[tuple(cuts)]
@@ -274,7 +281,7 @@ def _read(
     return array.astype(np.float32).transpose([order.index(c) for c in letters])
 
 
-def _join(parts: list[tuple[Slot, str, np.ndarray]], cfg: Config) -> np.ndarray:
+def _join(parts: list[tuple[Slot, str, np.ndarray]], sizes: Sizes) -> np.ndarray:
     """One layer of one of their tensors, of the slots in it, the letters of our axes, our arrays."""
     pieces = []
     for slot, letters, array in sorted(parts, key=lambda part: part[0].part):
@@ -282,7 +289,7 @@ def _join(parts: list[tuple[Slot, str, np.ndarray]], cfg: Config) -> np.ndarray:
         array = array.transpose([letters.index(c) for c in order if not c.isdigit()])
         axis = next((i for i, c in enumerate(order) if c.isdigit()), None)
         pieces.append(array if axis is None else np.expand_dims(array, axis))
-    return np.concatenate(pieces, axis or 0).reshape(_shape(slot, cfg))
+    return np.concatenate(pieces, axis or 0).reshape(_shape(slot, sizes))
 
 
 def _open(folder: Path) -> dict[str, Any]:
@@ -323,14 +330,74 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         path.write_text(json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2) + '\n')
 
 
+def _together(cfg: Config) -> dict[str, list[str]]:
+    """tensor -> our parameters in it"""
+    together: dict[str, list[str]] = {}
+    for ours, slot in families.slots_of(cfg).items():
+        together.setdefault(slot.name, []).append(ours)
+    return together
+
+
+def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
+    """The adapters of `lm` in PEFT's layout: A (rank, in) and B (out, rank) for each linear layer.
+
+    Where theirs is several matrices of ours in one, its adapter is ours side by side: the rank is the sum of theirs, and
+    B reaches from each share of it only the rows of its own matrix.
+    """
+    cfg, slots = lm.config, families.slots_of(lm.config)
+    params = {name: np.asarray(x) for name, x in transformer.adapters(lm.params).items()}
+    rank = next(x.shape[-1] for name, x in params.items() if name.endswith('X'))
+    sizes, tensors, shares = cfg.sizes | {'X': rank}, {}, {}
+
+    def b_of(adapted: str, members: list[str], layer: int) -> np.ndarray:
+        """The columns of one matrix, zero in the rows of the others of its tensor."""
+        parts = []
+        for member in members:
+            out, slot = transformer.factors(member)[1], slots[member]
+            letters = axes.letters(out).replace('L', '')
+            x = params[out][layer] if member == adapted else np.zeros([sizes[c] for c in letters], np.float32)
+            parts.append((slot._replace(layout=slot.layout.split()[0] + ' X'), letters, x))
+        return _join(parts, sizes)
+
+    for name, members in _together(cfg).items():
+        adapted = [ours for ours in members if ours in transformer.FAN_IN and transformer.factors(ours)[0] in params]
+        if not adapted:
+            continue
+        where = 'base_model.model.' + name.removesuffix('.weight')
+        shares[where.rpartition('.')[2]] = len(adapted)
+        for i in range(cfg.layers):
+            into = [np.moveaxis(params[transformer.factors(ours)[0]][i], -1, 0).reshape(rank, -1) for ours in adapted]
+            tensors[where.format(i) + '.lora_A.weight'] = np.concatenate(into)
+            tensors[where.format(i) + '.lora_B.weight'] = np.concatenate([b_of(x, members, i) for x in adapted], axis=1)
+    score = 'score_D' in lm.params
+    if score:
+        tensors[f'base_model.model.{SCORE}'] = np.asarray(lm.params['score_D'])[None]
+    alpha = round(cfg.lora_scale * rank, 6)
+    config = {
+        'peft_type': 'LORA',
+        'task_type': 'SEQ_CLS' if score else 'CAUSAL_LM',
+        'base_model_name_or_path': lm.name,
+        'r': rank,
+        'lora_alpha': alpha,
+        'target_modules': list(shares),
+        'rank_pattern': {module: count * rank for module, count in shares.items() if count > 1},
+        'alpha_pattern': {module: count * alpha for module, count in shares.items() if count > 1},
+        'modules_to_save': [SCORE.removesuffix('.weight')] if score else None,
+        'lora_dropout': 0.0,
+        'bias': 'none',
+        'inference_mode': True,
+    }
+    folder.mkdir()
+    (folder / 'adapter_config.json').write_text(json.dumps(config, indent=2) + '\n')
+    tensors = {name: np.ascontiguousarray(x.astype(jax.numpy.dtype(dtype))) for name, x in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
+
+
 def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_bytes: int) -> None:
     """One file, or several with an index where it would be larger than `shard_bytes`. The host holds less than two of
     them at a time: a parameter larger than a third of one comes layer by layer.
     """
-    together: dict[str, list[str]] = {}  # tensor -> our parameters in it
-    slots = families.slots_of(cfg)
-    for ours, slot in slots.items():
-        together.setdefault(slot.name, []).append(ours)
+    together, slots = _together(cfg), families.slots_of(cfg)
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for name, members in together.items():
@@ -339,7 +406,7 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
             for i in range(cfg.layers if '{}' in name else 1):
                 layer = {ours: np.asarray(x[i] if '{}' in name else x) for ours, x in arrays.items()}
                 parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
-                yield name.format(i), _join(parts, cfg)
+                yield name.format(i), _join(parts, cfg.sizes)
         if 'score_D' in params:
             yield SCORE, np.asarray(params['score_D'])[None]
 

@@ -26,6 +26,11 @@ Cache = dict[str, jax.Array]
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
 FAR = 2**30  # the window of a layer that has none
+# The matrices of a layer, and over which axes each sums.
+FAN_IN = {
+    'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
+    'down_LFD': 'F',
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Config:
     # One a layer, from the first on; a shorter tuple is repeated.
     ropes: tuple[Rope, ...] = (Rope(),)
     windows: tuple[int, ...] = (0,)  # how many positions back a layer sees, the token's own included; 0: all
+    lora_scale: float = 1.0  # of what adapters add, where the parameters hold some (`lora.py`)
 
     family: str = 'llama'  # whose names its files have (`families.py`); nothing is computed by it
     # Of the matrix products; norms, softmax and logits are float32 always.
@@ -163,7 +169,8 @@ class Transformer(nn.Module):
     `prefix` is a full cache of one row that every query of every row sees besides: what all prompts begin with, computed
     once and copied nowhere.
 
-    A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out.
+    A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
+    that the parameters hold besides adds its share.
     """
 
     cfg: Config
@@ -179,6 +186,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         c, dtype, activation = self.cfg, jnp.dtype(self.cfg.dtype), ACTIVATIONS[self.cfg.activation]
         params = {name: self.param(name, *drawn(c, name)) for name in c.names}
+        params |= adapters(self.variables['params'])
         layer = {name: x for name, x in params.items() if '_L' in name}
 
         # Whole along D before the look-up, like any weight before its product: else the rows that come out are split along
@@ -211,6 +219,9 @@ class Transformer(nn.Module):
 
         def linear(p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:
             y_BT = project(x_BT, p[name].astype(dtype))
+            into, out = factors(name)
+            if into in p:
+                y_BT += project(project(x_BT, p[into].astype(dtype)), p[out].astype(dtype)) * c.lora_scale
             return y_BT + p[bias].astype(dtype)[None, None] if bias in p else y_BT
 
         def block(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
@@ -260,16 +271,26 @@ def drawn(cfg: Config, name: str) -> tuple[nn.initializers.Initializer, tuple[in
     its size; norms and biases so that they do nothing.
     """
     letters = name.rsplit('_', 1)[1]
-    fan_in = {'out_LNHD': 'NH', 'down_LFD': 'F'}.get(name, 'D')
     shape = tuple(cfg.sizes[letter] for letter in letters)
     if 'bias' in name:
         return nn.initializers.zeros, shape
     if 'norm' in name:
         return nn.initializers.constant(1.0 - cfg.norm_offset), shape
-    std = math.prod(cfg.sizes[letter] for letter in fan_in) ** -0.5
+    std = math.prod(cfg.sizes[letter] for letter in FAN_IN.get(name, 'D')) ** -0.5
     if name in ('out_LNHD', 'down_LFD'):
         std *= (2 * cfg.layers) ** -0.5  # each of the 2L residual branches adds its share
     return nn.initializers.normal(std), shape
+
+
+def factors(matrix: str) -> tuple[str, str]:
+    """The names of an adapter's two factors: 'query_LDNH' -> 'query_lora_in_LDX', 'query_lora_out_LXNH'."""
+    role, letters = matrix.split('_L')
+    return f'{role}_lora_in_L{FAN_IN[matrix]}X', f'{role}_lora_out_LX{letters.removeprefix(FAN_IN[matrix])}'
+
+
+def adapters(params: Params) -> Params:
+    """Those of the parameters that are adapters."""
+    return {name: x for name, x in params.items() if '_lora_' in name}
 
 
 def init(cfg: Config, key: jax.Array) -> Params:
@@ -387,8 +408,8 @@ def attend(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
 
-    def rows(x_KBGTX: jax.Array) -> jax.Array:
-        return x_KBGTX.reshape(K, B, N // K * T, -1)
+    def rows(x: jax.Array) -> jax.Array:
+        return x.reshape(K, B, N // K * T, -1)
 
     q_KBGTH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
     score_KBGTS = matmul32(rows(q_KBGTH), k_BSKH.transpose(2, 0, 3, 1)).reshape(K, B, N // K, T, -1)

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 from rlaif_jax import axes, checkpoint, generation, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.models import heads, hf, transformer
+from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
 from rlaif_jax.training import state as training
@@ -58,6 +58,7 @@ class Config:
     max_new_tokens: int = 128
     policy_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     value_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    lora: lora.Config = field(default_factory=lora.Config)  # of the policy, and of the value network's own trunk
     most_kl: float = 100.0  # nats a response; a policy further than that from SFT has left the language: the run stops
     eval_every: int = 500
     eval_prompts: int = 256
@@ -205,13 +206,13 @@ class Steps(NamedTuple):
 
     init: Callable[..., Any]  # (policy params) -> state
     sample: Callable[..., generation.Sample]  # (policy params, prompt_BT, valid_BT, key) -> generation.Sample
-    update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics)
+    update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics); the state holds what is trained
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
 
 
 def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     """Compile-ready functions for this model on this mesh."""
-    model = lm.config
+    model = lora.adapted(cfg.lora, lm.config)
     allowed_V, stop_V = jnp.asarray(lm.tokenizer.allowed(model.vocab)), jnp.asarray(lm.tokenizer.stops(model.vocab))
     optimizers = {
         'policy': training.make_optimizer(cfg.policy_optimizer, cfg.steps),
@@ -219,11 +220,13 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     }
 
     def init(params: transformer.Params) -> dict[str, Any]:
+        keys = jax.random.split(jax.random.key(cfg.seed))
         value: dict[str, Any] = {'head': heads.scalar_head(model.width)} if networked(cfg) else {}
         if cfg.baseline == 'value':
-            value['trunk'] = params
+            value['trunk'] = training.trained(cfg.lora, model, params, keys[1])
+        policy = training.trained(cfg.lora, model, params, keys[0])
         # A copy each, so that donating the state destroys neither the other network nor what was handed in.
-        copy = jax.tree.map(lambda x: x + 0, {'policy': params, 'value': value})
+        copy = jax.tree.map(lambda x: x + 0, {'policy': policy, 'value': value})
         return {name: training.init_state(copy[name], optimizers[name]) for name in copy}
 
     def reference(params: transformer.Params, batch: training.Batch) -> jax.Array:
@@ -240,8 +243,12 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
         kl_B = jnp.sum(jnp.where(batch['mask_BT'], batch['sampled_logp_BT'] - batch['ref_logp_BT'], 0.0), axis=1)
         batch['baseline_B'] = baseline(cfg, (1 - cfg.beta) * score_B - cfg.beta * kl_B, known_B)
 
-        networks = {name: state[name]['params'] for name in state}
-        grads, metrics = training.gradients(partial(loss, cfg, model, allowed_V), networks, batch, cfg.parts)
+        def of_trained(trained: dict[str, Any], batch: training.Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+            networks = training.whole({'policy': sft, 'value': {'trunk': sft}}, trained)
+            return loss(cfg, model, allowed_V, networks, batch)
+
+        trained = {name: state[name]['params'] for name in state}
+        grads, metrics = training.gradients(of_trained, trained, batch, cfg.parts)
         finite = jnp.isfinite(optax.tree.norm(grads))
         for name in state:
             moved, more = training.update(optimizers[name], state[name], grads[name], finite)
@@ -257,7 +264,9 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
 
     here, everywhere = axes.rows(mesh), axes.replicated(mesh)
     where_params = axes.shardings(lm.params, mesh)
-    where_state = axes.shardings(jax.eval_shape(init, lm.params), mesh)
+    shapes = jax.eval_shape(init, lm.params)
+    where_state = axes.shardings(shapes, mesh)
+    where_policy = axes.shardings(training.whole(lm.params, shapes['policy']['params']), mesh)
     sample = partial(
         generation.sample,
         model,
@@ -269,14 +278,14 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     )
     return Steps(
         init=jax.jit(init, in_shardings=(where_params,), out_shardings=where_state),
-        sample=jax.jit(sample, in_shardings=(where_params, here, here, everywhere), out_shardings=here),
+        sample=jax.jit(sample, in_shardings=(where_policy, here, here, everywhere), out_shardings=here),
         update=jax.jit(
             update,
             in_shardings=(where_state, where_params, here),
             out_shardings=(where_state, everywhere),
             donate_argnums=0,
         ),
-        measure=jax.jit(measure, in_shardings=(where_params, where_params, here), out_shardings=here),
+        measure=jax.jit(measure, in_shardings=(where_policy, where_params, here), out_shardings=here),
     )
 
 
@@ -304,8 +313,11 @@ def run(
     validation responses and decide nothing. `note` stands beside everything that is printed.
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
-    steps = make_steps(cfg, lm, mesh)
+    steps, model = make_steps(cfg, lm, mesh), lora.adapted(cfg.lora, lm.config)
     seed = jax.random.key(cfg.seed)
+
+    def policy(state: dict[str, Any]) -> transformer.Params:
+        return training.whole(lm.params, state['policy']['params'])
 
     def respond(
         params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array
@@ -362,11 +374,11 @@ def run(
 
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
         state = steps.init(lm.params)
+        _, sft_texts = respond_all(policy(state), jax.random.fold_in(seed, 2))  # which is SFT still
         start = 0
         if checkpoints.begun():
             start, state = checkpoints.restore(None, state)
             log.say(f'reinforce: going on from step {start} of {cfg.steps}')
-        _, sft_texts = respond_all(lm.params, jax.random.fold_in(seed, 2))
         with (
             log.Metrics(folder, start_step=start) as metrics,
             log.progress(f'reinforce {note}'.rstrip(), cfg.steps, start) as bar,
@@ -375,9 +387,7 @@ def run(
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
                 prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
-                batch, texts = respond(
-                    state['policy']['params'], prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i)
-                )
+                batch, texts = respond(policy(state), prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i))
                 sampled = time.perf_counter()
                 score_B = scorer([prompt.text for prompt in prompts], texts)
                 scored = time.perf_counter()
@@ -395,10 +405,10 @@ def run(
                 )
                 done = i + 1
                 if done % cfg.eval_every == 0 or done == cfg.steps:
-                    numbers, rows = evaluate(done, state['policy']['params'])
+                    numbers, rows = evaluate(done, policy(state))
                     shown |= numbers
                     if cfg.candidates > 1:
-                        _offer(cfg, folder, done, replace(lm, params=state['policy']['params']), numbers, note)
+                        _offer(cfg, folder, done, replace(lm, config=model, params=policy(state)), numbers, note)
                     metrics.samples(i, rows)
                     log.say(f'{note} {_line(done, numbers)}'.lstrip())
                     log.sample_table(
@@ -412,14 +422,13 @@ def run(
                     checkpoints.save(done, state, block=stopping)
                 if stopping:
                     stop.exit(f'reinforce: stopped at step {done} of {cfg.steps}')
-        trained = LM(lm.config, state['policy']['params'], lm.tokenizer, str(folder / 'export'))
         about = (
             f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a labeler: {cfg.batch} '
             f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
             f'For text like its training prompts only. {note}'
         )
-        hf.save(trained, folder / 'export', about=about)
-    return trained
+        hf.save(replace(lm, config=model, params=policy(state)), folder / 'export', about=about)
+    return LM(lm.config, lora.merge(model, policy(state)), lm.tokenizer, str(folder / 'export'))
 
 
 def candidate(folder: Path, step: int) -> Path:

@@ -27,7 +27,7 @@ from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
-from rlaif_jax.models import heads, hf, transformer
+from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer, pad_right
@@ -47,13 +47,14 @@ class Config:
     batch: int = 128  # pairs
     parts: int = 1  # the batch goes through the device in this many parts
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    lora: lora.Config = field(default_factory=lora.Config)
     soft: bool = True  # labels as they are; otherwise rounded to 0 or 1, and ties train nothing
     max_prompt: int = 1024  # tokens; of a longer prompt the last ones
     max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
     eval_every: int = 200
     save_every: int = 100
     log_every: int = 10
-    seed: int = 0  # of the order of the pairs
+    seed: int = 0  # of the order of the pairs, and of fresh adapters
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
@@ -292,19 +293,28 @@ def measures(score_BC: np.ndarray, preference_B: np.ndarray, length_BC: np.ndarr
 
 
 def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`(init, step)`, jitted: `init(params) -> state`, `step(state, batch) -> (state, metrics)`. The state is donated."""
+    """`(init, step)`, jitted: `init(params) -> state`, `step(state, params, batch) -> (state, metrics)`. The state, which
+    holds what is trained, is donated; the params that training starts from stay.
+    """
+    model = lora.adapted(cfg.lora, model)
     optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(
         lambda: {'trunk': transformer.init(model, jax.random.key(0)), 'head': heads.scalar_head(model.width)}
     )
 
-    def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        grads, metrics = training.gradients(partial(batch_loss, model), state['params'], batch, cfg.parts)
+    def begin(params: dict[str, transformer.Params]) -> dict[str, transformer.Params]:
+        return params | {'trunk': training.trained(cfg.lora, model, params['trunk'], jax.random.key(cfg.seed))}
+
+    def step(
+        state: dict[str, Any], params: dict[str, transformer.Params], batch: training.Batch
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        of_trained = lambda trained, batch: batch_loss(model, training.whole(params, trained), batch)  # noqa: E731
+        grads, metrics = training.gradients(of_trained, state['params'], batch, cfg.parts)
         state, more = training.update(optimizer, state, grads)
         counts = {'without_label': jnp.sum(batch['weight_B'] == 0), 'full': jnp.sum(batch['full_B'])}
         return state, metrics | more | counts
 
-    return training.jitted(step, optimizer, shapes, mesh)
+    return training.jitted(step, optimizer, begin, shapes, mesh)
 
 
 def run(
@@ -327,7 +337,7 @@ def run(
     """
     axes.check_batch('reward_model.batch / reward_model.parts', cfg.batch // cfg.parts, mesh)
     fresh = from_lm(start)
-    model, tokenizer, export = fresh.config, fresh.tokenizer, Path(folder) / 'export'
+    model, tokenizer, export = lora.adapted(cfg.lora, fresh.config), fresh.tokenizer, Path(folder) / 'export'
     _check_lengths(fresh, cfg.max_prompt, cfg.max_response)
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
@@ -345,9 +355,9 @@ def run(
     preference_B, _ = targets(judged)
     length_BC = np.array([(len(pair.first), len(pair.second)) for pair in judged])  # characters, as in the paper
 
-    def evaluate(params: dict[str, transformer.Params]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def evaluate(trained: RewardModel) -> tuple[dict[str, float], list[dict[str, Any]]]:
         scorer = make_scorer(
-            replace(fresh, params=params), mesh, batch=cfg.batch // cfg.parts, max_prompt=cfg.max_prompt,
+            trained, mesh, batch=cfg.batch // cfg.parts, max_prompt=cfg.max_prompt,
             max_response=cfg.max_response,
         )  # fmt: skip
         score_BC = score_pairs(scorer, judged)
@@ -375,19 +385,21 @@ def run(
             coming = ahead.submit(batch_at, begun)
             for i in range(begun, cfg.steps):
                 batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
-                state, numbers = step(state, jax.device_put(batch, axes.rows(mesh)))
+                state, numbers = step(state, fresh.params, jax.device_put(batch, axes.rows(mesh)))
                 done, shown = i + 1, {}
                 if i % cfg.log_every == 0 or done == cfg.steps:
                     shown = {n if '/' in n else f'reward_model/{n}': float(x) for n, x in numbers.items()}
                     text = f'loss {shown["reward_model/loss"]:.3f} nats  accuracy {shown["rewards/accuracies"]:.0%}'
                 training.check_finite('reward_model', i, int(state['skipped']))
                 if done % cfg.eval_every == 0 or done == cfg.steps:
-                    found, rows = evaluate(state['params'])
+                    params = training.whole(fresh.params, state['params'])
+                    trained = replace(fresh, config=model, params=params)
+                    found, rows = evaluate(trained)
                     better = np.float32(found['eval/loss']) < np.asarray(best['loss'])
                     if better:
                         best = {'loss': jnp.float32(found['eval/loss']), 'step': jnp.int32(done)}
                         about = _about(cfg, start, done, found, note)
-                        save(replace(fresh, params=state['params']), export, about=about)
+                        save(trained, export, about=about)
                     shown |= found | {'eval/best_step': int(best['step'])}
                     metrics.samples(i, rows)
                     log.say(f'{note} {_line(done, found)}{", the best so far" if better else ""}'.lstrip())

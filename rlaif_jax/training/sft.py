@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.models import hf, transformer
+from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
 from rlaif_jax.training import state as training
@@ -32,6 +32,7 @@ class Config:
     batch: int = 128
     parts: int = 1  # the batch goes through the device in this many parts
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
+    lora: lora.Config = field(default_factory=lora.Config)
     seed: int = 0
     save_every: int = 100
     log_every: int = 10
@@ -62,16 +63,25 @@ def loss(
 
 
 def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`(init, step)`, jitted: `init(params) -> state`, `step(state, batch) -> (state, metrics)`. The state is donated."""
+    """`(init, step)`, jitted: `init(params) -> state`, `step(state, params, batch) -> (state, metrics)`. The state, which
+    holds what is trained, is donated; the params that training starts from stay.
+    """
+    model = lora.adapted(cfg.lora, model)
     optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
 
-    def step(state: dict[str, Any], batch: training.Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        grads, metrics = training.gradients(partial(loss, model), state['params'], batch, cfg.parts)
+    def begin(params: transformer.Params) -> transformer.Params:
+        return training.trained(cfg.lora, model, params, jax.random.key(cfg.seed))
+
+    def step(
+        state: dict[str, Any], params: transformer.Params, batch: training.Batch
+    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        of_trained = lambda trained, batch: loss(model, training.whole(params, trained), batch)  # noqa: E731
+        grads, metrics = training.gradients(of_trained, state['params'], batch, cfg.parts)
         state, more = training.update(optimizer, state, grads)
         return state, metrics | more
 
-    return training.jitted(step, optimizer, shapes, mesh)
+    return training.jitted(step, optimizer, begin, shapes, mesh)
 
 
 def run(
@@ -105,7 +115,7 @@ def run(
             coming = ahead.submit(batch_at, start)
             for i in range(start, cfg.steps):
                 batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
-                state, numbers = step(state, jax.device_put(batch, axes.rows(mesh)))
+                state, numbers = step(state, lm.params, jax.device_put(batch, axes.rows(mesh)))
                 if i % cfg.log_every == 0 or i + 1 == cfg.steps:
                     metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
                     text = f'loss {float(numbers["loss"]):.3f} nats'
@@ -116,10 +126,10 @@ def run(
                     checkpoints.save(i + 1, state, block=stopping)
                 if stopping:
                     stop.exit(f'{title}: stopped at step {i + 1} of {cfg.steps}')
-    trained = LM(lm.config, state['params'], lm.tokenizer, str(folder / 'export'))
+    model, params = lora.adapted(cfg.lora, lm.config), training.whole(lm.params, state['params'])
     about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning on {cfg.batch} examples. {note}'
-    hf.save(trained, folder / 'export', about=about)
-    return trained
+    hf.save(replace(lm, config=model, params=params), folder / 'export', about=about)
+    return LM(lm.config, lora.merge(model, params), lm.tokenizer, str(folder / 'export'))
 
 
 def example_batch(prompts: list[list[int]], responses: list[list[int]], length: int, pad: int) -> dict[str, np.ndarray]:

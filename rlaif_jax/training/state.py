@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
+from rlaif_jax.models import lora, transformer
 
 Batch = dict[str, jax.Array]
 Loss = Callable[
@@ -71,22 +71,48 @@ def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
     )
 
 
+def trained(
+    cfg: lora.Config, model: transformer.Config, params: transformer.Params, key: jax.Array
+) -> transformer.Params:
+    """What of a model's parameters is trained: fresh adapters, or, without them, all."""
+    return lora.init(cfg, model, key) if cfg.rank else params
+
+
+def whole(params: Any, trained: Any) -> Any:
+    """The network that is `params` but for what is trained of it, or beside it: two nested dicts as one."""
+    if not isinstance(trained, dict):
+        return trained
+    return params | {name: whole(params.get(name, {}), x) for name, x in trained.items()}
+
+
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """One network's trained state: its parameters, its optimizer, and how many non-finite steps in a row were skipped."""
     return {'params': params, 'optimizer': optimizer.init(params), 'skipped': jnp.int32(0)}
 
 
 def jitted(
-    step: Callable[..., Any], optimizer: optax.GradientTransformation, shapes: Any, mesh: Mesh
+    step: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    begin: Callable[[Any], Any],
+    shapes: Any,
+    mesh: Mesh,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`(init, step)` of one trained network whose parameters have these shapes, placed by their names: `init(params) ->
-    state`, `step(state, batch) -> (state, metrics)`. The state is donated.
+    """`(init, step)` of one network whose parameters have these shapes, placed by their names: `init(params) -> state`,
+    `step(state, params, batch) -> (state, metrics)`. The state holds what is trained, at first `begin(params)`, and is
+    donated; what else the network consists of is read from `params`, which stay.
     """
-    where = axes.shardings(jax.eval_shape(partial(init_state, optimizer=optimizer), shapes), mesh)
-    # A copy, so that donating the state never destroys the parameters that were handed in.
-    init = jax.jit(lambda params: init_state(jax.tree.map(lambda x: x + 0, params), optimizer), out_shardings=where)
-    in_out = {'in_shardings': (where, axes.rows(mesh)), 'out_shardings': (where, axes.replicated(mesh))}
-    return init, jax.jit(step, **in_out, donate_argnums=0)
+
+    def init(params: Any) -> dict[str, Any]:
+        # A copy, so that donating the state never destroys the parameters that were handed in.
+        return init_state(jax.tree.map(lambda x: x + 0, begin(params)), optimizer)
+
+    where = axes.shardings(jax.eval_shape(init, shapes), mesh)
+    in_shardings = (where, axes.shardings(shapes, mesh), axes.rows(mesh))
+    out_shardings = (where, axes.replicated(mesh))
+    return (
+        jax.jit(init, out_shardings=where),
+        jax.jit(step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0),
+    )
 
 
 def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[Any, dict[str, jax.Array]]:
