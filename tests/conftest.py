@@ -8,6 +8,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # tests compile more than they compute
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
+os.environ.pop('COLUMNS', None)  # of whoever runs the tests: tables are as wide as without a terminal
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
 ROOT = Path(__file__).resolve().parents[1]

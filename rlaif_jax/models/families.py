@@ -118,7 +118,7 @@ def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
     """
     kind = raw.get('model_type')
     if kind not in FAMILIES:
-        near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.7)
+        near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.65)
         hint = f'; nearest: {", ".join(near)}' if near else ''
         raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {", ".join(FAMILIES)}')
     family, fields = FAMILIES[kind], Fields(raw, where)
