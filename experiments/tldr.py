@@ -56,7 +56,9 @@ def tldr_rlaif(scale: Scale, seed: int = 0) -> Policies:
     """Canonical RLAIF: labels of the largest labeler, a reward model on them, REINFORCE (§2.2.1; Table 1).
 
     Command: python launch/run.py --experiment=tldr_rlaif
+    Cost at micro scale: 10 minutes on 2 cores, half of it labels, and a minute for the SFT policy where it is not there.
     Published: preferred to SFT in 71 % of comparisons, 59 % at equal length.
+    Simulated, micro scale, seed 0: 80 %, 80 % at equal length.
     """
     return policies(scale, TASK, seed, 'RLAIF')
 
