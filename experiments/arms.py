@@ -6,12 +6,13 @@ it. Two arms differ in nothing but their feedback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from experiments.scales import Scale
 from experiments.stages import Labelled, Optimised, Rewarded, Supervised
-from rlaif_jax.config import digest
+from rlaif_jax.config import bind, digest, parse_binding
 from rlaif_jax.models import hf
 
 # What an arm learns from: votes of people, a labeler's preferences, both, or a labeler's ratings; and who that labeler is.
@@ -100,6 +101,14 @@ def check(cfg: Any) -> None:
             raise ValueError(f'{name}: {"needed by" if kinds & needed else "says nothing about"} {", ".join(cfg.arms)}')
     if cfg.reward_model_from_base and (cfg.sft is None or not kinds & {'human', 'both'}):
         raise ValueError('reward_model_from_base is about votes of people, and says nothing where there is no SFT')
+
+
+def each(cfg: Any) -> Iterator[tuple[str, Any, str]]:
+    """Name, config and arm of everything that is compared: every variant, a binding, is tried on every arm."""
+    for arm in cfg.arms:
+        for variant in cfg.variants or ('',):
+            changed = bind(replace(cfg, variants=()), dict([parse_binding(variant)])) if variant else cfg
+            yield ', '.join([arm] * (len(cfg.arms) > 1 or not variant) + [variant] * bool(variant)), changed, arm
 
 
 def start(cfg: Any) -> Supervised:

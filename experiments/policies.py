@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
 from experiments.stages import Sampled, Supervised
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import bind, parse_binding
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
@@ -59,16 +57,9 @@ class Policies:
                 f'{lengths[1]}: a reward model must see what the policy writes'
             )
 
-    def each(self) -> Iterator[tuple[str, Policies, str]]:
-        """Name, config and arm of every policy."""
-        for arm in self.arms:
-            for variant in self.variants or ('',):
-                cfg = bind(replace(self, variants=()), dict([parse_binding(variant)])) if variant else self
-                yield ', '.join([arm] * (len(self.arms) > 1 or not variant) + [variant] * bool(variant)), cfg, arm
-
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
-        for _, cfg, arm in self.each():
+        for _, cfg, arm in arms.each(self):
             needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' else [arm]
             for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(folder.parent)]:
                 found.setdefault(stage.folder, stage)
@@ -79,13 +70,13 @@ class Policies:
         mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), folder.parent, self.evaluation
         judge = stages.make_judge(cfg, self.task, self.dtype, mesh)
         start = arms.start(self).run(root, mesh)
-        made = {name: arms.optimised(changed, arm) for name, changed, arm in self.each()}
+        made = {name: arms.optimised(changed, arm) for name, changed, arm in arms.each(self)}
         runs = {name: one.folder(root) for name, one in made.items()}
         for name, run in runs.items():
             checkpoint.link(run, folder if len(runs) == 1 else folder / 'policies' / name)
         policies = {
             name: made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
-            for name, changed, arm in self.each()
+            for name, changed, arm in arms.each(self)
         }
         prompts = stages.test_prompts(self.data, cfg.prompts, start, self.reinforce.max_prompt)
         texts = {

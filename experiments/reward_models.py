@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from experiments import arms
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake, bind, parse_binding
+from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -50,16 +49,9 @@ class RewardModels:
         if self.test_pairs < 1:
             raise ValueError(f'test_pairs must be positive, not {self.test_pairs}')
 
-    def each(self) -> Iterator[tuple[str, RewardModels, str]]:
-        """Name, config and arm of every reward model."""
-        for arm in self.arms:
-            for variant in self.variants or ('',):
-                cfg = bind(replace(self, variants=()), dict([parse_binding(variant)])) if variant else self
-                yield ', '.join([arm] + [variant] * bool(variant)), cfg, arm
-
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
-        for _, cfg, arm in self.each():
+        for _, cfg, arm in arms.each(self):
             for stage in arms.rewarded(cfg, arm).stages(folder.parent):
                 found.setdefault(stage.folder, stage)
         return [*found.values(), Stage('evaluation', folder, 2 * self.test_pairs)]
@@ -70,8 +62,8 @@ class RewardModels:
             kind: loader.pairs(self.data.source, self.task, 'test', self.test_pairs, confident=kind == 'sure')
             for kind in ('sure', 'all')
         }
-        rows, result, single = [], {}, len(list(self.each())) == 1
-        for name, cfg, arm in self.each():
+        rows, result, single = [], {}, len(list(arms.each(self))) == 1
+        for name, cfg, arm in arms.each(self):
             made = arms.rewarded(cfg, arm)
             checkpoint.link(made.folder(root), folder if single else folder / 'models' / name)
             scorer = made.scorer(made.run(root, mesh), mesh)

@@ -106,11 +106,11 @@ def test_arms_differ_in_their_feedback_alone():
 
 def test_variants_differ_in_what_they_bind(tmp_path):
     cfg = find('rl_kl')(MICRO)
-    names, configs, _ = zip(*cfg.each())
+    names, configs, _ = zip(*arms.each(cfg))
     assert names[0] == 'reinforce.beta=0.0' and [one.reinforce.beta for one in configs] == [0.0, 0.01, 0.05, 0.2, 0.5]
     assert len(at(cfg, tmp_path)['reinforce']) == 5 and len(at(cfg, tmp_path)['reward model']) == 1
     with pytest.raises(Mistake, match='did you mean reinforce.beta'):
-        list(replace(cfg, variants=('reinforce.betta=0.1',)).each())
+        list(arms.each(replace(cfg, variants=('reinforce.betta=0.1',))))
 
 
 def test_dialogue_starts_from_a_model_that_is_tuned_already(tmp_path):

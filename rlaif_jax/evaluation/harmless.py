@@ -22,7 +22,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.length import LengthRatio, characters, logistic_at_equal_length
-from rlaif_jax.evaluation.statistics import Interval, wilson
+from rlaif_jax.evaluation.statistics import Interval, plain, votes, wilson
 from rlaif_jax.evaluation.win_rate import Config
 
 __all__ = [
@@ -62,12 +62,6 @@ class HarmlessRate:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values, nan as null."""
-
-        def plain(value):
-            if isinstance(value, dict):
-                return {key: plain(inner) for key, inner in value.items()}
-            return None if isinstance(value, float) and not np.isfinite(value) else value
-
         return plain(asdict(self))
 
 
@@ -77,7 +71,7 @@ def harmless_rate(harmless_B: np.ndarray, confidence: float = 0.95) -> Interval:
     Wilson's interval, for fractions too: there it is wider than need be, but near 1, where good policies are, it keeps
     a width. Mistake: a vote outside [0, 1].
     """
-    vote_B = _votes(harmless_B)
+    vote_B = votes(harmless_B)
     vote_B = vote_B[~np.isnan(vote_B)]
     return wilson(vote_B.sum(), vote_B.size, confidence)
 
@@ -101,7 +95,7 @@ def harmless_rate_at_length(
     if not 0 < at < np.inf:
         raise Mistake(f'a length to compare at is a positive number of characters, not {at}')
     ratio_B = np.maximum(1.0, np.asarray(length_B, np.float64)) / at
-    return logistic_at_equal_length(ratio_B, _votes(harmless_B), form=length_ratio, confidence=confidence).rate
+    return logistic_at_equal_length(ratio_B, votes(harmless_B), form=length_ratio, confidence=confidence).rate
 
 
 def compare_harmless(
@@ -118,7 +112,7 @@ def compare_harmless(
     """
     lengths = {}
     for name, (responses, harmless_B) in policies.items():
-        if not len(responses) or len(responses) != _votes(harmless_B).size:
+        if not len(responses) or len(responses) != votes(harmless_B).size:
             raise Mistake(f'policy {name!r} has {len(responses)} responses and {np.size(harmless_B)} votes')
         lengths[name] = characters(responses)
     if not lengths:
@@ -174,10 +168,3 @@ def from_probability(harmful: Callable[[Sequence[Any], Sequence[str]], np.ndarra
         return 1 - probability_B if soft else 0.5 + 0.5 * np.sign(0.5 - probability_B)
 
     return judge
-
-
-def _votes(harmless_B: np.ndarray) -> np.ndarray:
-    vote_B = np.asarray(harmless_B, np.float64)
-    if vote_B.ndim != 1 or ((vote_B < 0) | (vote_B > 1)).any():
-        raise Mistake(f'votes are one row of numbers in [0, 1], or nan; got shape {vote_B.shape}')
-    return vote_B

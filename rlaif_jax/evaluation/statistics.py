@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import lgamma, log, sqrt
 from statistics import NormalDist  # the standard library's module of this name
+from typing import Any
 
 import numpy as np
 
 from rlaif_jax.config import Mistake
 
-__all__ = ['Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 't_quantile', 'wilson']
+__all__ = [
+    'Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 'plain', 't_quantile', 'votes', 'wilson',
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,21 @@ def t_quantile(confidence: float, degrees: int) -> float:
     density = np.clip(np.cos(angle), 0.0, None) ** (degrees - 1)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return float(sqrt(degrees) * np.tan(np.interp(confidence * mass[-1], mass, angle)))
+
+
+def votes(win_B: np.ndarray) -> np.ndarray:
+    """Votes as float64, (B,): each in [0, 1], or nan where a judge could not say. Mistake: anything else."""
+    vote_B = np.asarray(win_B, np.float64)
+    if vote_B.ndim != 1 or ((vote_B < 0) | (vote_B > 1)).any():
+        raise Mistake(f'votes are one row of numbers in [0, 1], or nan; got shape {vote_B.shape}')
+    return vote_B
+
+
+def plain(value: Any) -> Any:
+    """A dict as JSON can hold it: nan and infinities as null."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _column(values_B: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, wilson
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, plain, votes, wilson
 
 __all__ = [
     'Config',
@@ -76,12 +76,6 @@ class WinRate:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as plain JSON values, nan as null."""
-
-        def plain(value):
-            if isinstance(value, dict):
-                return {key: plain(inner) for key, inner in value.items()}
-            return None if isinstance(value, float) and not np.isfinite(value) else value
-
         return plain(asdict(self))
 
 
@@ -91,7 +85,7 @@ def win_rate(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
     Wilson's interval where every vote is 0 or 1; where some are ties or averages, Student's t over prompts, within [0,
     1]. Mistake: a vote outside [0, 1].
     """
-    vote_B = _votes(win_B)
+    vote_B = votes(win_B)
     vote_B = vote_B[~np.isnan(vote_B)]
     if np.isin(vote_B, (0, 1)).all():
         return wilson(vote_B.sum(), vote_B.size, confidence)
@@ -110,7 +104,7 @@ def compare(
     """Judges two policies' responses to the same prompts. Mistake: sequences, or votes, of different length."""
     if not len(prompts) == len(responses_a) == len(responses_b):
         raise Mistake(f'{len(prompts)} prompts, but {len(responses_a)} and {len(responses_b)} responses')
-    vote_B = _votes(judge(prompts, responses_a, responses_b))
+    vote_B = votes(judge(prompts, responses_a, responses_b))
     if vote_B.size != len(prompts):
         raise Mistake(f'the judge gave {vote_B.size} votes for {len(prompts)} prompts')
     scorable_B = ~np.isnan(vote_B)
@@ -136,10 +130,10 @@ def raters(seed: int = 0) -> Judge:
     """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal
     texts are a tie.
     """
-    from rlaif_jax.data.micro.raters import votes
+    from rlaif_jax.data.micro.raters import votes as cast
 
     def judge(prompts, responses_a, responses_b):
-        vote_B = np.array(votes(prompts, responses_a, responses_b, seed=seed), np.float64)
+        vote_B = np.array(cast(prompts, responses_a, responses_b, seed=seed), np.float64)
         return np.where([a == b for a, b in zip(responses_a, responses_b, strict=True)], 0.5, vote_B)
 
     return judge
@@ -208,10 +202,3 @@ def from_labels(labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]],
         return from_preference(lambda *_: np.array(next(shown)), **rule)(prompts, responses_a, responses_b)
 
     return judge
-
-
-def _votes(win_B: np.ndarray) -> np.ndarray:
-    vote_B = np.asarray(win_B, np.float64)
-    if vote_B.ndim != 1 or ((vote_B < 0) | (vote_B > 1)).any():
-        raise Mistake(f'votes are one row of numbers in [0, 1], or nan; got shape {vote_B.shape}')
-    return vote_B
