@@ -68,7 +68,8 @@ def sample(
 
     mask_BTS = seen_BS[:, None, :] & (slot_S[None, :P, None] >= slot_S[None, None, :])
     cache = make_cache(cfg, B, P + max_new_tokens)
-    hidden_BTD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, cache, prefix)
+    last_BW = jnp.full((B, 1), P - 1)
+    hidden_BWD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, cache, prefix, last_BW)
 
     def going(state: dict) -> jax.Array:
         return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
@@ -99,7 +100,7 @@ def sample(
         decode,
         {
             'step': jnp.int32(0),
-            'hidden_BD': hidden_BTD[:, -1],
+            'hidden_BD': hidden_BWD[:, 0],
             'cache': cache,
             'ended_B': jnp.zeros(B, bool),
             'token_BT': jnp.full((B, max_new_tokens), pad, jnp.int32),

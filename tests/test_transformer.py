@@ -10,7 +10,7 @@ import pytest
 
 from rlaif_jax import axes
 from rlaif_jax.models import heads
-from rlaif_jax.models.transformer import Config, Rope, attend, causal, forward, init, make_cache, rope
+from rlaif_jax.models.transformer import Config, Rope, attend, attend_earlier, causal, forward, init, make_cache, rope
 
 CFG = Config(vocab=40, layers=3, width=16, heads=4, kv_heads=2, head_dim=6, ffn=24, max_length=64)
 # Layers that differ, in all that can: a window here and there, positions of two kinds and none.
@@ -170,6 +170,34 @@ def test_attention_is_its_formula():
     for b, t, n in np.ndindex(2, 3, 4):
         weight = np.exp(k[b, seen[b, t], n // 2] @ q[b, t, n] / np.sqrt(6))
         close(out[b, t, n], weight @ v[b, seen[b, t], n // 2] / weight.sum())
+
+
+@pytest.mark.parametrize('T', [1, 63, 64, 65, 150, 300])
+def test_what_stands_later_is_left_out(T):
+    """Attention in blocks is attention: whatever of the earlier slots a query may see, and of a prefix."""
+    rng = np.random.default_rng(T)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, T, h, 6)), jnp.float32) for h in (4, 2, 2))
+    seen_BTS = jnp.asarray(np.tril(rng.random((2, T, T)) < 0.6) | np.eye(T, dtype=bool))
+    prefix = tuple(jnp.asarray(rng.standard_normal((5, 2, 6)), jnp.float32) for _ in range(2))
+    for shared in (None, (*prefix, None), (*prefix, jnp.asarray(rng.random((2, T, 5)) < 0.5))):
+        close(jax.jit(attend_earlier)(q, k, v, seen_BTS, shared), attend(q, k, v, seen_BTS, shared))
+
+
+@pytest.mark.parametrize(
+    'cfg', [CFG, dataclasses.replace(CFG, layers=1), MIXED, dataclasses.replace(MIXED, parallel=True)]
+)
+@pytest.mark.parametrize('cached', [False, True])
+def test_hidden_states_are_the_same_where_only_some_are_read(random_params, cached, cfg):
+    """In any order, one of them twice, with a prefix; and the cache is filled all the same."""
+    P, params = 2, random_params(cfg)
+    _, prefix = run(cfg, params, TOKEN[:1, :P], *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
+    position_BT, mask_BTS = causal(jnp.ones((B, T), bool))
+    cache = make_cache(cfg, B, T) if cached else None
+    hidden_BTD, all_filled = run(cfg, params, TOKEN, P + position_BT, mask_BTS, cache, prefix)
+    read_BW = np.random.default_rng(2).integers(0, T, (B, 3))
+    hidden_BWD, filled = run(cfg, params, TOKEN, P + position_BT, mask_BTS, cache, prefix, read_BW)
+    close(hidden_BWD, np.take_along_axis(np.asarray(hidden_BTD), read_BW[..., None], axis=1))
+    jax.tree.map(close, filled, all_filled)
 
 
 @BOTH

@@ -221,12 +221,11 @@ def _ways(
     sees_TS = jnp.ones((T + O * W, T + O * W), bool).at[T:, T:].set(jnp.tile(tree['sees_WW'], (O, O)))
     seen_BTS = (branch_BT[:, None] == STEM) | (branch_BT[:, None] == branch_BT[:, :, None])
     mask_BTS = seen_BTS & (branch_BT[:, None] != PADDING) & (sees_TS & (t[:, None] >= t[None]))[None]
-    hidden_BTD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, prefix=prefix)
 
-    # The head is applied to each row's last token and to the nodes only; over all of V, for the captured mass.
+    # Wanted are each row's last token and the nodes only; the head is over all of V, for the captured mass.
     node_BOW = jnp.broadcast_to(T + jnp.arange(O * W).reshape(1, O, W), (B, O, W))
-    at_BOW = jnp.concatenate([last_BO[..., None], node_BOW], axis=2)
-    hidden_BWD = jnp.take_along_axis(hidden_BTD, at_BOW.reshape(B, -1, 1), axis=1)
+    read_BW = jnp.concatenate([last_BO[..., None], node_BOW], axis=2).reshape(B, -1)
+    hidden_BWD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, prefix=prefix, read_BW=read_BW)
     logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(B, O, 1 + W, -1)
     logp_BOAM = logit_BOWV[:, :, tree['node_AM'], tree['token_AM']]
     logp_BOAM -= jax.nn.logsumexp(logit_BOWV, axis=-1)[:, :, tree['node_AM']]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -166,8 +166,9 @@ class Transformer(nn.Module):
 
     mask_BTS is True where query t may see slot s; a layer with a window sees of these the ones near enough in position.
     Without a cache S is T; with one, the T new tokens take the slots from `cache['length']` on and S is the cache's size.
-    `prefix` is a full cache of one row that every query of every row sees besides: what all prompts begin with, computed
-    once and copied nowhere.
+    No query sees a later slot than its own. `prefix` is a full cache of one row that every query of every row sees
+    besides: what all prompts begin with, computed once and copied nowhere. Where only the hidden states at the slots
+    `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the last layer computes no others.
 
     A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
     that the parameters hold besides adds its share.
@@ -183,6 +184,7 @@ class Transformer(nn.Module):
         mask_BTS: jax.Array,
         cache: Cache | None = None,
         prefix: Cache | None = None,
+        read_BW: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         c, dtype, activation = self.cfg, jnp.dtype(self.cfg.dtype), ACTIVATIONS[self.cfg.activation]
         params = {name: self.param(name, *drawn(c, name)) for name in c.names}
@@ -224,28 +226,33 @@ class Transformer(nn.Module):
                 y_BT += project(project(x_BT, p[into].astype(dtype)), p[out].astype(dtype)) * c.lora_scale
             return y_BT + p[bias].astype(dtype)[None, None] if bias in p else y_BT
 
-        def block(carry: tuple, scanned: tuple) -> tuple[tuple, None]:
+        def block(carry: tuple, scanned: tuple, only_BW: jax.Array | None = None) -> tuple[tuple, None]:
+            def of(x_BT: jax.Array) -> jax.Array:
+                return x_BT if only_BW is None else jax.vmap(lambda x_T, at_W: x_T[at_W])(x_BT, only_BW)
+
             x_BTD, cache = carry
             index, p = scanned
             h_BTD = norm(p, 'attention_norm_LD', x_BTD)
-            q_BTNH = linear(p, 'query_LDNH', 'query_bias_LNH', h_BTD)
             k_BTKH = linear(p, 'key_LDKH', 'key_bias_LKH', h_BTD)
             v_BTKH = linear(p, 'value_LDKH', 'value_bias_LKH', h_BTD)
+            x_BTD, h_BTD = of(x_BTD), of(h_BTD)
+            q_BTNH = linear(p, 'query_LDNH', 'query_bias_LNH', h_BTD)
             if c.qk_norm == 'head':
                 q_BTNH, k_BTKH = norm(p, 'query_norm_LH', q_BTNH), norm(p, 'key_norm_LH', k_BTKH)
             if c.qk_norm == 'all':
                 q_BTNH, k_BTKH = norm(p, 'query_norm_LNH', q_BTNH), norm(p, 'key_norm_LKH', k_BTKH)
             turn = angle if len(ropes) == 1 else jax.tree.map(lambda kinds: kinds[p['rope_L']], angle)
-            q_BTNH, k_BSKH, v_BSKH = rotate(q_BTNH, turn), rotate(k_BTKH, turn), v_BTKH
+            q_BTNH, k_BSKH, v_BSKH = rotate(q_BTNH, jax.tree.map(of, turn)), rotate(k_BTKH, turn), v_BTKH
             if cache is not None:
                 cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
-            seen_BTS = mask_BTS & (back_BTS < p['window_L']) if c.windowed else mask_BTS
+            seen_BTS = of(mask_BTS & (back_BTS < p['window_L']) if c.windowed else mask_BTS)
             shared = prefix and (
                 prefix['key_LBSKH'][index, 0],
                 prefix['value_LBSKH'][index, 0],
-                back_BTP < p['window_L'] if c.windowed else None,
+                of(back_BTP < p['window_L']) if c.windowed else None,
             )
-            a_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS, shared, c.attention_scale, c.attention_cap)
+            among = attend_earlier if cache is None and only_BW is None else attend
+            a_BTNH = among(q_BTNH, k_BSKH, v_BSKH, seen_BTS, shared, c.attention_scale, c.attention_cap)
             a_BTD = linear(p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH'))
             a_BTD = constrain(x_BTD + norm(p, 'attention_out_norm_LD', a_BTD), 'BTD')
 
@@ -259,8 +266,14 @@ class Transformer(nn.Module):
             x_BTD = constrain(a_BTD + norm(p, 'mlp_out_norm_LD', m_BTD), 'BTD')
             return (x_BTD, cache), None
 
-        body = jax.checkpoint(block) if c.remat else block
-        (x_BTD, cache), _ = jax.lax.scan(body, (x_BTD, cache), (jnp.arange(c.layers), layer))
+        carry = x_BTD, cache
+        if read_BW is None:
+            body = jax.checkpoint(block) if c.remat else block
+            (x_BTD, cache), _ = jax.lax.scan(body, carry, (jnp.arange(c.layers), layer))
+        else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
+            numbered = lambda i: (i, jax.tree.map(lambda x: x[i], layer))  # noqa: E731
+            carry, _ = jax.lax.scan(lambda carry, i: block(carry, numbered(i)), carry, jnp.arange(c.layers - 1))
+            (x_BTD, cache), _ = block(carry, numbered(c.layers - 1), read_BW)
         if cache is not None:
             cache = cache | {'length': cache['length'] + token_BT.shape[1]}
         return norm(params, 'final_norm_D', x_BTD), cache
@@ -307,9 +320,10 @@ def forward(
     mask_BTS: jax.Array,
     cache: Cache | None = None,
     prefix: Cache | None = None,
+    read_BW: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`."""
-    return Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS, cache, prefix)
+    return Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS, cache, prefix, read_BW)
 
 
 def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
@@ -385,6 +399,23 @@ def rotate(x_BTNH: jax.Array, angle: tuple[jax.Array, jax.Array]) -> jax.Array:
 def distance(position_BT: jax.Array, position_BS: jax.Array) -> jax.Array:
     """How many positions behind query t the token in slot s stands."""
     return position_BT[:, :, None] - position_BS[:, None, :]
+
+
+def attend_earlier(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_BTS: jax.Array, shared: tuple | None, *more: Any
+) -> jax.Array:
+    """`attend` among the tokens of a whole text, a block of queries after the other: none sees a later slot, so that of
+    the keys behind its block nothing is computed.
+    """
+    T = q_BTNH.shape[1]
+    blocks = min(4, -(-T // 64))  # of four, 3/8 of the products fall away; of any number, half
+    edges = [T * i // blocks for i in range(blocks + 1)]
+
+    def block(a: int, b: int) -> jax.Array:
+        before = shared and (*shared[:2], None if shared[2] is None else shared[2][:, a:b])
+        return attend(q_BTNH[:, a:b], k_BTKH[:, :b], v_BTKH[:, :b], mask_BTS[:, a:b, :b], before, *more)
+
+    return jnp.concatenate([block(a, b) for a, b in zip(edges, edges[1:])], axis=1)
 
 
 @jax.checkpoint
