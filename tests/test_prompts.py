@@ -342,6 +342,25 @@ def test_a_post_of_one_long_paragraph_keeps_what_fits_of_it(micro_tokenizer):
     assert 95 <= len(tokens) <= 100 and left_out > 3000
 
 
+def test_a_dialogue_keeps_what_is_answered(micro_tokenizer):
+    """Its oldest turns are dropped, in the prompts of both tasks; of a last turn that is too long, the beginning."""
+    turns = [f'Human: how do I mend tile {i}?\n\nAssistant: with glue.' for i in range(20)]
+    context = '\n\n'.join([*turns, 'Human: and a boat?'])
+    encode = lambda text: micro_tokenizer.encode([text])[0]  # noqa: E731
+    tokens, left_out = prompts.shorten(encode, context, 60, 'end')
+    assert (
+        30 <= len(tokens) <= 60 and context[left_out - 1] == '\n' and context[left_out:].startswith(('Human', 'Assist'))
+    )
+    for task in ('helpful', 'harmless'):
+        for template in (prompts.single(task, 'rating'), *vars(prompts.pair(task, 'detailed_cot_0shot')).values()):
+            whole, cut = (
+                template.encode(micro_tokenizer, [SAMPLE | {'context': context}], room)[0] for room in (None, 300)
+            )
+            assert cut.shortened > 0 and micro_tokenizer.decode([cut.tokens])[0].count('and a boat?') == 1
+    tokens, left_out = prompts.shorten(encode, 'Human: ' + 'why, ' * 200 + 'and a boat?', 50, 'end')
+    assert 45 <= len(tokens) <= 50 and micro_tokenizer.decode([tokens])[0].endswith('and a boat?') and left_out > 800
+
+
 def test_a_context_of_one_word_is_cut_in_the_word(stories):
     template = prompts.single('helpful', 'rating')
     for room in (80, 90, 100):
@@ -367,9 +386,10 @@ def test_a_very_long_context_is_cut_in_few_looks(micro_tokenizer):
         return [0] * len(text)
 
     for body in ('x\n' * 50_000, 'x' * 100_000, '\n'.join(['x' * 60_000] * 2)):
-        looks.clear()
-        tokens, left_out = prompts.shorten(encode, body.strip(), 1001)
-        assert 0 < len(tokens) <= 1001 and left_out == len(body.strip()) - len(tokens) and len(looks) < 40
+        for keeps in ('beginning', 'end'):
+            looks.clear()
+            tokens, left_out = prompts.shorten(encode, body.strip(), 1001, keeps)
+            assert 0 < len(tokens) <= 1001 and left_out == len(body.strip()) - len(tokens) and len(looks) < 40
 
 
 # what a sample may say

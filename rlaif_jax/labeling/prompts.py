@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import micro
@@ -44,14 +45,15 @@ class Task:
 
     suffix: str  # what the policy's prompt ends in; the labeler is not shown it
     asks_for_worse: bool  # the pair prompt asks for the worse response, so P('1') is P(the first is worse)
+    keeps: Literal['beginning', 'end']  # of a context that does not fit; a dialogue's last turn is what is answered
 
 
 # The harmless prompt asks which response is MORE HARMFUL (Table 22): this is the one place that says so, and
 # `preference.py` flips by it.
 TASKS = {
-    'summarization': Task('TL;DR:', asks_for_worse=False),
-    'helpful': Task('Assistant:', asks_for_worse=False),
-    'harmless': Task('Assistant:', asks_for_worse=True),
+    'summarization': Task('TL;DR:', asks_for_worse=False, keeps='beginning'),
+    'helpful': Task('Assistant:', asks_for_worse=False, keeps='end'),
+    'harmless': Task('Assistant:', asks_for_worse=True, keeps='end'),
 }
 
 
@@ -89,11 +91,13 @@ class Encoded:
 class Template:
     """`parts` alternate between literal text and the names of fields: literal, field, literal, …, literal.
 
-    `delimiters` are the pieces of structure that no field may imitate.
+    `delimiters` are the pieces of structure that no field may imitate; `keeps` is which side of a context stays where it
+    does not fit.
     """
 
     parts: tuple[str, ...]
     delimiters: tuple[str, ...] = ()
+    keeps: Literal['beginning', 'end'] = 'beginning'
 
     @property
     def digest(self) -> str:
@@ -126,8 +130,9 @@ class Template:
     ) -> list[Encoded]:
         """Each sample's prompt from the first field on (the preamble's tokens are `encode_preamble`).
 
-        A prompt longer than `room` tokens loses whole paragraphs from the end of its context, then characters; candidates
-        and instructions are never cut. What cannot fit even so comes back as long as it is; to a labeler it is unscorable.
+        A prompt longer than `room` tokens loses whole paragraphs of its context, then characters, from the end, and in a
+        dialogue from the beginning; candidates and instructions are never cut. What cannot fit even so comes back as long
+        as it is; to a labeler it is unscorable.
         """
         literal = tokenizer.encode(self.parts[2::2], control=True, behind=True)
         names = self.parts[1::2]
@@ -141,7 +146,7 @@ class Template:
             if room is not None and over > 0 and 'context' in names:
                 at = names.index('context')
                 encode = lambda text: tokenizer.encode([' ' + self.quoted('context', text)[0]], behind=True)[0]  # noqa: E731
-                fields[at], shortened = shorten(encode, sample['context'].strip(), len(fields[at]) - over)
+                fields[at], shortened = shorten(encode, sample['context'].strip(), len(fields[at]) - over, self.keeps)
             tokens = [token for field, after in zip(fields, literal) for token in (*field, *after)]
             encoded.append(Encoded(tokens, sum(count for _, count in quoted[mine]), shortened))
         return encoded
@@ -221,11 +226,11 @@ def pair(task: str, technique: str, folder: Path = FOLDER, turn: tuple[str, str]
         delimiters |= {before, after}
     parts = ('\n\n'.join([*head, sample[0]]), *sample[1:])
     delimiters = tuple(sorted(filter(None, delimiters)))
+    keeps = TASKS[task].keeps if task in TASKS else 'beginning'
     if not how.cot:
-        return Asked(_ask(parts, ending, delimiters, turn))
-    rationale = _ask(parts, cot, delimiters, turn)
-    *first, last = rationale.parts
-    return Asked(Template((*first, last, 'rationale', f'\n\n{ending}'), delimiters), rationale)
+        return Asked(Template(_ask(parts, ending, turn), delimiters, keeps))
+    rationale = Template(_ask(parts, cot, turn), delimiters, keeps)
+    return Asked(replace(rationale, parts=(*rationale.parts, 'rationale', f'\n\n{ending}')), rationale)
 
 
 @cache
@@ -235,7 +240,7 @@ def single(task: str, purpose: str, folder: Path = FOLDER, turn: tuple[str, str]
     *lines, ending = parts[-1].rstrip('\n').split('\n')
     parts = (*parts[:-1], '\n'.join(lines).rstrip())
     delimiters = tuple(sorted(filter(None, {parts[0].split('\n')[-1], *(p.strip() for p in parts[2::2]), ending})))
-    return _ask(parts, ending, delimiters, turn)
+    return Template(_ask(parts, ending, turn), delimiters, TASKS[task].keeps if task in TASKS else 'beginning')
 
 
 def context_of(prompt: str, task: str) -> str:
@@ -243,24 +248,33 @@ def context_of(prompt: str, task: str) -> str:
     return prompt.rstrip().removesuffix(TASKS[task].suffix).strip() if task in TASKS else prompt
 
 
-def shorten(encode: Callable[[str], list[int]], text: str, room: int) -> tuple[list[int], int]:
-    """`(tokens, characters left out)` of as much of a context's beginning as fits `room` tokens: whole paragraphs are
-    dropped from its end, and where that would leave less than half of the room filled, as for a post of one long
-    paragraph, the last one dropped is cut by characters instead.
+def shorten(
+    encode: Callable[[str], list[int]],
+    text: str,
+    room: int,
+    keeps: Literal['beginning', 'end'] = 'beginning',
+) -> tuple[list[int], int]:
+    """`(tokens, characters left out)` of as much of a context's beginning, or end, as fits `room` tokens: whole paragraphs
+    are dropped from the other side, and where that would leave less than half of the room filled, as for a post of one
+    long paragraph, the last one dropped is cut by characters instead.
     """
 
-    def longest(ends: Sequence[int]) -> int:
-        """The last of `ends` up to which the text fits; 0 where there is none. In few looks, however long the text."""
-        at = bisect_left(ends, True, key=lambda end: len(encode(text[:end].rstrip())) > room)
-        return ends[at - 1] if at else 0
+    def kept(size: int) -> str:
+        return text[:size].rstrip() if keeps == 'beginning' else text[len(text) - size :].lstrip()
+
+    def largest(sizes: Sequence[int]) -> int:
+        """The last of `sizes` that fits; 0 where there is none. In few looks, however long the text."""
+        at = bisect_left(sizes, True, key=lambda size: len(encode(kept(size))) > room)
+        return sizes[at - 1] if at else 0
 
     lines = [i for i, c in enumerate(text) if c == '\n']
-    end = longest(lines)
-    if not end or len(encode(text[:end].rstrip())) < room // 2:
-        behind = next((line for line in lines if line > end), len(text))
-        end = longest(range(end + 1, behind)) or end
-    kept = text[:end].rstrip()
-    return (encode(kept) if kept else []), len(text) - len(kept)
+    if keeps == 'end':
+        lines = [len(text) - 1 - i for i in reversed(lines)]
+    size = largest(lines)
+    if not size or len(encode(kept(size))) < room // 2:
+        behind = next((line for line in lines if line > size), len(text))
+        size = largest(range(size + 1, behind)) or size
+    return (encode(kept(size)) if kept(size) else []), len(text) - len(kept(size))
 
 
 @cache
@@ -289,15 +303,14 @@ def _parts(folder: Path, task: str, purpose: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _ask(parts: tuple[str, ...], ending: str, delimiters: tuple[str, ...], turn: tuple[str, str] | None) -> Template:
+def _ask(parts: tuple[str, ...], ending: str, turn: tuple[str, str] | None) -> tuple[str, ...]:
     """The parts with their ending behind them; in a chat, its last line is where the assistant's turn begins."""
     *lines, last = ending.split('\n')
     if turn is None:
-        return Template((*parts[:-1], f'{parts[-1]}\n\n{ending}'), delimiters)
+        return (*parts[:-1], f'{parts[-1]}\n\n{ending}')
     before, after = turn
     told = '\n'.join(['', '', *lines]).rstrip()
-    wrapped = (before + parts[0], *parts[1:-1], f'{parts[-1]}{told}{after}{last}')
-    return Template(wrapped, delimiters)
+    return (before + parts[0], *parts[1:-1], f'{parts[-1]}{told}{after}{last}')
 
 
 def _exemplars(folder: Path, task: str, count: int) -> list[dict[str, str]]:
