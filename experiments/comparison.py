@@ -74,7 +74,7 @@ class Compare:
     def asked(self) -> Sequence[Prompt]:
         """The prompts, however long: the models may differ in what they can read."""
         if not self.prompts:
-            return loader.source(self.data.source, 'test', self.data.test)[: self.evaluation.prompts]
+            return loader.source(self.data.source, 'test', self.data.test, self.task)[: self.evaluation.prompts]
         entries = files.prompts(self.prompts, self.task)
         return [entry.record for entry in entries if entry.record is not None][: self.evaluation.prompts]
 

@@ -78,7 +78,7 @@ class Policies:
             name: made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
             for name, changed, arm in arms.each(self)
         }
-        prompts = stages.test_prompts(self.data, cfg.prompts, start, self.reinforce.max_prompt)
+        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, start, self.reinforce.max_prompt)
         texts = {
             name: stages.respond(lm, prompts, self.reinforce.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
             for name, lm in (policies | {'SFT': start}).items()
@@ -129,7 +129,7 @@ class SFT:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
         checkpoint.link(self.start().folder(folder.parent), folder)
         policy = self.start().run(folder.parent, mesh)
-        prompts = stages.test_prompts(self.data, cfg.prompts, policy, self.max_prompt)
+        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
         ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
         samples = [
             {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Supervised:
 
         def make(folder: Path) -> dict[str, Any]:
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
-            train = fitted(loader.source(self.source, 'train', self.train), lm, self.max_prompt)
+            train = fitted_prompts(self.source, 'summarization', 'train', self.train, lm, self.max_prompt)
             prompts_at = loader.batches(train, cfg.batch, cfg.seed)
             sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
             return {'export': 'export'}
@@ -203,6 +204,7 @@ class Optimised:
         cfg, policy = self.reinforce, self.start.policy
         models = {'policy': policy, 'value': policy, 'reference': policy}
         models |= {'labeler': self.labeler} if self.rewarded is None else {'reward model': policy}
+        models |= {'selector': self.selector} if cfg.candidates > 1 else {}
         before = (self.rewarded or self.start).stages(root)
         before += self.start.stages(root) if self.rewarded and self.rewarded.from_base else []
         length = cfg.max_prompt + cfg.max_new_tokens
@@ -223,10 +225,10 @@ class Optimised:
             else:
                 scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
             cfg, note = self.reinforce, loader.note(self.source)
-            train = fitted(loader.source(self.source, 'train', self.train), start, cfg.max_prompt)
+            prompts = partial(fitted_prompts, self.source, self.task(), lm=start, most=cfg.max_prompt)
+            train = prompts('train', self.train)
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
-            validation = fitted(loader.source(self.source, 'validation', self.validation), start, cfg.max_prompt)
-            validation = validation[: cfg.eval_prompts]
+            validation = prompts('validation', self.validation)[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
             reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
             told = {'over_optimised': over} if (over := over_optimised(policies_figures.read_metrics(folder))) else {}
@@ -285,14 +287,16 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02) -> st
 def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> list[Pair]:
     """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
     cfg, policy, start = of.reinforce, of.run(root, mesh), of.start.run(root, mesh)
-    prompts = fitted(loader.source(of.source, 'train', of.train), start, cfg.max_prompt)[:count]
+    prompts = fitted_prompts(of.source, of.task(), 'train', of.train, start, cfg.max_prompt)[:count]
     write = lambda lm, seed: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh)  # noqa: E731
     return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
 
 
-def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
-    """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
-    tokenizer = lm.tokenizer
+def fitted_prompts(source: str, task: str, split: str, size: int, lm: LM, most: int) -> Sequence[Prompt]:
+    """The first `size` prompts of a split, as the task's text, those of more than `most` tokens shortened as the paper's
+    data is.
+    """
+    tokenizer, prompts = lm.tokenizer, loader.source(source, split, size, task)
     return loader.fitted(prompts, lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most)
 
 
@@ -307,9 +311,9 @@ def respond(
         )
 
 
-def test_prompts(data: Data, count: int, lm: LM, most: int) -> Sequence[Prompt]:
+def test_prompts(data: Data, task: str, count: int, lm: LM, most: int) -> Sequence[Prompt]:
     """The first prompts of the test split, of `most` tokens at most."""
-    return fitted(loader.source(data.source, 'test', data.test), lm, most)[:count]
+    return fitted_prompts(data.source, task, 'test', data.test, lm, most)[:count]
 
 
 def make_judge(cfg: Evaluation, task: str, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:

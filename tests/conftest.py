@@ -30,6 +30,24 @@ def no_rank_promotion():
         yield
 
 
+@pytest.fixture(scope='module')
+def programs(tmp_path_factory):
+    """Programs compiled by one run of the launcher serve the next, in this process and in others; nothing is left in the
+    user's home.
+    """
+    from jax.experimental.compilation_cache import compilation_cache
+
+    names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+        compilation_cache.reset_cache()
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope='session')
 def shared():
     """The folder of real test data beside the project."""
@@ -65,6 +83,19 @@ def micro_tokenizer():
 
     hf = tokenizer.build()
     return Tokenizer(hf, (hf.eos_token_id,))
+
+
+@pytest.fixture(scope='session')
+def models(tmp_path_factory, micro_tokenizer, random_params):
+    """A folder with a `policy` and a `labeler`: models of the micro world's language and random weights, as directories."""
+    from rlaif_jax.models import hf
+    from rlaif_jax.models.transformer import Config
+
+    folder = tmp_path_factory.mktemp('models')
+    cfg = Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
+    for seed, name in enumerate(('policy', 'labeler')):
+        hf.save(hf.LM(cfg, random_params(cfg, seed), micro_tokenizer, name), folder / name)
+    return folder
 
 
 @pytest.fixture(scope='session')

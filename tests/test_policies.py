@@ -16,8 +16,6 @@ from experiments.scales import scale
 from experiments.stages import over_optimised
 from rlaif_jax.config import Mistake, bind
 from rlaif_jax.data import files
-from rlaif_jax.models import hf, transformer
-from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model
 
 MICRO = scale('micro')
@@ -124,23 +122,19 @@ def test_every_plan_passes_its_check(name, tmp_path):
     plan.check(find(name)(MICRO), tmp_path / 'run')
 
 
+def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_runs(tmp_path):
+    cfg = bind(find('tldr_direct')(MICRO), {'reinforce.candidates': 2, 'evaluation.selector': 'micro_xz'})
+    with pytest.raises(Mistake, match='micro_xz: no such directory'):
+        plan.check(cfg, tmp_path / 'run')
+
+
 # Runs of tiny models
 
 
-@pytest.fixture(scope='module')
-def tiny(tmp_path_factory, micro_tokenizer, random_params):
-    """A policy and a labeler as directories, of random weights."""
-    folder = tmp_path_factory.mktemp('models')
-    sizes = transformer.Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
-    for seed, name in enumerate(('policy', 'labeler')):
-        hf.save(LM(sizes, random_params(sizes, seed), micro_tokenizer, name), folder / name)
-    return folder
-
-
-def small(cfg: Policies, tiny: Path, **more) -> Policies:
+def small(cfg: Policies, models: Path, **more) -> Policies:
     """The same with few steps of tiny models."""
     changes = {
-        'policy': str(tiny / 'policy'), 'data.train': 64, 'data.validation': 8, 'data.test': 16, 'data.pairs': 16,
+        'policy': str(models / 'policy'), 'data.train': 64, 'data.validation': 8, 'data.test': 16, 'data.pairs': 16,
         'data.held_out': 8, 'reward_model.steps': 4, 'reward_model.batch': 8, 'reward_model.eval_every': 2,
         'reward_model.max_prompt': 192, 'reward_model.max_response': 6, 'reinforce.steps': 4, 'reinforce.batch': 8,
         'reinforce.max_prompt': 192, 'reinforce.max_new_tokens': 6, 'reinforce.eval_every': 2,
@@ -149,18 +143,18 @@ def small(cfg: Policies, tiny: Path, **more) -> Policies:
     if cfg.sft:
         changes |= {'sft.steps': 2, 'sft.batch': 8}
     if cfg.label:
-        changes |= {'labeler': str(tiny / 'labeler'), 'label.technique': 'base_0shot', 'label.least_mass': 0.0}
+        changes |= {'labeler': str(models / 'labeler'), 'label.technique': 'base_0shot', 'label.least_mass': 0.0}
     return bind(cfg, changes | more)
 
 
 @pytest.mark.slow
-def test_people_and_a_labeler_together(tiny, tmp_path, capsys):
+def test_people_and_a_labeler_together(models, tmp_path, capsys):
     """SFT, votes, a reward model, RL; its responses labelled, a second reward model on both, RL; every pair judged; the
     policies compared once more by themselves; nothing made twice.
     """
     root = tmp_path / 'runs'
-    more = {'reinforce.candidates': 2, 'evaluation.selector': str(tiny / 'labeler'), 'evaluation.clean_up': True}
-    cfg = small(find('tldr_combined')(MICRO), tiny, **more)
+    more = {'reinforce.candidates': 2, 'evaluation.selector': str(models / 'labeler'), 'evaluation.clean_up': True}
+    cfg = small(find('tldr_combined')(MICRO), models, **more)
     result = cfg.run(root / 'combined')
     assert list(result['comparisons']) == ['RLHF + RLAIF vs RLHF', 'RLHF + RLAIF vs SFT', 'RLHF vs SFT']
     for judged in result['comparisons'].values():
@@ -183,7 +177,7 @@ def test_people_and_a_labeler_together(tiny, tmp_path, capsys):
 
     capsys.readouterr()
     once = find('tldr_rlhf')(MICRO)
-    again = small(once, tiny, **more).run(root / 'rlhf')
+    again = small(once, models, **more).run(root / 'rlhf')
     assert 'reinforce: already there' in capsys.readouterr().out
     assert again['comparisons']['RLHF vs SFT'] == result['comparisons']['RLHF vs SFT']
 
@@ -196,14 +190,14 @@ def test_people_and_a_labeler_together(tiny, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_harmless_rate_is_reported(tiny, tmp_path):
-    result = small(find('harmless_rlhf')(MICRO), tiny).run(tmp_path / 'runs' / 'harmless')
+def test_the_harmless_rate_is_reported(models, tmp_path):
+    result = small(find('harmless_rlhf')(MICRO), models).run(tmp_path / 'runs' / 'harmless')
     assert set(result['harmless']) == {'RLHF', 'SFT'}
     rate = result['harmless']['SFT']
     assert rate['n'] == 16 and 0 <= rate['raw']['low'] <= rate['raw']['value'] <= rate['raw']['high'] <= 1
 
 
-def test_a_reward_model_from_a_file(tiny, tmp_path):
+def test_a_reward_model_from_a_file(models, tmp_path):
     rows = [
         {'prompt': f'post {i}\n\nTL;DR:', 'chosen': f'good {i}', 'rejected': f'bad {i}', 'preference_prob': p}
         for i, p in enumerate([0.9, None, 0.2, 0.7] * 5)
@@ -211,7 +205,7 @@ def test_a_reward_model_from_a_file(tiny, tmp_path):
     files.write_rows(tmp_path / 'labels.jsonl', rows)
     cfg = bind(
         find('reward_model')(MICRO),
-        {'policy': str(tiny / 'policy'), 'input': str(tmp_path / 'labels.jsonl'), 'reward_model.steps': 2,
+        {'policy': str(models / 'policy'), 'input': str(tmp_path / 'labels.jsonl'), 'reward_model.steps': 2,
          'reward_model.batch': 8, 'held_out': 0.25},
     )  # fmt: skip
     assert [pair.preference for pair in cfg.pairs()][:4] == [0.9, None, 0.2, 0.7]
@@ -219,7 +213,7 @@ def test_a_reward_model_from_a_file(tiny, tmp_path):
     assert result['train'] == 15 and result['held_out']['accuracy']['n'] == 5
     assert reward_model.load(tmp_path / 'run' / 'export').config.width == 16
     with pytest.raises(Mistake, match='which pairs'):
-        bind(find('reward_model')(MICRO), {'policy': str(tiny / 'policy')}).stages(tmp_path)
+        bind(find('reward_model')(MICRO), {'policy': str(models / 'policy')}).stages(tmp_path)
 
 
 def test_accuracy_is_that_of_the_scores():

@@ -18,18 +18,15 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import experiments
 from experiments.scales import SCALES
 from launch import run as launcher
 from rlaif_jax import log
 from rlaif_jax.config import bind, dump, parse
-from rlaif_jax.models import hf, transformer
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models import hf
 
 ROOT = Path(launcher.__file__).parents[1]
 GOLDEN = Path(__file__).parent / 'golden' / 'configs'
@@ -41,32 +38,7 @@ EVERY = [
 ]
 PINNED = [(name, scale) for name, scale in EVERY if scale == 'micro' or name in ('tldr_table1', 'harmless_rlaif')]
 SFT_STEPS, RL_STEPS = 8, 6
-
-
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-    """Programs compiled by one run serve the next, in this process and in others; nothing is left in the user's home."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-CACHE = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
-
-
-@pytest.fixture(scope='module')
-def models(tmp_path_factory, micro_tokenizer, random_params):
-    """A policy and a labeler as directories, of random weights."""
-    folder = tmp_path_factory.mktemp('models')
-    sizes = transformer.Config(vocab=1152, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, ffn=32, max_length=512)
-    for seed, name in enumerate(('policy', 'labeler')):
-        hf.save(LM(sizes, random_params(sizes, seed), micro_tokenizer, name), folder / name)
-    return folder
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 @pytest.fixture(scope='module')

@@ -355,15 +355,15 @@ def run(
         score_B = scorer([prompt.text for prompt in validation], texts)
         penalty_B = cfg.missing_end_penalty * ~ended_B
         numbers = {
-            'eval/score': float(np.nanmean(score_B)),
+            'eval/score': _mean(score_B),
             'eval/kl': float(kl_B.mean()),
-            'eval/reward': float((1 - cfg.beta) * np.nanmean(score_B - penalty_B) - cfg.beta * kl_B.mean()),
+            'eval/reward': (1 - cfg.beta) * _mean(score_B - penalty_B) - cfg.beta * float(kl_B.mean()),
             'eval/mean_length': float(length_B.mean()),
             'eval/eos_rate': float(ended_B.mean()),
             'eval/unscorable': float(np.isnan(score_B).sum()),
         }
         if judge is not None:
-            numbers['eval/win_rate'] = float(np.nanmean(judge(validation, texts, sft_texts)))
+            numbers['eval/win_rate'] = _mean(judge(validation, texts, sft_texts))
         if quality is not None:
             numbers['eval/quality'] = float(np.mean(quality(validation, texts)))
         rows = [
@@ -460,6 +460,12 @@ def _check_kl(cfg: Config, step: int, kl: float) -> None:
             f'reinforce.most_kl = {cfg.most_kl}: the policy is leaving the language that the scorer knows. Try a larger '
             'reinforce.beta or a lower reinforce.policy_optimizer.learning_rate; the last checkpoint before is kept'
         )
+
+
+def _mean(x_B: np.ndarray) -> float:
+    """Of what could be scored; NaN where nothing could."""
+    known_B = x_B[~np.isnan(x_B)]
+    return float(known_B.mean()) if known_B.size else math.nan
 
 
 def _line(step: int, numbers: dict[str, float]) -> str:
