@@ -119,7 +119,7 @@ def study(scale: Scale, seed: int, **fields: Any) -> Study:
     defaults = {
         'labelers': (scale.l,),
         'techniques': (scale.label.technique,),
-        'label': replace(scale.label, seed=seed),
+        'label': replace(scale.label, seed=seed, most_unscorable=1.0),  # what a labeler cannot say is a finding
     }
     return Study(data=scale.tldr, mesh=scale.mesh, dtype=scale.dtype, **(defaults | fields))
 
@@ -137,7 +137,6 @@ class File:
     task: str = 'summarization'
     technique: str = 'detailed_cot_0shot'
     label: Config = field(default_factory=Config)  # its task and technique are the two above
-    most_unscorable: float = 0.2  # share of labels; above it the run stops and says why
     mesh: Mesh = Mesh()
     dtype: Dtype = 'float32'
     data: Data | None = None
@@ -285,8 +284,7 @@ def label_all(
     if cfg.data:
         more['note'] = loader.note(cfg.data.source)
     return preference.label_all(
-        labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title,
-        most_unscorable=getattr(cfg, 'most_unscorable', 1.0), **more,
+        labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title, **more,
     )  # fmt: skip
 
 

@@ -305,9 +305,8 @@ def asked_of(monkeypatch):
 
 
 def test_what_is_stored_is_not_asked_again(labelers, tmp_path, asked_of):
-    ask = lambda pairs, **more: label_all(  # noqa: E731
-        labelers / 'one', PLAIN, pairs, Store(tmp_path / 'labels.jsonl'), most_unscorable=0.5, **more
-    )
+    half = dataclasses.replace(PLAIN, most_unscorable=0.5)
+    ask = lambda pairs, **more: label_all(labelers / 'one', half, pairs, Store(tmp_path / 'labels.jsonl'), **more)  # noqa: E731
     records = ask(PAIRS[:2])
     assert asked_of == PAIRS[1::-1]  # the longer one first
     no_model = partial(pytest.fail, 'the model is needed for what is new only')
@@ -345,7 +344,12 @@ def test_whatever_a_label_depends_on_is_in_its_key(labelers, tmp_path, asked_of)
         assert len(asked_of) == len(store) == count
     label_all(labelers / 'one', PLAIN, BACK[:1], store)  # the other way round it is another question
     assert len(asked_of) == count + 1
-    for more in ({'batch': 2}, {'seed': 5}, {'temperature': 0.1}):  # of these a greedy label knows nothing
+    for more in (
+        {'batch': 2},
+        {'seed': 5},
+        {'temperature': 0.1},
+        {'most_unscorable': 1.0},
+    ):  # of these a greedy label knows nothing
         label_all(labelers / 'one', dataclasses.replace(PLAIN, **more), pairs, store)
     assert len(asked_of) == count + 1
 

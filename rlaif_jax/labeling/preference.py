@@ -49,6 +49,7 @@ class Config:
     max_rationale: int = 512  # tokens
     max_length: int = 4096  # tokens of a whole prompt, if the model allows it; a longer one loses context (App. D)
     least_mass: float = 0.2  # of the two answers together, in each order; below it a pair is unscorable
+    most_unscorable: float = 0.2  # share of the labels of a run; above it the run stops and says why
     batch: int = 64  # pairs at once
     seed: int = 0
 
@@ -63,8 +64,8 @@ class Config:
             raise ValueError('top_k and temperature must not be negative')
         if self.samples > 1 and not cot:
             raise ValueError(f'samples = {self.samples} needs a chain of thought; {self.technique} has none')
-        if not 0 <= self.least_mass < 1:
-            raise ValueError('least_mass must be in [0, 1)')
+        if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
+            raise ValueError('least_mass must be in [0, 1) and most_unscorable in (0, 1]')
 
     @property
     def sampling(self) -> str:
@@ -242,7 +243,6 @@ def label_all(
     *,
     dtype: str = 'float32',
     mesh: Mesh | None = None,
-    most_unscorable: float = 0.2,
     title: str = 'label',
     note: str = '',
     load: Callable[[Path], LM] | None = None,
@@ -255,7 +255,7 @@ def label_all(
     A record holds the fields of `Label`, with null for what an unscorable pair has not, its `position_bias`, and the
     digests of labeler and template.
 
-    Raises `Mistake` for a labeler whose unscorable share exceeds `most_unscorable`; the labels made until then are kept.
+    Raises `Mistake` where more than `cfg.most_unscorable` of the labels are unscorable; those made until then are kept.
     """
     folder = resolve(name)
     asked = ask(Tokenizer.load(folder), cfg)
@@ -279,7 +279,7 @@ def label_all(
     order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
     complete(
         store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]), batch=cfg.batch, title=title,
-        note=note, most_unscorable=most_unscorable, describe=lambda i: describe(order[i]),
+        note=note, most_unscorable=cfg.most_unscorable, describe=lambda i: describe(order[i]),
     )  # fmt: skip
     return [store.get(key) for key in keys]
 

@@ -199,7 +199,7 @@ def complete(
                 raise Mistake(
                     f'{title}: {len(among)} of {count} labels are unscorable ({len(among) / count:.0%}, of which at most '
                     f'{most_unscorable:.0%} may be): the labeler gave no answer that can be read. For example{examples}\n'
-                    f'use a labeler that follows instructions, or raise most_unscorable; all are kept in {store.path}'
+                    f'use a labeler that follows instructions, or raise label.most_unscorable; all are kept in {store.path}'
                 )
             if stop.asked:
                 stop.exit(f'{title}: stopped after {made} of {len(todo)} labels')

@@ -67,7 +67,7 @@ def cases(flags: argparse.Namespace) -> list[Case]:
         for technique in ('base_0shot', 'detailed_0shot', 'base_2shot'):
             found.append(Case(f'{flags.labeler}, {technique} [simulated]', flags.labeler, technique, n, batches))
     if flags.case in ('135m', 'all'):
-        n, batches = flags.pairs or 4, tuple(flags.batches or (4, 8, 16))
+        n, batches = flags.pairs or 8, tuple(flags.batches or (4, 8, 16))
         more = 'llama_135m', 'detailed_0shot', n, batches, (340, 77, 40)
         found.append(Case('llama_135m, random weights, a long preamble', *more))
         more = 'llama_135m', 'base_0shot', n, batches, (20, 397, 40)
@@ -79,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--case', choices=('micro', '135m', 'all'), default='all')
     parser.add_argument('--labeler', default='micro_l', help='the micro model: a packaged one (%(default)s)')
-    parser.add_argument('--pairs', type=int, help='pairs a run (micro 64, 135m 4)')
+    parser.add_argument('--pairs', type=int, help='pairs a run (micro 64, 135m 8)')
     parser.add_argument('--repeats', type=int, default=3, help='timed runs of each arm (%(default)s)')
     parser.add_argument(
         '--batches',
