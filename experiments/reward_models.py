@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import arms
+from experiments import arms, stages
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
@@ -140,8 +140,9 @@ class FromFile:
         mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
         every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
         held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
-        start = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
-        trained = reward_model.run(self.reward_model, folder, start, train, held_out, mesh)
+        cfg, start = self.reward_model, hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+        start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
+        trained = reward_model.run(cfg, folder, start, train, held_out, mesh)
         scorer = reward_model.make_scorer(
             trained, mesh, max_prompt=self.reward_model.max_prompt, max_response=self.reward_model.max_response
         )

@@ -12,9 +12,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
@@ -24,7 +23,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation
 from rlaif_jax import checkpoint, log
 from rlaif_jax.config import dump
-from rlaif_jax.data import files, loader
+from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import policies_figures, win_rate
@@ -37,6 +36,7 @@ from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
+Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
 
 
@@ -80,25 +80,38 @@ class Supervised:
         cfg, note = self.sft, loader.note(self.source)
 
         def make(folder: Path) -> dict[str, Any]:
+            prompts = loader.source(self.source, 'train', self.train)
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
-            train = fitted_prompts(self.source, 'summarization', 'train', self.train, lm, self.max_prompt)
-            prompts_at = loader.batches(train, cfg.batch, cfg.seed)
+            lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
+            lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
+            train = fitted(prompts, lm, self.max_prompt)
+            prompts_at = loader.batches(train, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
             sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
             return {'export': 'export'}
 
         once(self.folder(root), self, make)
         return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
 
-    def batch(self, lm: LM, prompts: list[Prompt]) -> dict[str, np.ndarray]:
-        """Prompts with their references, a space before and the end token behind."""
+    def encode(self, lm: LM, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
+        """Tokens of prompts, and of their references: a space before and the end token behind."""
         tokenizer = lm.tokenizer
         before = [[*tokenizer.start, *row] for row in tokenizer.encode([prompt.text for prompt in prompts])]
         after = [
             [*row[: self.max_new_tokens - 1], tokenizer.eos]
-            for row in tokenizer.encode([' ' + prompt.reference.strip() for prompt in prompts], behind=True)
+            for row in tokenizer.encode([text for prompt in prompts for text in self.texts(prompt)[1]], behind=True)
         ]
+        return before, after
+
+    @staticmethod
+    def texts(prompt: Prompt) -> tuple[list[str], list[str]]:
+        """What of a prompt is encoded: itself, and behind it its reference."""
+        return [prompt.text], [' ' + prompt.reference.strip()]
+
+    def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
+        before, after = self.encode(lm, prompts)
         longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, -(-longest // 32) * 32, tokenizer.pad)
+        return sft.example_batch(before, after, -(-longest // 32) * 32, lm.tokenizer.pad)
 
 
 @dataclass(frozen=True)
@@ -172,8 +185,9 @@ class Rewarded:
             pairs = loader.pairs(self.source, self.task, 'train', self.human)
             pairs += self.ai.run(root, mesh, sampled) if self.ai else []
             held_out = loader.pairs(self.source, self.task, 'validation', self.held_out)
-            note = loader.note(self.source)
-            reward_model.run(self.reward_model, folder, start, pairs, held_out, mesh, note=note)
+            cfg, note = self.reward_model, loader.note(self.source)
+            start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
+            reward_model.run(cfg, folder, start, pairs, held_out, mesh, note=note)
             return {'export': 'export', 'pairs': len(pairs)}
 
         once(self.folder(root), self, make)
@@ -219,16 +233,21 @@ class Optimised:
         """`judge` shows in the log how often validation responses beat SFT's; it decides nothing."""
 
         def make(folder: Path) -> dict[str, Any]:
-            start = self.start.run(root, mesh)
+            cfg, note = self.reinforce, loader.note(self.source)
+            train, validation = (
+                loader.source(self.source, split, size, self.task())
+                for split, size in (('train', self.train), ('validation', self.validation))
+            )
+            count = cfg.steps * cfg.batch // cfg.samples
+            known = lambda model: remembering(model, train, lambda p: ([p.text], []), self.source, count)  # noqa: E731
+            start = known(self.start.run(root, mesh))
             if self.rewarded:
-                scorer = self.rewarded.scorer(self.rewarded.run(root, mesh, sampled), mesh)
+                scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
             else:
                 scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
-            cfg, note = self.reinforce, loader.note(self.source)
-            prompts = partial(fitted_prompts, self.source, self.task(), lm=start, most=cfg.max_prompt)
-            train = prompts('train', self.train)
+            train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
-            validation = prompts('validation', self.validation)[: cfg.eval_prompts]
+            validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
             reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
             told = {'over_optimised': over} if (over := over_optimised(policies_figures.read_metrics(folder))) else {}
@@ -287,16 +306,23 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02) -> st
 def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> list[Pair]:
     """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
     cfg, policy, start = of.reinforce, of.run(root, mesh), of.start.run(root, mesh)
-    prompts = fitted_prompts(of.source, of.task(), 'train', of.train, start, cfg.max_prompt)[:count]
+    prompts = fitted(loader.source(of.source, 'train', of.train, of.task()), start, cfg.max_prompt)[:count]
     write = lambda lm, seed: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh)  # noqa: E731
     return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
 
 
-def fitted_prompts(source: str, task: str, split: str, size: int, lm: LM, most: int) -> Sequence[Prompt]:
-    """The first `size` prompts of a split, as the task's text, those of more than `most` tokens shortened as the paper's
-    data is.
+def remembering(model: Model, records: Sequence[Any], texts: tokens.Texts, source: str, count: int) -> Model:
+    """The model of a run that reads `count` records, with their tokens to hand: where it reads all of them, and they are
+    not simulated, which are made when they are asked for.
     """
-    tokenizer, prompts = lm.tokenizer, loader.source(source, split, size, task)
+    if loader.simulated(source) or count < len(records):
+        return model
+    return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, texts, loader.note(source)))
+
+
+def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
+    """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
+    tokenizer = lm.tokenizer
     return loader.fitted(prompts, lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most)
 
 
@@ -313,7 +339,7 @@ def respond(
 
 def test_prompts(data: Data, task: str, count: int, lm: LM, most: int) -> Sequence[Prompt]:
     """The first prompts of the test split, of `most` tokens at most."""
-    return fitted_prompts(data.source, task, 'test', data.test, lm, most)[:count]
+    return fitted(loader.source(data.source, 'test', data.test, task), lm, most)[:count]
 
 
 def make_judge(cfg: Evaluation, task: str, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:

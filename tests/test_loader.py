@@ -48,6 +48,29 @@ def test_processes_share_a_batch(processes):
     assert here(1) == whole(1)
 
 
+@pytest.mark.parametrize('epoch', [24, 20])  # windows of 12 that do, and do not, fill an epoch
+def test_batches_of_a_window_share_out_its_rows_by_length(epoch):
+    prompts = [Prompt('x' * (7 * i % 24), str(i)) for i in range(epoch)]
+    lengths = lambda prompts: [len(prompt.text) for prompt in prompts]  # noqa: E731
+    make = lambda **more: loader.batches(prompts, 4, 5, window=3, lengths=lengths, **more)  # noqa: E731
+    at, plain = make(), loader.batches(prompts, 4, 5)
+    straight = [at(step) for step in range(30)]
+    spans = []
+    for start in range(0, 30, 3):
+        window = straight[start : start + 3]
+        ids = lambda batches: sorted(prompt.id for batch in batches for prompt in batch)  # noqa: E731
+        assert ids(window) == ids(map(plain, range(start, start + 3)))  # so each row is there once an epoch
+        by_length = sorted(window, key=lambda batch: max(lengths(batch)))
+        assert all(max(lengths(a)) <= min(lengths(b)) for a, b in zip(by_length, by_length[1:]))
+        spans.append([window.index(batch) for batch in by_length])
+    assert len({tuple(order) for order in spans}) > 2  # short and long ones take turns at random
+
+    again = make()  # of a run that was stopped, wherever in a window
+    assert [again(step) for step in (13, 14, 15, 2, 29)] == [straight[step] for step in (13, 14, 15, 2, 29)]
+    shares = [make(process=i, processes=2) for i in range(2)]
+    assert all([prompt for share in shares for prompt in share(step)] == straight[step] for step in (0, 4, 29))
+
+
 def test_batches_that_cannot_be():
     assert 'a batch of 25 from 24' in mistake(loader.batches, PROMPTS, 25, 0)
     with pytest.raises(Mistake, match='a batch of 6 does not split evenly over 4'):

@@ -263,7 +263,7 @@ def test_a_file_of_dialogues_is_every_split(shared, micro_tokenizer):
     assert sum(map(len, of.values())) == 2307 and min(map(len, of.values())) > 150
     assert not (texts['train'] & texts['validation'] or texts['train'] & texts['test'])
     longest = max(texts['train'], key=len)
-    asked = stages.fitted_prompts(path, 'harmless', 'train', 10**4, lm, 128)
+    asked = stages.fitted(loader.source(path, 'train', 10**4, 'harmless'), lm, 128)
     at = [pair.prompt.text for pair in of['train']].index(longest)
     assert len(asked) == len(of['train']) and len(micro_tokenizer.encode([asked[at].text])[0]) <= 128
     assert asked[at].text != longest and longest.endswith(asked[at].text.removeprefix('\n\nHuman:'))

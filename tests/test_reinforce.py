@@ -522,6 +522,22 @@ def test_a_run_that_is_not_finite_stops_and_says_so(spelling, run):
         run(broken)
 
 
+@pytest.mark.parametrize('most, padded', [(P, P), (100, 100), (128, 128), (1024, 128)])
+def test_prompts_are_padded_no_further_than_they_need(run, monkeypatch, most, padded):
+    class Seen(Exception):
+        pass
+
+    def sample(params, prompt_BT, valid_BT, key):
+        raise Seen(prompt_BT.shape, valid_BT.shape, int(valid_BT.sum()))
+
+    steps = world().steps._replace(sample=sample)
+    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: steps)
+    with pytest.raises(Seen) as seen:
+        run(max_prompt=most)
+    tokens = sum(len(PROMPTS[i % 3].text) for i in range(8))  # the validation prompts come first
+    assert seen.value.args == ((8, padded), (8, padded), tokens)
+
+
 def test_a_prompt_that_does_not_fit_is_named(run):
     with pytest.raises(Mistake, match=r'prompt p2 has 6 tokens; reinforce\.max_prompt = 5'):
         run(max_prompt=5)

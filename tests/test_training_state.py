@@ -214,6 +214,14 @@ def test_only_weighted_targets_are_learned(params, batch):
     assert sum(float(loss(params, one(b))[0]) for b in range(8)) == pytest.approx(float(total), rel=1e-5)
 
 
+def test_a_longer_batch_has_the_same_loss(params):
+    """How far a batch is padded is a matter of speed alone."""
+    rows = PROMPTS[:-1], RESPONSES[:-1]  # which fit
+    of_length = lambda length: sft.loss(MODEL, params, sft.example_batch(*rows, length, PAD))  # noqa: E731
+    (total, sums), (found, counts) = of_length(LENGTH + 1), of_length(LENGTH + 8)
+    assert counts == sums and float(found) == pytest.approx(float(total), rel=1e-6)
+
+
 def test_a_step_on_a_mesh_is_the_step(params, batch, capfd):
     """Eight devices, in two parts and with remat, take the step that one device takes plainly; Adafactor's state lies where
     its names say, and the parameters that were handed in are still there.

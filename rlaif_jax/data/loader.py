@@ -8,13 +8,15 @@ step is the whole position.
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
+import numpy as np
 
 from rlaif_jax import log
 from rlaif_jax.config import Mistake
@@ -26,6 +28,8 @@ SOURCES = (*MICRO, 'tldr', 'hh_helpful', 'hh_harmless')
 SPLITS = ('train', 'validation', 'test')
 STEMS = {'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test', 'eval')}  # of files in a folder
 EDGES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}  # shares of a single file
+
+Record = TypeVar('Record', Prompt, Pair)
 
 
 def source(name: str, split: str, size: int, task: str = 'summarization') -> Sequence[Prompt]:
@@ -107,35 +111,58 @@ class Prompts(Sequence):
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
     """The same prompts, those that do not fit shortened: posts as in `tldr.shorten`, dialogues as in `hh.shorten`.
 
-    Other text raises `Mistake` when it is read and does not fit.
+    Other text raises `Mistake` when it is read and does not fit. To shorten takes many looks at a text, so what they found
+    is kept for the next epoch.
     """
 
-    def fit(prompt: Prompt) -> Prompt:
-        if fits(prompt.text):
-            return prompt
+    @functools.lru_cache(maxsize=10_000)
+    def shortened(text: str) -> str:
         from rlaif_jax.data import hh, tldr
 
-        shorten = hh.shorten if prompt.text.endswith(files.ASSISTANT) else tldr.shorten
-        return replace(prompt, text=shorten(prompt.text, fits))
+        shorten = hh.shorten if text.endswith(files.ASSISTANT) else tldr.shorten
+        return shorten(text, fits)
+
+    def fit(prompt: Prompt) -> Prompt:
+        return prompt if fits(prompt.text) else replace(prompt, text=shortened(prompt.text))
 
     return Prompts(prompts, fit, len(prompts))
 
 
 def batches(
-    prompts: Sequence[Prompt], batch: int, seed: int, *, process: int = 0, processes: int = 1
-) -> Callable[[int], list[Prompt]]:
-    """`at(step)`: the step's prompts, every epoch in another order, for ever.
+    prompts: Sequence[Record],
+    batch: int,
+    seed: int,
+    *,
+    window: int = 1,
+    lengths: Callable[[list[Record]], Sequence[int]] | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Callable[[int], list[Record]]:
+    """`at(step)`: the step's prompts (or pairs), every epoch in another order, for ever.
 
     Nothing is kept between calls, so the step is the position: whoever restores it goes on exactly, on any number of
     processes. Each may read all of a batch (what `jax.device_put` onto a mesh wants), or only its own share of the rows:
     `process=jax.process_index(), processes=jax.process_count()`; the shares, one behind the other, are the batch.
+
+    With a `window` of several batches, those batches share out their rows by length (`lengths` of the rows, in tokens):
+    one has the shortest, another the longest, in random order, so that padding to the longest of a batch computes less.
+    Which rows a window holds stays as it was; which of them are averaged in one step no longer is independent of length.
     """
     if not 0 < batch <= len(prompts):
         raise Mistake(f'a batch of {batch} from {len(prompts)} prompts: there must be at least one batch')
     if batch % processes:
         raise Mistake(f'a batch of {batch} does not split evenly over {processes} processes')
     stream, rows = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat(), batch // processes
-    return lambda step: [stream[step * batch + process * rows + i] for i in range(rows)]
+    if window == 1:
+        return lambda step: [stream[step * batch + process * rows + i] for i in range(rows)]
+
+    @functools.lru_cache(maxsize=2)
+    def shared_out(number: int) -> list[list[Record]]:
+        found = [stream[i] for i in range(number * window * batch, (number + 1) * window * batch)]
+        row_WB = np.argsort(np.asarray(lengths(found)), kind='stable').reshape(window, batch)
+        return [[found[i] for i in row_B] for row_B in np.random.default_rng((seed, number)).permutation(row_WB)]
+
+    return lambda step: shared_out(step // window)[step % window][process * rows : (process + 1) * rows]
 
 
 def simulated(name: str) -> bool:

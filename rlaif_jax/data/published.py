@@ -186,7 +186,7 @@ def prepare(kind: type[Builder]) -> Builder:
     Raises `Mistake`, saying what to fetch and where to put it, where the files are neither here nor to be had.
     """
     if not prepared(kind):
-        with _alone(data_dir()):
+        with alone(data_dir()):
             if not prepared(kind):
                 manual = manual_dir()
                 log.say(f'{kind.name}: preparing {kind.ABOUT}, in {data_dir()}; once')
@@ -200,7 +200,7 @@ def prepare(kind: type[Builder]) -> Builder:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Waits for any other process that prepares data here."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

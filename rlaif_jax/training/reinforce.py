@@ -40,6 +40,8 @@ Judge = Callable[
     [Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray
 ]  # (prompts, ours, SFT's) -> win_B in [0, 1]
 
+BUCKET = 128  # a step's prompts are padded to a multiple of this many tokens, to `max_prompt` at most
+
 
 @dataclass(frozen=True)
 class Config:
@@ -327,7 +329,8 @@ def run(
         for prompt, row in zip(prompts, rows):
             if len(row) > cfg.max_prompt:
                 raise Mistake(f'prompt {prompt.id} has {len(row)} tokens; reinforce.max_prompt = {cfg.max_prompt}')
-        prompt_BT, valid_BT = jax.device_put(pad_left(rows, cfg.max_prompt, lm.tokenizer.pad), axes.rows(mesh))
+        length = min(math.ceil(max(map(len, rows)) / BUCKET) * BUCKET, cfg.max_prompt)
+        prompt_BT, valid_BT = jax.device_put(pad_left(rows, length, lm.tokenizer.pad), axes.rows(mesh))
         sample = steps.sample(params, prompt_BT, valid_BT, key)
         batch = {
             'prompt_BT': prompt_BT, 'valid_BT': valid_BT, 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,

@@ -46,6 +46,7 @@ class Config:
     steps: int = 2200  # three epochs of the 92,858 pairs of TL;DR
     batch: int = 128  # pairs
     parts: int = 1  # the batch goes through the device in this many parts
+    window: int = 1  # batches in a row that share out their pairs by length, to pad less; 1: pairs stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
     soft: bool = True  # labels as they are; otherwise rounded to 0 or 1, and ties train nothing
@@ -60,7 +61,7 @@ class Config:
         training.check_parts('batch', self.batch, self.parts)
         if self.seed < 0:
             raise ValueError(f'seed must not be negative, not {self.seed}')
-        for name in ('steps', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'):
+        for name in ('steps', 'window', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
 
@@ -166,8 +167,27 @@ def encode_responses(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> l
 
     One of `most` tokens or more is cut and has no end token, like one that a policy has not ended within `most`.
     """
-    spaced = [f' {text.strip()}'.rstrip() for text in texts]
-    return [[*row, tokenizer.eos][:most] for row in tokenizer.encode(spaced, behind=True)]
+    return [[*row, tokenizer.eos][:most] for row in tokenizer.encode(list(map(_spaced, texts)), behind=True)]
+
+
+def _spaced(response: str) -> str:
+    return f' {response.strip()}'.rstrip()
+
+
+def texts(pair: Pair) -> tuple[list[str], list[str]]:
+    """What of a pair is encoded, for `tokens.remembering`: its prompt, and behind that each response."""
+    return [pair.prompt.text], [_spaced(pair.first), _spaced(pair.second)]
+
+
+def encode(
+    tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Tokens of the prompts, the first and the second responses of pairs."""
+    return (
+        encode_prompts(tokenizer, [pair.prompt.text for pair in pairs], cfg.max_prompt),
+        encode_responses(tokenizer, [pair.first for pair in pairs], cfg.max_response),
+        encode_responses(tokenizer, [pair.second for pair in pairs], cfg.max_response),
+    )
 
 
 def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict[str, np.ndarray]:
@@ -177,9 +197,7 @@ def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict
     never looked for among tokens; preference_B and weight_B; full_B, where a text fills its room and so was cut, most
     likely.
     """
-    prompts = encode_prompts(tokenizer, [pair.prompt.text for pair in pairs], cfg.max_prompt)
-    firsts = encode_responses(tokenizer, [pair.first for pair in pairs], cfg.max_response)
-    seconds = encode_responses(tokenizer, [pair.second for pair in pairs], cfg.max_response)
+    prompts, firsts, seconds = encode(tokenizer, pairs, cfg)
     tokens, branch, position, last = [], [], [], []
     for prompt, first, second in zip(prompts, firsts, seconds):
         start, middle, end = len(prompt), len(prompt + first), len(prompt + first + second)
@@ -341,7 +359,8 @@ def run(
     _check_lengths(fresh, cfg.max_prompt, cfg.max_response)
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
-    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed)  # type: ignore[arg-type]
+    lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg))]  # noqa: E731
+    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
     batch_at = lambda i: make_batch(tokenizer, pairs_at(i), cfg)  # noqa: E731
 
     usable = int(targets(pairs, cfg.soft)[1].sum())

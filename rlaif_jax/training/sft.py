@@ -31,6 +31,7 @@ class Config:
     steps: int = 900
     batch: int = 128
     parts: int = 1  # the batch goes through the device in this many parts
+    window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
     seed: int = 0
@@ -41,8 +42,8 @@ class Config:
         training.check_parts('batch', self.batch, self.parts)
         if self.seed < 0:
             raise ValueError(f'seed must not be negative, not {self.seed}')
-        if self.steps < 1 or self.save_every < 1 or self.log_every < 1:
-            raise ValueError('steps, save_every and log_every must be positive')
+        if min(self.steps, self.window, self.save_every, self.log_every) < 1:
+            raise ValueError('steps, window, save_every and log_every must be positive')
 
 
 def loss(
