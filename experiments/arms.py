@@ -96,9 +96,12 @@ def check(cfg: Any) -> None:
         'label': {'ai', 'both'},
         'reward_model': {'human', 'ai', 'both'},
         'rating': {'ratings'},
+        'human_share': {'both'},
     }.items():
-        if hasattr(cfg, name) and bool(getattr(cfg, name)) != bool(kinds & needed):
+        if hasattr(cfg, name) and (getattr(cfg, name) is not None) != bool(kinds & needed):
             raise ValueError(f'{name}: {"needed by" if kinds & needed else "says nothing about"} {", ".join(cfg.arms)}')
+    if 'both' in kinds and not 0 <= cfg.human_share <= 1:
+        raise ValueError(f'human_share is a share of the pairs, from 0 to 1, not {cfg.human_share}')
     if cfg.reward_model_from_base and (cfg.sft is None or not kinds & {'human', 'both'}):
         raise ValueError('reward_model_from_base is about votes of people, and says nothing where there is no SFT')
 
@@ -126,16 +129,28 @@ def start(cfg: Any) -> Supervised:
     )
 
 
+def counts(cfg: Any, arm: str) -> tuple[int, int]:
+    """How many pairs with people's votes, and how many with labels, the reward model of an arm learns from.
+
+    Of both, `human_share` are people's, and there are `data.pairs` of the kind that is more: the paper's equal parts at
+    ½, what RLAIF and RLHF have at 0 and 1.
+    """
+    kind, _ = ARMS[arm]
+    share = cfg.human_share if kind == 'both' else float(kind == 'human')
+    human, ai = (round(cfg.data.pairs * part / max(share, 1 - share)) for part in (share, 1 - share))
+    return human, ai
+
+
 def rewarded(cfg: Any, arm: str) -> Rewarded:
     """The reward model of an arm. That of people's votes may start from the base model (App. G)."""
-    kind, role = ARMS[arm]
+    human, ai = counts(cfg, arm)
     return Rewarded(
         start=start(cfg),
-        from_base=cfg.reward_model_from_base and kind == 'human',
+        from_base=cfg.reward_model_from_base and ARMS[arm][0] == 'human',
         task=cfg.task,
         source=cfg.data.source,
-        human=0 if kind == 'ai' else cfg.data.pairs,
-        ai=labelled(cfg, arm) if role else None,
+        human=human,
+        ai=labelled(cfg, arm) if ai else None,
         held_out=cfg.data.held_out,
         reward_model=cfg.reward_model,
         dtype=cfg.dtype,
@@ -151,7 +166,7 @@ def labelled(cfg: Any, arm: str) -> Labelled:
         fingerprint=hf.fingerprint(getattr(cfg, role)),
         label=replace(label, technique='base_0shot') if arm == 'base-prompt RLAIF' else label,
         source=cfg.data.source,
-        pairs=cfg.data.pairs,
+        pairs=counts(cfg, arm)[1],
         writers=digest(optimised(cfg, 'RLHF')) if kind == 'both' else '',
         dtype=cfg.dtype,
     )

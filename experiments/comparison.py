@@ -21,9 +21,11 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import harmless, policies_figures, policies_report, quality, rankings, texts, win_rate
+from rlaif_jax.evaluation.statistics import plain
 from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
-from rlaif_jax.models.presets import PRESETS
+from rlaif_jax.models.presets import PRESETS, resolve
+from rlaif_jax.text import Tokenizer
 
 __all__ = ['compare']
 
@@ -72,11 +74,34 @@ class Compare:
         return {name: exported(policy) for name, policy in zip(names, self.policies)}
 
     def asked(self) -> Sequence[Prompt]:
-        """The prompts, however long: the models may differ in what they can read."""
+        """The prompts, however long."""
         if not self.prompts:
             return loader.source(self.data.source, 'test', self.data.test, self.task)[: self.evaluation.prompts]
         entries = files.prompts(self.prompts, self.task)
         return [entry.record for entry in entries if entry.record is not None][: self.evaluation.prompts]
+
+    def fitted(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], int]:
+        """The prompts as every policy can read them, with room for its response, and how many had to be shortened for it.
+        All policies get the same text: what is too long for one is shortened for all, as the paper's data is.
+
+        Raises `Mistake` for a policy that has no room for a prompt, and for a long text that is no post and no dialogue.
+        """
+        folders = {name: resolve(path) for name, path in self.named().items()}
+        reads = {name: hf.read_config(folder).max_length for name, folder in folders.items()}
+        for name, most in reads.items():
+            if most <= self.max_new_tokens:
+                raise Mistake(
+                    f'{name} was made for {most} tokens; max_new_tokens = {self.max_new_tokens} leaves no prompt'
+                )
+        fits = [stages.reads(Tokenizer.load(folders[name]), reads[name] - self.max_new_tokens) for name in reads]
+        found = list(loader.fitted(prompts, lambda text: all(fit(text) for fit in fits)))
+        if count := sum(one.text != other.text for one, other in zip(prompts, found)):
+            told = ', '.join(f'{name} reads {most}' for name, most in reads.items())
+            log.say(
+                f'{count} of {len(found)} prompts were shortened, for all policies alike: {told} tokens, '
+                f'{self.max_new_tokens} new ones among them'
+            )
+        return found, count
 
     def stages(self, folder: Path) -> list[Stage]:
         if self.prompts and not self.rankings and not models(self.evaluation):
@@ -88,15 +113,17 @@ class Compare:
         return [Stage('evaluation', folder, len(self.asked()), shown)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, cfg, prompts = axes.make_mesh(asdict(self.mesh)), self.evaluation, self.asked()
-        written = {}
+        mesh, cfg, asked = axes.make_mesh(asdict(self.mesh)), self.evaluation, self.asked()
+        (prompts, shortened), written = self.fitted(asked), {}
         for name, path in self.named().items():
             lm = hf.load(path, dtype=self.dtype, mesh=mesh)
             written[name] = stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
         judge = None if self.rankings else stages.make_judge(cfg, self.task, self.dtype, mesh)
         folders = {name: Path(path).parent for name, path in self.named().items()}
         runs = {name: run for name, run in folders.items() if (run / 'metrics.jsonl').is_file()}
-        return report(self, folder, prompts, written, judge, runs)
+        # A file of rankings may name prompts by their texts, as they are.
+        result = report(self, folder, asked if self.rankings else prompts, written, judge, runs)
+        return result | {'shortened': shortened}
 
 
 def exported(policy: str) -> Path | str:
@@ -152,8 +179,8 @@ def report(
             )
     published = WIN_RATES[cfg.task]
     policies_report.table(found, title=f'{len(prompts)} test prompts', published=published, **about)
-    if ranked:
-        result['concordance'] = asdict(rankings.concordance(ranked.rank_BMN))
+    if ranked or (simulated and len(written) > 2):
+        result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked)
     if len(written) > 2:
         first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
         policies_report.matrix_table(first, **about)
@@ -180,6 +207,19 @@ def report(
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
     log.say(f'samples side by side, figures and numbers: {folder}')
     return result
+
+
+def concordance(
+    cfg: Evaluation, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]], ranked: rankings.Rankings | None
+) -> dict[str, Any]:
+    """How far raters who rank the responses of all policies agree: those of a file, or where there is none, simulated."""
+    panel = ranked or rankings.simulated(prompts, written, seed=cfg.seed)
+    w, (_, raters, policies) = rankings.concordance(panel.rank_BMN, confidence=cfg.confidence), panel.rank_BMN.shape
+    log.say(
+        f'{raters} {"" if ranked else "SIMULATED "}raters rank {policies} responses to a prompt: Kendall’s W {w.value:.2f} '
+        f'[{w.low:.2f}, {w.high:.2f}], n={w.n} (by chance {1 / raters:.2f}; people in the paper 0.6 to 0.7)\n'
+    )
+    return plain({'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w))
 
 
 def harmless_rates(

@@ -20,6 +20,7 @@ def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
     """Those of some arms at a scale."""
     return Policies(
         rating=scale.rating if 'ratings' in {arms.ARMS[name][0] for name in names} else None,
+        human_share=0.5 if 'both' in {arms.ARMS[name][0] for name in names} else None,
         reinforce=replace(scale.reinforce, seed=seed),
         evaluation=replace(scale.evaluation, seed=seed),
         **arms.fields(scale, task, seed, names),
@@ -41,6 +42,7 @@ class Policies:
     rating: direct.Config | None  # None where no arm learns from ratings
     reward_model: reward_model.Config | None  # None where no arm has one
     reward_model_from_base: bool  # where it learns from people's votes
+    human_share: float | None  # of the pairs, where it learns from votes and labels; None where no arm does
     reinforce: reinforce.Config
     evaluation: Evaluation
     variants: tuple[str, ...] = ()  # bindings, such as 'reinforce.beta=0.0', each tried on every arm
@@ -60,7 +62,7 @@ class Policies:
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
         for _, cfg, arm in arms.each(self):
-            needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' else [arm]
+            needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' and arms.counts(cfg, arm)[1] else [arm]
             for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(folder.parent)]:
                 found.setdefault(stage.folder, stage)
         models = comparison.models(self.evaluation)
@@ -89,8 +91,8 @@ class Policies:
         """The pairs that RLHF and SFT write for the arm that learns from both people and a labeler."""
         if arms.ARMS[arm][0] != 'both':
             return None
-        human = arms.optimised(cfg, 'RLHF')
-        return lambda: stages.sampled_pairs(human, root, cfg.data.pairs, mesh)
+        human, (_, count) = arms.optimised(cfg, 'RLHF'), arms.counts(cfg, arm)
+        return lambda: stages.sampled_pairs(human, root, count, mesh)
 
 
 @dataclass(frozen=True)

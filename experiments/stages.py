@@ -32,6 +32,7 @@ from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
+from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
@@ -182,13 +183,16 @@ class Rewarded:
 
         def make(folder: Path) -> dict[str, Any]:
             start = (replace(self.start, sft=None) if self.from_base else self.start).run(root, mesh)
-            pairs = loader.pairs(self.source, self.task, 'train', self.human)
-            pairs += self.ai.run(root, mesh, sampled) if self.ai else []
+            votes = loader.pairs(self.source, self.task, 'train', self.human)
+            labels = self.ai.run(root, mesh, sampled) if self.ai else []
             held_out = loader.pairs(self.source, self.task, 'validation', self.held_out)
             cfg, note = self.reward_model, loader.note(self.source)
+            if self.human and self.ai:  # data may hold fewer than were asked for
+                log.say(f'{note} {len(votes)} pairs with votes of people, {len(labels)} with labels'.lstrip())
+            pairs = votes + labels
             start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
             reward_model.run(cfg, folder, start, pairs, held_out, mesh, note=note)
-            return {'export': 'export', 'pairs': len(pairs)}
+            return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
 
         once(self.folder(root), self, make)
         return reward_model.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
@@ -320,10 +324,14 @@ def remembering(model: Model, records: Sequence[Any], texts: tokens.Texts, sourc
     return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, texts, loader.note(source)))
 
 
+def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
+    """Whether a text has `most` tokens at most, with those that its model wants before any text."""
+    return lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most
+
+
 def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
     """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
-    tokenizer = lm.tokenizer
-    return loader.fitted(prompts, lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most)
+    return loader.fitted(prompts, reads(lm.tokenizer, most))
 
 
 def respond(

@@ -95,6 +95,7 @@ def tldr_combined(scale: Scale, seed: int = 0) -> Policies:
     """A reward model on people's votes and as many labels, of pairs that the RLHF and SFT policies write (App. K).
 
     Command: python launch/run.py --experiment=tldr_combined
+    Other mixtures: human_share=0.25, people's share of the pairs, from 0 (labels alone) to 1 (votes alone).
     Published: preferred to RLHF in 48 % (46 at equal length): no gain.
     """
     return policies(scale, TASK, seed, 'RLHF + RLAIF', 'RLHF')

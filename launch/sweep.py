@@ -265,7 +265,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
     On Ctrl-C or SIGTERM no other point starts, and those that run are told once; they save and end.
     """
     line = {point: f'{number}/{len(points)} {point.name}' for number, point in enumerate(points, 1)}
-    waiting, running, failed, told, idle = [], {}, {}, False, False
+    waiting, running, failed, told = [], {}, {}, False
     for point in points:
         if result(point.folder) is not None and not getattr(point.config, 'always', False):
             log.say(f'{line[point]}: already finished')
@@ -278,11 +278,8 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                 if room and (point := startable(waiting, running)):
                     waiting.remove(point)
                     log.say(f'{line[point]}: starts; its output goes to {point.folder / OUTPUT}')
-                    running[point], idle = (run_point(point, runner), time.monotonic()), False
+                    running[point] = run_point(point, runner), time.monotonic()
                     continue
-                if room and not running and not idle:
-                    idle = True
-                    log.say(f'{line[waiting[0]]}: waits for a stage that another process is making')
                 if stop.asked and not told:
                     told = True
                     for child, _ in running.values():
@@ -292,8 +289,6 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                     took, lines = timedelta(seconds=round(time.monotonic() - began)), ending(point, child.returncode)
                     if told and child.returncode in (130, -signal.SIGTERM):
                         log.say(f'{line[point]}: stopped')
-                    elif lines and any(map(taken, point.unmade())):  # somebody else began to make a stage just before
-                        waiting.insert(0, point)
                     elif lines:
                         failed[point.name] = lines
                         log.say(f'{line[point]}: failed after {took}: {brief(lines)}')
@@ -309,22 +304,11 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
 
 
 def startable(waiting: Iterable[Point], running: Iterable[Point]) -> Point | None:
-    """The first point that needs no stage which a running one, or somebody else, is still making: one process writes in
-    a folder.
+    """The first point that needs no stage which a running one is still making: it would hold a place, and memory, only to
+    wait for it.
     """
     making = {folder for point in running for folder in point.unmade()}
-    return next((p for p in waiting if making.isdisjoint(needs := p.unmade()) and not any(map(taken, needs))), None)
-
-
-def taken(folder: Path) -> bool:
-    """Whether some process is writing in the folder."""
-    try:
-        if (folder / '.lock').exists():
-            with checkpoint.lock(folder):
-                pass
-        return False
-    except Mistake:
-        return True
+    return next((point for point in waiting if making.isdisjoint(point.unmade())), None)
 
 
 def run_point(point: Point, runner: Path = RUN) -> subprocess.Popen:

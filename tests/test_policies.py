@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +13,16 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from experiments import arms, comparison, experiments, find, plan, reward_models
+from experiments import arms, comparison, experiments, find, plan, reward_models, stages
 from experiments.policies import Policies
 from experiments.scales import scale
 from experiments.stages import over_optimised
 from rlaif_jax.config import Mistake, bind
-from rlaif_jax.data import files
+from rlaif_jax.data import files, loader
+from rlaif_jax.data.micro import tasks
+from rlaif_jax.data.records import Prompt
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model
 
 MICRO = scale('micro')
@@ -128,6 +135,70 @@ def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_ru
         plan.check(cfg, tmp_path / 'run')
 
 
+# People's votes and labels, mixed
+
+
+@pytest.mark.parametrize(
+    'share, human, ai', [(0.0, 0, 300), (0.25, 100, 300), (0.5, 300, 300), (0.75, 300, 100), (1.0, 300, 0)]
+)
+def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, monkeypatch):
+    """What is trained on, with stand-ins for a labeler and for training."""
+    cfg = bind(find('tldr_combined')(MICRO), {'human_share': share, 'data.pairs': 300})
+    made, seen = arms.rewarded(cfg, 'RLHF + RLAIF'), []
+    labels = loader.pairs('micro_tldr', cfg.task, 'test', ai)
+    monkeypatch.setattr(stages.Supervised, 'run', lambda *_: None)
+    monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: labels[: self.pairs])
+    monkeypatch.setattr(stages.reward_model, 'run', lambda cfg, folder, start, pairs, *_, **__: seen.append(pairs))
+    monkeypatch.setattr(stages.reward_model, 'load', lambda *_, **__: None)
+    made.run(tmp_path, None)
+    assert seen == [loader.pairs('micro_tldr', cfg.task, 'train', human) + labels]
+    result = json.loads((made.folder(tmp_path) / 'result.json').read_text())
+    assert (result['human'], result['pairs']) == (human, human + ai)
+    assert (made.ai is None) == (share == 1) and (share == 1 or made.ai.pairs == ai)
+
+
+def test_a_share_of_0_or_1_is_what_a_labeler_or_people_alone_would_give(tmp_path):
+    cfg = find('tldr_combined')(MICRO)
+    ai, both, human = (replace(cfg, human_share=share) for share in (0.0, 0.5, 1.0))
+    assert arms.counts(ai, 'RLHF + RLAIF') == arms.counts(find('tldr_rlaif')(MICRO), 'RLAIF')
+    # But for where it starts: votes and labels together are learned from SFT.
+    alone = replace(arms.rewarded(human, 'RLHF'), from_base=False)
+    assert arms.rewarded(human, 'RLHF + RLAIF') == alone and 'labels' not in at(human, tmp_path)
+    assert at(both, tmp_path)['labels'] == at(ai, tmp_path)['labels']  # as many, of the same pairs
+    assert both == cfg and len({*map(str, (ai, both, human))}) == 3
+
+
+@pytest.mark.parametrize(
+    'name, share, told',
+    [
+        ('tldr_combined', 1.5, 'human_share is a share of the pairs, from 0 to 1, not 1.5'),
+        ('tldr_combined', -0.1, 'from 0 to 1, not -0.1'),
+        ('tldr_combined', None, 'human_share: needed by RLHF [+] RLAIF'),
+        ('tldr_rlaif', 0.5, 'human_share: says nothing about RLAIF'),
+    ],
+)
+def test_a_share_that_is_none_is_refused(name, share, told):
+    with pytest.raises(Mistake, match=told):
+        bind(find(name)(MICRO), {'human_share': share})
+
+
+def test_who_needs_a_stage_that_is_being_made_waits_and_finds_it(tmp_path, capsys):
+    made = []
+
+    def make(folder: Path) -> dict:
+        made.append(folder)
+        time.sleep(0.3)
+        return {'figure': len(made)}
+
+    with ThreadPoolExecutor(2) as both:
+        results = list(both.map(lambda _: stages.once(tmp_path / 'sft-0', MICRO.sft, make), range(2)))
+    assert len(made) == 1 and results == [{'figure': 1}] * 2
+    assert 'waiting for it' in capsys.readouterr().out
+
+
+# Runs of tiny models
+
+
 # Runs of tiny models
 
 
@@ -157,6 +228,8 @@ def test_people_and_a_labeler_together(models, tmp_path, capsys):
     cfg = small(find('tldr_combined')(MICRO), models, **more)
     result = cfg.run(root / 'combined')
     assert list(result['comparisons']) == ['RLHF + RLAIF vs RLHF', 'RLHF + RLAIF vs SFT', 'RLHF vs SFT']
+    concordance = result['concordance']
+    assert concordance['simulated'] and (concordance['raters'], concordance['policies']) == (3, 3)
     for judged in result['comparisons'].values():
         assert list(judged) == ['raters', 'oracle'] and judged['raters']['n'] == 16
     assert set(result['quality']) == set(result['texts']) == set(result['cleaned']) == {'RLHF + RLAIF', 'RLHF', 'SFT'}
@@ -186,7 +259,9 @@ def test_people_and_a_labeler_together(models, tmp_path, capsys):
         find('compare')(MICRO),
         {'policies': named, 'evaluation.prompts': 8, 'max_new_tokens': 6, 'evaluation.batch': 8, 'data.test': 16},
     )
-    assert list(compared.run(root / 'compare')['comparisons']) == ['RLHF vs RLHF + RLAIF']
+    found = compared.run(root / 'compare')
+    assert list(found['comparisons']) == ['RLHF vs RLHF + RLAIF'] and found['shortened'] == 0
+    assert 'concordance' not in found  # two are a vote, not a ranking
 
 
 @pytest.mark.slow
@@ -265,6 +340,44 @@ def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
         cfg.stages(tmp_path)
     judged = bind(cfg, {'evaluation.judge': 'micro_l'})
     assert judged.stages(tmp_path)[0].steps == 2
+
+
+def test_all_policies_get_the_prompts_that_the_shortest_can_read(
+    tmp_path, micro_tokenizer, random_params, monkeypatch, capsys
+):
+    sizes = transformer.Config(vocab=1152, layers=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, max_length=512)
+    for name, most in (('long', 512), ('short', 90), ('shorter', 80)):
+        hf.save(LM(replace(sizes, max_length=most), random_params(sizes), micro_tokenizer, name), tmp_path / name)
+    named = tuple(str(tmp_path / name) for name in ('long', 'short', 'shorter'))
+    cfg = bind(
+        find('compare')(MICRO), {'policies': named, 'max_new_tokens': 10, 'data.test': 32, 'evaluation.prompts': 32}
+    )
+    seen = {}
+
+    def respond(lm: LM, prompts: list[Prompt], *_) -> list[str]:
+        seen[lm.name], rng = prompts, random.Random(lm.name)
+        return [tasks.candidate(prompt, rng) for prompt in prompts]
+
+    monkeypatch.setattr(stages, 'respond', respond)
+    result = cfg.run(tmp_path / 'run')
+    before, (after, *others) = cfg.asked(), seen.values()
+    assert list(seen) == list(named) and others == [after, after]
+    lengths = [[len(row) for row in micro_tokenizer.encode([one.text for one in some])] for some in (before, after)]
+    assert max(lengths[1]) <= 70
+    assert [one == other for one, other in zip(before, after)] == [length <= 70 for length in lengths[0]]
+    assert 0 < result['shortened'] == sum(length > 70 for length in lengths[0]) < 32
+    told = capsys.readouterr().out
+    assert f'{result["shortened"]} of 32 prompts were shortened, for all policies alike' in told
+    # Three policies at once: so they are ranked, too.
+    w = result['concordance']
+    assert w['simulated'] and 1 / 3 < w['low'] < w['value'] < w['high'] < 1 and w['n'] == 32
+    assert f'3 SIMULATED raters rank 3 responses to a prompt: Kendall’s W {w["value"]:.2f}' in told
+    assert cfg.fitted(before) == replace(cfg, policies=named[::-1]).fitted(before) == (after, result['shortened'])
+    assert replace(cfg, policies=named[:1] * 2, names=('a', 'b')).fitted(before) == (before, 0)
+    with pytest.raises(Mistake, match='prompt x is too long: .*not a TL;DR prompt'):
+        cfg.fitted([Prompt('no post ' * 80, 'x')])
+    with pytest.raises(Mistake, match='shorter was made for 80 tokens; max_new_tokens = 80'):
+        replace(cfg, max_new_tokens=80).fitted(before)
 
 
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of rankings: concordance is that of the textbooks, and votes between two policies are complementary."""
 
 import json
+import random
 from itertools import combinations
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from scipy.stats import friedmanchisquare
 
 from rlaif_jax.config import Mistake
+from rlaif_jax.data.micro import raters, tasks
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation.rankings import concordance, judge, kendall_w, read, votes
+from rlaif_jax.evaluation.rankings import concordance, judge, kendall_w, read, simulated, votes
 from rlaif_jax.evaluation.win_rate import compare, win_rate
 
 RNG = np.random.default_rng(0)
@@ -136,6 +138,52 @@ def test_a_judge_finds_its_prompts_whatever_their_order(tmp_path, rows):
     )
     with pytest.raises(Mistake, match='none of the 1 prompts'):
         judge(rankings, 'rl', 'sft')(['something else'], ['a'], ['b'])
+
+
+@pytest.fixture(scope='module')
+def responses():
+    """Prompts of the micro world, and what three policies say to them: the third one nothing but the first's."""
+    prompts = [tasks.prompt('summarization', 'test', i) for i in range(150)]
+    rng = random.Random(0)
+    said = {name: [tasks.candidate(prompt, rng) for prompt in prompts] for name in ('a', 'b')}
+    return prompts, said | {'c': [tasks.candidate(prompt, rng) for prompt in prompts], 'd': said['a']}
+
+
+def test_simulated_raters_agree_by_as_much_as_they_see_quality(responses):
+    prompts, said = responses
+    told = {name: said[name] for name in 'abc'}
+    quiet, plain, deaf = (
+        concordance(simulated(prompts, told, noise=noise, raters=4).rank_BMN) for noise in (0.0, 1.0, 1e6)
+    )
+    assert (quiet.value, quiet.low) == (1, 1) and quiet.n > 140  # those of equal quality say nothing
+    assert deaf.low < 1 / 4 < deaf.high < plain.low < plain.high < 1
+
+
+def test_a_simulated_rater_ranks_by_scores_that_only_who_and_what_decide(responses):
+    prompts, said = responses
+    ranked = simulated(prompts, said, seed=2)
+    assert len(ranked.raters) == 3 and ranked.policies == tuple(said) and ranked.prompts[7] == prompts[7].id
+    for m, rater in enumerate(ranked.raters):
+        seed = int(rater.split()[1])
+        score_BN = np.array([raters.scores(prompts, texts, seed=seed) for texts in said.values()]).T
+        for rank_N, score_N in zip(ranked.rank_BMN[:, m], score_BN):
+            assert np.all(np.sign(rank_N[:, None] - rank_N) == np.sign(score_N - score_N[:, None]))
+            assert rank_N.min() == 0 and rank_N[0] == rank_N[3]  # the same text has the same place
+    back = simulated(prompts[::-1], {name: said[name][::-1] for name in 'dcba'}, seed=2)
+    np.testing.assert_array_equal(back.rank_BMN[::-1, :, ::-1], ranked.rank_BMN)
+    other = simulated(prompts, said, seed=3)
+    assert not set(other.raters) & set(ranked.raters) and (other.rank_BMN != ranked.rank_BMN).any()
+
+
+@pytest.mark.parametrize('noise', [1.0, 0.5])
+def test_simulated_raters_put_one_before_another_as_often_as_they_vote_for_it(responses, noise):
+    prompts, said = responses
+    p_B = np.array(raters.probability(prompts, said['a'], said['b']))
+    p_B = 1 / (1 + ((1 - p_B) / p_B) ** (1 / noise))
+    found_B = votes(simulated(prompts, said, raters=40, noise=noise), 'a', 'b')
+    error = np.sqrt((p_B * (1 - p_B)).sum() / 40)
+    assert abs((found_B - p_B).sum()) < 4 * error
+    assert abs(((found_B - p_B) * np.sign(p_B - 0.5)).sum()) < 4 * error  # nor nearer to a coin, nor to certainty
 
 
 GOOD = {'prompt_id': 'p', 'rater': 'ann', 'ranking': ['a', 'b']}

@@ -11,7 +11,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -304,18 +303,11 @@ def test_stages_are_those_of_the_runs_beside_the_sweep(stub, folder):
     assert (folder.parent / 'labels.jsonl').read_text() == 'x'
 
 
-def test_a_stage_that_somebody_else_is_making_is_waited_for(stub, folder, capsys):
+def test_a_stage_that_somebody_else_is_making_is_left_to_the_run_to_wait_for(stub, folder, capsys):
     (point,) = planned('--seed=[0]', 'reinforce.beta=0.5', f'--workdir={folder}')
-    stage = sft_of(point)
-    stage.mkdir(parents=True)
-    made = threading.Timer(0.5, lambda: (stage / 'result.json').write_text('{}'))
-    with checkpoint.lock(stage):
-        assert sweep.startable([point], []) is None
-        made.start()
-        assert sweep.run_points([point], runner=stub) == {}  # once it is made
-    assert events(folder, 'ends') == [point.name]
-    assert capsys.readouterr().out.count('waits for a stage that another process is making') == 1
-    assert sweep.startable([point], []) is point
+    with checkpoint.lock(sft_of(point)):
+        assert sweep.run_points([point], runner=stub) == {}  # which takes no stage
+    assert events(folder, 'ends') == [point.name] and 'starts' in capsys.readouterr().out
 
 
 def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):

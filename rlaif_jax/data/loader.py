@@ -123,7 +123,10 @@ def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[P
         return shorten(text, fits)
 
     def fit(prompt: Prompt) -> Prompt:
-        return prompt if fits(prompt.text) else replace(prompt, text=shortened(prompt.text))
+        try:
+            return prompt if fits(prompt.text) else replace(prompt, text=shortened(prompt.text))
+        except Mistake as mistake:
+            raise Mistake(f'prompt {prompt.id} is too long: {mistake}') from None
 
     return Prompts(prompts, fit, len(prompts))
 

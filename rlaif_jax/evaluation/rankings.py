@@ -15,7 +15,7 @@ The prompt is named by its id, or by its text in a column `prompt`. Axes: B prom
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -28,7 +28,7 @@ from rlaif_jax.data import files
 from rlaif_jax.evaluation.statistics import Interval, bootstrap
 from rlaif_jax.evaluation.win_rate import Judge
 
-__all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'votes']
+__all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,33 @@ def judge(rankings: Rankings, a: str, b: str) -> Judge:
         return np.array([vote_of.get(id, vote_of.get(text, np.nan)) for id, text in keys], np.float64)
 
     return look_up
+
+
+# SIMULATED raters
+
+
+def simulated(
+    prompts: Sequence[Any],
+    responses: Mapping[str, Sequence[str]],
+    *,
+    raters: int = 3,
+    seed: int = 0,
+    noise: float = 1.0,
+) -> Rankings:
+    """How raters of the micro world rank the responses of policies, policy -> its responses to `prompts`: by `scores` of
+    `data.micro.raters`, equal texts tied.
+
+    The paper asked three raters (App. I). Another seed is other raters; `noise` is that of their scores, and with 0 all
+    rank by the oracle's quality. ValueError: prompts without facts, not one response a prompt.
+    """
+    from rlaif_jax.data.micro.raters import scores
+
+    who = range(seed * raters, (seed + 1) * raters)
+    score_MNB = [[scores(prompts, texts, seed=one, noise=noise) for texts in responses.values()] for one in who]
+    score_BMN = np.moveaxis(np.array(score_MNB, np.float64), -1, 0)
+    rank_BMN = (score_BMN[..., None, :] > score_BMN[..., :, None]).sum(-1).astype(np.float64)
+    names = tuple(f'simulated {one}' for one in who)
+    return Rankings(tuple(prompt.id for prompt in prompts), names, tuple(responses), rank_BMN)
 
 
 # Files

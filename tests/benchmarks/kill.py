@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,9 +43,7 @@ def main() -> int:
             moment = rng.uniform(2, 10 + 1.5 * seconds / (flags.kills + 1))
             process = start(flags, killed)
             time.sleep(moment)
-            ended = process.poll() is not None
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            ended = kill_9(process)
             there = len(labels(killed)) if (killed / 'labels.jsonl').exists() else 0
             print(f'kill {kill + 1} after {moment:.0f} s: {there} labels' + ' (it had ended)' * ended, flush=True)
         start(flags, killed).wait()
@@ -64,14 +63,23 @@ def main() -> int:
 
 
 def start(flags: argparse.Namespace, folder: Path, out: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    """The run in a process of its own."""
-    return subprocess.Popen(
-        [
-            sys.executable, 'launch/run.py', '--experiment=tldr_label', f'--workdir={folder / "run"}',
-            f'pairs={flags.pairs}', f'labelers=["{flags.labeler}"]', f'techniques=["{flags.technique}"]',
-        ],
-        cwd=ROOT, stdout=out, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    """The labeling run."""
+    bindings = f'pairs={flags.pairs}', f'labelers=["{flags.labeler}"]', f'techniques=["{flags.technique}"]'
+    return launch('tldr_label', folder, *bindings, out=out, err=subprocess.DEVNULL)
+
+
+def launch(experiment: str, folder: Path, *bindings: str, out: Any, err: Any) -> subprocess.Popen[str]:
+    """A run in a process of its own and in `folder`/run; what runs share lies beside that, so also in `folder`."""
+    command = [sys.executable, 'launch/run.py', f'--experiment={experiment}', f'--workdir={folder / "run"}', *bindings]
+    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, text=True)
+
+
+def kill_9(process: subprocess.Popen[str]) -> bool:
+    """Kills it, and says whether it had ended before."""
+    ended = process.poll() is not None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return ended
 
 
 def labels(folder: Path) -> list[dict]:

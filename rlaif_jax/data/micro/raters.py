@@ -35,6 +35,19 @@ def votes(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[st
     ]
 
 
+def scores(prompts: Sequence[Prompt], responses: Sequence[str], *, seed: int, noise: float = 1.0) -> list[float]:
+    """What one rater who ranks thinks of each response, the best highest; another seed is another rater.
+
+    SLOPE · quality + noise · g, with g from Gumbel's distribution, a hash of who reads what: by their scores, one is put
+    before another with the `probability` of a vote, and several are ranked as by Plackett and Luce. Equal texts have
+    equal scores. The draws are not those of `votes`, where each pair has one of its own and circles are possible.
+    """
+    return [
+        SLOPE * quality - noise * math.log(-math.log(((_bits(seed, prompt.id, text) >> 12) + 0.5) / 2**52))
+        for prompt, text, quality in zip(prompts, responses, tasks.quality(prompts, responses), strict=True)
+    ]
+
+
 def confident(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[bool]:
     """Whether the two qualities are further apart than CLEAR."""
     return [abs(gap) > CLEAR for gap in _gaps(prompts, firsts, seconds)]
@@ -59,7 +72,10 @@ def _vote(seed, id, first, second, p) -> int:
     """The draw is made for the texts in sorted order, so that it does not see which one came first."""
     swapped = second < first
     low, high = (second, first) if swapped else (first, second)
-    digest = blake2b(repr((seed, id, low, high)).encode(errors='surrogatepass'), digest_size=8).digest()
-    uniform = int.from_bytes(digest, 'big') / 2**64
-    low_wins = uniform < (1 - p if swapped else p)
+    low_wins = _bits(seed, id, low, high) / 2**64 < (1 - p if swapped else p)
     return int(low_wins != swapped)
+
+
+def _bits(*what) -> int:
+    """64 random bits: a hash of what they are for."""
+    return int.from_bytes(blake2b(repr(what).encode(errors='surrogatepass'), digest_size=8).digest(), 'big')
