@@ -158,9 +158,14 @@ def _optional(module: str, what: str) -> Any:
 
 @functools.cache
 def console() -> Console:
-    """The one console that everything goes through, on stdout; 120 columns wide where there is no terminal to ask."""
-    narrow = sys.stdout.isatty() or 'COLUMNS' in os.environ
-    return Console(highlight=False, width=None if narrow else 120)
+    """The one console that everything goes through, on stdout; 120 columns wide where there is no terminal to ask.
+
+    A notebook's `!python …` has one by name only: it shows all that is written and moves no cursor, so a live bar would
+    fill the cell with thousands of lines. What notebooks set for their processes, JPY_PARENT_PID, gives it away.
+    """
+    terminal = sys.stdout.isatty() and 'JPY_PARENT_PID' not in os.environ
+    width = None if terminal or 'COLUMNS' in os.environ else 120
+    return Console(highlight=False, width=width, force_terminal=terminal, force_jupyter=False)
 
 
 _endings: list[list[str]] = []  # of each `ending` that is open: what was printed since the last progress bar

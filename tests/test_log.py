@@ -1,5 +1,6 @@
 """Laws of rlaif_jax.log: every step is in the file once, every line is JSON, and a sample's text is only text."""
 
+import functools
 import importlib
 import json
 import sys
@@ -128,6 +129,18 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch, ca
     assert 5 <= len(printed) <= 7
     assert printed[0].startswith('sft 15/40  2.4 s/it  60 s left  loss 4 [b]')
     assert printed[-1].startswith('sft 40/40') and '  0 s left  loss 29 [b]' in printed[-1]
+
+
+def test_in_a_notebook_progress_is_lines_too(monkeypatch, capsys):
+    """What its `!` runs sees a terminal, and FORCE_COLOR."""
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    for pid, live in ((None, True), ('1', False)):
+        monkeypatch.setenv('JPY_PARENT_PID', pid) if pid else monkeypatch.delenv('JPY_PARENT_PID', raising=False)
+        monkeypatch.setattr(log, 'console', functools.cache(log.console.__wrapped__))
+        with log.progress('sft', 1) as bar:
+            bar.advance('loss 1')
+        assert ('\x1b' in capsys.readouterr().out) == live
 
 
 def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbers(monkeypatch, tmp_path):
