@@ -72,7 +72,7 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
     1,000 validation pairs a task: agreement with simulated raters on clear pairs, by rating and by comparison, 85 and
     81 % (summaries), 67 and 65 % (helpful), 96 and 85 % (harmless); the same position after a swap 40, 60 and 53 %.
     """
-    return Pretrain('micro_s', scale.tldr, pretraining(1200, 8, 2e-3, seed), MIXED, seed)
+    return Pretrain('micro_s', scale.tldr, pretraining(3000, 16, 2e-3, seed), seed=seed)
 
 
 def micro_pretrain_l(scale: Scale, seed: int = 0) -> Pretrain:
@@ -107,9 +107,6 @@ class Curriculum:
     answer_weight: float = 1.0  # ratings and preferences
     verdict_weight: float = 0.3  # what is this fact, is it right, wrong or missing? alone, and in rationales
     text_weight: float = 0.05  # posts and candidates, as plain next-token prediction
-
-
-MIXED = Curriculum(naming=0, reading=0, claims=0.0)  # all at once; what micro_s was made with
 
 
 @dataclass
@@ -198,7 +195,7 @@ class Rows:
             while self.dialogue(row, tasks.prompt(task, 'train', index), rng):
                 index += 1_000_003
             return row
-        if reads or (cfg.claims and task == 'summarization' and not shots and rng.random() < cfg.claims):
+        if reads or (task == 'summarization' and not shots and rng.random() < cfg.claims):
             template = prompts.single(task, 'rating', self.folder)
             slots = SLOTS[:1] if step < cfg.naming else SLOTS
             grow = partial(self.claims, slots) if step < cfg.naming or b % 2 else self.misread
