@@ -145,6 +145,13 @@ def test_files_go_out_as_they_came_in(checkpoint, micro_tokenizer, tmp_path, cas
     same(back, params)
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
+    _, whole = read(checkpoint(case))
+    monkeypatch.setattr(hf, 'TILE', (11, 5))  # which divide nothing
+    same(read(checkpoint(case))[1], whole)
+
+
 @pytest.mark.parametrize('case', ['pythia', 'phi3', 'gemma3'])
 def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, case):
     """Of fused tensors too, and they are fused again."""

@@ -143,6 +143,38 @@ def test_each_device_gets_its_slice(lm, saved, tmp_path, sizes):
     same(tensors(tmp_path / 'out'), tensors(saved))
 
 
+@pytest.mark.parametrize('sizes', [{}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
+@pytest.mark.parametrize('piece', [1, 1000])
+def test_the_host_holds_a_piece_at_a_time(lm, saved, monkeypatch, sizes, piece):
+    """On the way to an accelerator; a piece is a row of the first axis at least."""
+    held, pages, mesh = [], hf._pages, axes.make_mesh(sizes)
+    monkeypatch.setattr(hf, '_piece', lambda device: piece)
+    monkeypatch.setattr(hf, '_pages', lambda shape, pool: held.append(shape) or pages(shape, pool))
+    again = load(saved, mesh=mesh)
+    same(again.params, lm.params)
+    assert all(4 * np.prod(shape) <= piece or shape[0] == 1 for shape in held)
+    for name, leaf in again.params.items():
+        spec = axes.spec(axes.letters(name), leaf.shape, mesh)
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), name
+
+
+def test_what_devices_share_is_read_once(saved, monkeypatch):
+    held, pages = [], hf._pages
+    monkeypatch.setattr(hf, '_pages', lambda shape, pool: held.append(np.prod(shape)) or pages(shape, pool))
+    params = load(saved, mesh=axes.make_mesh({'data': 4, 'fsdp': 2})).params
+    assert sum(held) == sum(x.size for x in params.values())
+
+
+def test_a_number_is_finite_however_large(lm, tmp_path):
+    """Also where the sum of them is not."""
+    large = dataclasses.replace(lm, params=lm.params | {'embed_VD': lm.params['embed_VD'] * 0 + 3e38})
+    save(large, tmp_path / 'out')
+    same(load(tmp_path / 'out').params, large.params)
+    rewrite(lambda t: t['model.norm.weight'].__setitem__(3, -np.inf))(tmp_path / 'out')
+    with pytest.raises(Mistake, match=r'out: model\.norm\.weight holds NaN or infinity'):
+        load(tmp_path / 'out')
+
+
 def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
     rounded = {name: x.astype(jnp.bfloat16).astype(jnp.float32) for name, x in lm.params.items()}
     save(dataclasses.replace(lm, params=rounded), tmp_path / 'out', dtype='bfloat16')
@@ -308,17 +340,6 @@ def test_a_name_leads_to_a_packaged_model_or_the_nearest(saved, tmp_path, monkey
         load('micro_tyni')
     with pytest.raises(Mistake, match='packaged models: micro_tiny'):
         load('gpt')
-
-
-def test_a_hub_that_cannot_be_reached_is_named(monkeypatch):
-    import huggingface_hub
-
-    def offline(*args, **kwargs):
-        raise huggingface_hub.errors.LocalEntryNotFoundError('offline')
-
-    monkeypatch.setattr(huggingface_hub, 'snapshot_download', offline)
-    with pytest.raises(Mistake, match='someone/model: could not be downloaded.*give a local directory'):
-        load('someone/model')
 
 
 # the public surface

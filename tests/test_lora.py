@@ -201,7 +201,8 @@ def test_a_step_of_reinforce_moves_adapters_only(mesh, capfd):
 
 
 def test_reinforce_goes_on_bit_for_bit(spelling, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: world(**ADAPTED).steps)
+    steps = world(**ADAPTED).steps  # before they are handed out: it makes them
+    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: steps)
     cfg = reinforced(eval_every=2, eval_prompts=3, save_every=2, **ADAPTED, steps=4)
 
     def power_cut(step):

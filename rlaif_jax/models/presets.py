@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from pathlib import Path
 
 from rlaif_jax.config import Mistake
@@ -40,24 +41,28 @@ def resolve(name: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
+    """The folder of a hub model in Hugging Face's cache, whole. Whatever prevents that is a `Mistake`."""
     import huggingface_hub
     from huggingface_hub import errors
 
+    patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'generation_config.json', 'tokenizer*']
+    cache, instead = huggingface_hub.constants.HF_HUB_CACHE, 'or give a local directory instead'
     try:
-        patterns = [
-            '*.safetensors',
-            '*.safetensors.index.json',
-            'config.json',
-            'generation_config.json',
-            'tokenizer*',
-            '*.model',
-        ]
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[*patterns, '*.model']))
     except errors.GatedRepoError:
         raise Mistake(f'{hub_id}: gated; accept its terms on the hub and log in with `hf auth login`') from None
     except errors.RepositoryNotFoundError:
         raise Mistake(f'{hub_id}: no such model on the hub (or it is private; log in with `hf auth login`)') from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise Mistake(
-            f'{hub_id}: could not be downloaded ({type(error).__name__}); give a local directory instead'
-        ) from None
+    except Exception as error:  # of the hub's library, of those it fetches with, or of the file system
+        reason = f'{type(error).__name__}: {error}'.split('\n')[0][:200]
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f'no space is left in {cache}; free some, or set HF_HOME to a folder on another disk, {instead}'
+        elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
+            why = f'the hub cannot be reached, and not all of it is in {cache}; try again with a network, {instead}'
+        elif isinstance(error, errors.EntryNotFoundError | errors.RevisionNotFoundError):
+            why = f'the hub lacks a part of it ({reason}); name another model, {instead}'
+        elif isinstance(error, errors.HFValidationError):
+            why = f'that is no name of a model on the hub ({reason})'
+        else:
+            why = f'the download broke off ({reason}); the same command goes on with it, {instead}'
+        raise Mistake(f'{hub_id}: could not be downloaded: {why}') from error

@@ -1,0 +1,183 @@
+"""Laws of what comes from elsewhere: a model or a data set that cannot be had, or not whole, costs one clear sentence and
+exit status 2, and nothing half-written is ever taken for whole.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+
+import huggingface_hub
+import published_files
+import pytest
+from huggingface_hub import constants, errors
+
+from launch import run as launcher
+from rlaif_jax.config import Mistake
+from rlaif_jax.data import loader, published, tldr
+from rlaif_jax.models import hf
+from rlaif_jax.models.transformer import Config
+
+POST = {'id': 't3_a', 'subreddit': 'cats', 'title': 'A title', 'post': 'A post.', 'summary': 'It was.'}
+SPLITS = {'train': 5, 'validation': 1, 'test': 2}
+SIZES = Config(vocab=1152, layers=2, width=8, heads=2, kv_heads=1, head_dim=4, ffn=12)
+
+
+@pytest.fixture(scope='module')
+def sharded(random_params, micro_tokenizer, tmp_path_factory):
+    """A checkpoint in several files."""
+    folder = tmp_path_factory.mktemp('checkpoint') / 'sharded'
+    hf.save(hf.LM(SIZES, random_params(SIZES), micro_tokenizer, 'tiny'), folder, shard_bytes=20_000)
+    assert len(list(folder.glob('*.safetensors'))) > 1
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A machine without a network, and the cache that it has of the hub: empty."""
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    return tmp_path / 'hub'
+
+
+# Models
+
+
+def raised(kind, *arguments):
+    """An error as the library raises it; some are made from a response of the hub, which it takes a network to have."""
+    return kind.__new__(kind, *arguments)
+
+
+HUB = {  # what the library raises -> what is said
+    'gated': (raised(errors.GatedRepoError, 'no'), 'gated; accept its terms on the hub and log in'),
+    'no repository': (raised(errors.RepositoryNotFoundError, 'no'), r'no such model on the hub \(or it is private'),
+    'no file': (raised(errors.EntryNotFoundError, 'config.json'), r'lacks a part of it \(.*config\.json\)'),
+    'no revision': (raised(errors.RevisionNotFoundError, 'main'), 'the hub lacks a part of it'),
+    'no network': (errors.LocalEntryNotFoundError('offline'), 'cannot be reached, .*or give a local directory'),
+    'no connection': (ConnectionError('refused'), 'the hub cannot be reached, and not all of it is in .*hub'),
+    'disk full': (OSError(errno.ENOSPC, 'No space left'), 'no space is left in .*hub; free some, or set HF_HOME'),
+    'quota': (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'no space is left'),
+    'broken off': (OSError('size is 5 of 8'), r'broke off \(OSError: size is 5 of 8\); the same command goes on'),
+    'another library': (RuntimeError('reset\nby peer'), r'broke off \(RuntimeError: reset\); the same'),
+}
+
+
+@pytest.mark.parametrize('error, says', HUB.values(), ids=HUB.keys())
+def test_a_model_that_the_hub_does_not_give_is_one_sentence(error, says, tmp_path, monkeypatch, capsys):
+    def snapshot_download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+    arguments = ['--experiment=tldr_sft', f'--workdir={tmp_path / "run"}', 'policy=someone/model']
+    assert launcher.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: someone/model: ') and re.search(says, told.replace('\n', ' ')), told
+    assert 'Traceback' not in told and not list(tmp_path.iterdir())
+
+
+def test_a_name_that_no_hub_can_have(cache):
+    with pytest.raises(Mistake, match=r'some one/model!: could not be downloaded: that is no name of a model'):
+        hf.load('some one/model!')
+
+
+def test_without_a_network_what_was_downloaded_is_used_and_nothing_less(sharded, cache):
+    with pytest.raises(Mistake, match=f'cannot be reached, and not all of it is in {cache}'):
+        hf.load('someone/model')
+    repository = cache / 'models--someone--model'
+    snapshot = repository / 'snapshots' / ('0123456789' * 4)
+    shutil.copytree(sharded, snapshot)
+    (repository / 'refs').mkdir()
+    (repository / 'refs/main').write_text(snapshot.name)
+    assert hf.load('someone/model').config == SIZES
+    shards = sorted(path.name for path in snapshot.glob('*.safetensors'))
+    for name in ('config.json', 'tokenizer.json', 'model.safetensors.index.json', *shards):
+        (snapshot / name).rename(cache / name)
+        with pytest.raises(Mistake):
+            hf.load('someone/model')
+        (cache / name).rename(snapshot / name)
+    assert hf.load('someone/model').config == SIZES
+
+
+@pytest.mark.parametrize('kept', [0.0, 4, 0.02, 0.5, -1], ids=str)
+def test_a_shard_that_is_cut_short_is_named(sharded, tmp_path, kept):
+    """At any length: a share of it, or bytes from its beginning, or from its end."""
+    folder = shutil.copytree(sharded, tmp_path / 'cut')
+    shard = sorted(folder.glob('*.safetensors'))[1]
+    size = shard.stat().st_size
+    os.truncate(shard, int(kept * size) if isinstance(kept, float) else kept % size)
+    with pytest.raises(Mistake, match=rf'{shard}: not a whole safetensors file \(.*\); fetch it again'):
+        hf.load(folder)
+    with pytest.raises(Mistake, match=shard.name):  # and before anything runs
+        hf.check(folder)
+
+
+def test_a_shard_that_is_not_there_is_named(sharded, tmp_path):
+    folder = shutil.copytree(sharded, tmp_path / 'less')
+    shard = sorted(folder.glob('*.safetensors'))[-1]
+    shard.unlink()
+    with pytest.raises(Mistake, match=f'{folder}: {shard.name} is named in the index but is not here; fetch it again'):
+        hf.check(folder)
+
+
+def test_shards_that_an_index_does_not_name_are_not_read(sharded, tmp_path):
+    """As of an earlier download of another version."""
+    folder = shutil.copytree(sharded, tmp_path / 'more')
+    index = folder / 'model.safetensors.index.json'
+    first = sorted(folder.glob('*.safetensors'))[0].name
+    named = json.loads(index.read_text())['weight_map']
+    index.write_text(json.dumps({'weight_map': {name: file for name, file in named.items() if file != first}}))
+    with pytest.raises(Mistake, match='the checkpoint lacks .* tensors that its config.json asks for'):
+        hf.check(folder)
+
+
+# Published data
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """The posts on a server, and the folder where what is fetched arrives."""
+    published_files.alone(tmp_path, monkeypatch)
+    monkeypatch.setattr(tldr.Posts, 'COUNTS', SPLITS)
+    for name, count in zip(tldr.Posts.COPIES[0].files, SPLITS.values()):
+        published_files.write(tmp_path / 'served' / name, [POST] * count)
+    with published_files.served(tmp_path / 'served', monkeypatch) as address:
+        monkeypatch.setattr(tldr.Posts, 'COPIES', (replace(tldr.Posts.COPIES[0], address=address),))
+        yield tmp_path / 'prepared/downloads/tldr'
+
+
+@pytest.mark.parametrize(
+    'error, says',
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), r'valid\.jsonl cannot be fetched \(.*No space left'),
+        (ConnectionResetError('reset by peer'), r'valid\.jsonl cannot be fetched \(reset by peer\)'),
+        (KeyboardInterrupt(), None),
+    ],
+    ids=['disk full', 'reset', 'stopped'],
+)
+def test_a_download_that_breaks_off_leaves_whole_files_only(served, monkeypatch, error, says):
+    copy, begun = shutil.copyfileobj, []
+
+    def breaks(source, file, *more):
+        begun.append(file.name)
+        if len(begun) == 1:
+            return copy(source, file, *more)
+        file.write(source.read(20))
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(published.shutil, 'copyfileobj', breaks)
+        with pytest.raises(Mistake if says else KeyboardInterrupt, match=says):
+            loader.source('tldr', 'train', 1)
+    assert [path.name for path in served.iterdir()] == ['train.jsonl'] and len(begun) == 2
+    assert published.prepared(tldr.Posts) is None
+    assert len(loader.source('tldr', 'train', 9)) == 5  # goes on with the others
+
+
+def test_what_a_killed_download_leaves_is_not_taken_for_the_file(served):
+    served.mkdir(parents=True)
+    for name in tldr.Posts.COPIES[0].files:
+        (served / f'.{name}.partial').write_text(json.dumps(POST) + '\n')
+    assert len(loader.source('tldr', 'train', 9)) == 5
+    assert sorted(path.name for path in served.iterdir()) == sorted(tldr.Posts.COPIES[0].files)
