@@ -90,6 +90,7 @@ def labeling_sizes(scale: Scale, seed: int = 0) -> Study:
 
     Command: python launch/run.py --experiment=labeling_sizes
     Published: L 78.0, S 73.8, XS 62.7 %; the same position after a swap 18, 21 and 56 %.
+    At micro scale, 2,048 pairs: 92.8 [91.6, 93.8], 83.5 [81.8, 85.0], 72.6 [70.6, 74.4] %; 10, 30 and 68 %.
     """
     return study(scale, seed, labelers=(scale.labeler, scale.s, scale.l))
 
@@ -108,6 +109,7 @@ def labeling_swap(scale: Scale, seed: int = 0) -> Study:
 
     Command: python launch/run.py --experiment=labeling_swap
     Expect: `gain`, what averaging adds on the same pairs, is above zero, and larger for labelers with more position bias.
+    At micro scale, thinking aloud: 11.9 ± 1.7, 4.5 ± 1.2 and 1.7 ± 0.7 points from XS to L.
     """
     return study(
         scale, seed, labelers=(scale.labeler, scale.s, scale.l), techniques=('base_0shot', 'detailed_cot_0shot')

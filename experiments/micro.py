@@ -68,9 +68,9 @@ def micro_pretrain_s(scale: Scale, seed: int = 0) -> Pretrain:
     """The packaged model micro_s, stand-in for PaLM 2 S, from random weights.
 
     Command: python launch/run.py --experiment=micro_pretrain_s
-    Cost: 27 minutes on one busy core of two; about half of that alone.
-    1,000 validation pairs a task: agreement with simulated raters on clear pairs, by rating and by comparison, 85 and
-    81 % (summaries), 67 and 65 % (helpful), 96 and 85 % (harmless); the same position after a swap 40, 60 and 53 %.
+    Cost: 60 minutes on 2 cores with other work beside it; about 40 alone.
+    1,000 validation pairs a task: agreement with simulated raters on clear pairs, by rating and by comparison, 94 and
+    90 % (summaries), 80 and 72 % (helpful), 96 and 94 % (harmless); the same position after a swap 38, 51 and 40 %.
     """
     return Pretrain('micro_s', scale.tldr, pretraining(3000, 16, 2e-3, seed), seed=seed)
 
