@@ -356,7 +356,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """x / rms(x) · scale over the last axes, as many as `scale` has, in float32."""
     x32 = x.astype(jnp.float32).reshape(*x.shape[: x.ndim - scale.ndim], -1)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps)
-    return jnp.einsum('...D,D->...D', x32, scale.reshape(-1)).astype(x.dtype).reshape(x.shape)
+    # Not an einsum, which is not fused with the rest: three times as long on a CPU.
+    x32 *= scale.reshape(*[1] * (x32.ndim - 1), -1)
+    return x32.astype(x.dtype).reshape(x.shape)
 
 
 def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
