@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
-    from rlaif_jax import log
+    from rlaif_jax import axes, log
     from rlaif_jax.config import Mistake
 
     try:
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             return show_experiments()
         name, config, text = read_config(flags)
         folder = Path(flags.workdir).expanduser() if flags.workdir else default_folder(flags, name, config, text)
+        axes.ask_for_devices(asdict(config.mesh))
         return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
     except Mistake as mistake:
         log.error(str(mistake))

@@ -6,6 +6,8 @@ letters to mesh axes, `shardings` places any tree by the names of its leaves. An
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +31,23 @@ Rules = Mapping[str, str | tuple[str, ...]]
 # Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and
 # vocabulary.
 RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+
+
+def ask_for_devices(sizes: Mapping[str, int]) -> None:
+    """Let a CPU be as many devices as a mesh of these sizes has, one a core where a size is -1; by itself it is one.
+
+    To be called before JAX first looks for devices; accelerators are as many as there are. Each device holds what it is
+    given for itself, and together they keep the cores busy where one would wait between two operations.
+    """
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
+    if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', count)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:

@@ -1,7 +1,10 @@
 """Laws of placing arrays: the name is the shape is the sharding, for parameters and for the state of their optimizer."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -125,3 +128,20 @@ def test_constrain_is_nothing_without_a_mesh(mesh):
     with jax.set_mesh(mesh):
         out = jax.jit(lambda x: axes.constrain(x, 'BTD'))(x_BTD)
     assert out.sharding.is_equivalent_to(axes.rows(mesh), 3)
+
+
+@pytest.mark.parametrize(
+    'sizes, flags, devices',
+    [
+        ({'data': 1, 'fsdp': 1}, '', 1),
+        ({'data': 3, 'fsdp': 2}, '', 6),
+        ({'data': -1, 'fsdp': 1}, '', axes.cores()),
+        ({'data': 2}, '--xla_force_host_platform_device_count=4', 4),  # whoever says it otherwise is heard
+    ],
+)
+def test_a_cpu_is_as_many_devices_as_a_mesh_asks_for(sizes, flags, devices):
+    told = f'from rlaif_jax import axes; axes.ask_for_devices({sizes}); axes.make_mesh({sizes})'
+    program = f'{told}; import jax; print(len(jax.devices()))'
+    env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True)
+    assert (run.stdout, run.returncode) == (f'{devices}\n', 0), run.stderr

@@ -7,7 +7,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import published_files
@@ -20,6 +23,7 @@ from rlaif_jax.data import loader, published, tldr
 from rlaif_jax.models import hf
 from rlaif_jax.models.transformer import Config
 
+ROOT = Path(launcher.__file__).parents[1]
 POST = {'id': 't3_a', 'subreddit': 'cats', 'title': 'A title', 'post': 'A post.', 'summary': 'It was.'}
 SPLITS = {'train': 5, 'validation': 1, 'test': 2}
 SIZES = Config(vocab=1152, layers=2, width=8, heads=2, kv_heads=1, head_dim=4, ffn=12)
@@ -75,6 +79,17 @@ def test_a_model_that_the_hub_does_not_give_is_one_sentence(error, says, tmp_pat
     told = capsys.readouterr().err
     assert told.startswith('error: someone/model: ') and re.search(says, told.replace('\n', ' ')), told
     assert 'Traceback' not in told and not list(tmp_path.iterdir())
+
+
+def test_a_run_says_so_and_no_more(tmp_path):
+    """In a process of its own, where nothing else has loaded the hub's library."""
+    command = [sys.executable, ROOT / 'launch/run.py', '--experiment=tldr_direct', '--scale=gemma2', '--dry_run']
+    more = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path), 'XLA_FLAGS': ''}
+    run = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert re.fullmatch(
+        r'error: google/gemma-2-2b: could not be downloaded: the hub cannot be reached, .*\n', run.stderr
+    )
 
 
 def test_a_name_that_no_hub_can_have(cache):

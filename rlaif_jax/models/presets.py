@@ -43,10 +43,10 @@ def resolve(name: str | Path) -> Path:
 def _download(hub_id: str) -> Path:
     """The folder of a hub model in Hugging Face's cache, whole. Whatever prevents that is a `Mistake`."""
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'generation_config.json', 'tokenizer*']
-    cache, instead = huggingface_hub.constants.HF_HUB_CACHE, 'or give a local directory instead'
+    cache, instead = constants.HF_HUB_CACHE, 'or give a local directory instead'
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[*patterns, '*.model']))
     except errors.GatedRepoError:

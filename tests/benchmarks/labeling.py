@@ -1,13 +1,15 @@
 """The preference labeler beside `transformers` on torch, both on the CPU: python tests/benchmarks/labeling.py
 
-    --case micro|135m|all --labeler micro_l --pairs 4 --repeats 3 --batches 4 8
+    --case micro|135m|all --labeler micro_l --pairs 4 --repeats 3 --batches 4 8 --devices 1
 
 Same weights, same prompts, both orders, float32. `torch` forwards whole prompts in batches sorted by length, padded on
 the left, without keeping keys and values, and softmaxes the logits of the last token; `torch, last logits` does so with
-`logits_to_keep=1`. The torch arms are handed tokens, ours starts from text. Each arm is a process of its own, for its
-peak memory, with the batch of those tried that was fastest; the arms take turns. A figure is the median; `ratio` is how
-many times as long as ours an arm takes; `once` is what an arm does before the clock runs: ours compiles and reads the
-preamble, torch forwards one prompt; `apart` is the largest difference from ours of P(first is better), in either order.
+`logits_to_keep=1`. The torch arms are handed tokens, ours starts from text. Ours makes a device of each core, as
+`mesh.data=-1` does (`--devices 1`: one of all); torch gives all cores to each operation. Each arm is a process of its
+own, for its peak memory, with the batch of those tried that was fastest; the arms take turns. A figure is the median;
+`ratio` is how many times as long as ours an arm takes; `once` is what an arm does before the clock runs: ours compiles
+and reads the preamble, torch forwards one prompt; `apart` is the largest difference from ours of P(first is better), in
+either order.
 
 The micro model is a packaged one on the summaries task. The 135M model has the shape of `llama_135m` and random weights;
 its prompts are random words, 500 tokens each: first in the proportions of the detailed prompt with two exemplars on
@@ -57,21 +59,27 @@ class Case:
     pairs: int
     batches: tuple[int, ...]  # prompts at once, to choose from; ours takes half as many pairs
     sizes: tuple[int, int, int] | None = None  # tokens of the preamble, the context, each candidate
+    devices: int = 1  # that ours makes of the cores; torch uses all cores for each operation
 
 
 def cases(flags: argparse.Namespace) -> list[Case]:
     """Those that were asked for."""
+    from rlaif_jax import axes
+
     found = []
+    each = {'devices': flags.devices or axes.cores()}
     if flags.case in ('micro', 'all'):
         n, batches = flags.pairs or 64, tuple(flags.batches or (8, 32, 128))
         for technique in ('base_0shot', 'detailed_0shot', 'base_2shot'):
-            found.append(Case(f'{flags.labeler}, {technique} [simulated]', flags.labeler, technique, n, batches))
+            found.append(
+                Case(f'{flags.labeler}, {technique} [simulated]', flags.labeler, technique, n, batches, **each)
+            )
     if flags.case in ('135m', 'all'):
         n, batches = flags.pairs or 8, tuple(flags.batches or (4, 8, 16))
         more = 'llama_135m', 'detailed_0shot', n, batches, (340, 77, 40)
-        found.append(Case('llama_135m, random weights, a long preamble', *more))
+        found.append(Case('llama_135m, random weights, a long preamble', *more, **each))
         more = 'llama_135m', 'base_0shot', n, batches, (20, 397, 40)
-        found.append(Case('llama_135m, random weights, a long context', *more))
+        found.append(Case('llama_135m, random weights, a long context', *more, **each))
     return found
 
 
@@ -87,12 +95,15 @@ def main() -> int:
         nargs='+',
         help='prompts at once to try, even; those above twice the pairs are left out (micro 8 32 128, 135m 4 8 16)',
     )
+    parser.add_argument('--devices', type=int, help='that ours makes of the cores (one each)')
     parser.add_argument('--work', nargs=2, help=argparse.SUPPRESS)  # a process of ours: what it does, and with what
     flags = parser.parse_args()
     if flags.work:
         return work(*flags.work)
     if any(batch < 2 or batch % 2 for batch in flags.batches or ()) or (flags.pairs or 1) < 1 or flags.repeats < 1:
         parser.error('batches are even, pairs and repeats at least 1')
+    if (flags.devices or 1) < 1:
+        parser.error('devices: at least 1')
     from rlaif_jax import log
 
     if importlib.util.find_spec('torch') is None:
@@ -151,7 +162,8 @@ def compare(case: Case, repeats: int, tuned: dict[Any, int]) -> bool:
 
 def fastest(arm: str, plan: str, case: Case) -> int:
     """The batch that takes the least time a prompt, on as many prompts as the largest one holds, or as there are."""
-    fit = [batch for batch in case.batches if batch <= 2 * case.pairs] or [2 * case.pairs]
+    rows = 2 * case.devices if arm == 'ours' else 1  # a device takes whole pairs
+    fit = [batch for batch in case.batches if batch <= 2 * case.pairs and not batch % rows] or [2 * case.pairs]
     if len(fit) == 1:
         return fit[0]
     with Worker(arm, plan) as worker:
@@ -224,11 +236,13 @@ def clock(make: Make) -> Callable[[int, int], dict[str, Any]]:
 
 def ours(plan: dict[str, Any]) -> Make:
     """The labeler as it is."""
+    from rlaif_jax import axes
     from rlaif_jax.data.records import Pair, Prompt
     from rlaif_jax.labeling import preference
     from rlaif_jax.models import hf
 
-    lm = hf.load(plan['model'])
+    axes.ask_for_devices({'data': plan['devices']})
+    lm = hf.load(plan['model'], mesh=axes.make_mesh({'data': plan['devices']}))
     pairs = [Pair(Prompt(text, ''), first, second) for text, first, second in plan['pairs']]
 
     def make(count: int, batch: int) -> Callable[[], Shown]:
@@ -280,7 +294,7 @@ def theirs(plan: dict[str, Any], last: bool) -> Make:
 
 
 def prepare(
-    title: str, model: str, technique: str, pairs: int, batches: Any, sizes: Any, folder: str
+    title: str, model: str, technique: str, pairs: int, batches: Any, sizes: Any, devices: int, folder: str
 ) -> dict[str, Any]:
     """Write the model and the plan that all arms read, with every prompt as tokens; what the prompts consist of."""
     import micro
@@ -321,6 +335,7 @@ def prepare(
     prompt = len(preamble) + mean(rows)
     plan = {
         'model': f'{folder}/model', 'technique': technique, 'templates': templates, 'pad': lm.tokenizer.pad,
+        'devices': devices,
         'pairs': [(pair.prompt.text, pair.first, pair.second) for pair in made],
         'rows': [preamble + row for row in rows],
         'ways': [[way[0] for way, owner in zip(answers.ways, answers.owner_A) if owner == c] for c in range(2)],
