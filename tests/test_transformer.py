@@ -172,7 +172,7 @@ def test_attention_is_its_formula():
         close(out[b, t, n], weight @ v[b, seen[b, t], n // 2] / weight.sum())
 
 
-@pytest.mark.parametrize('T', [1, 63, 64, 65, 150, 300])
+@pytest.mark.parametrize('T', [1, 63, 64, 65, 150, 300, 600])
 def test_what_stands_later_is_left_out(T):
     """Attention in blocks is attention: whatever of the earlier slots a query may see, and of a prefix."""
     rng = np.random.default_rng(T)
