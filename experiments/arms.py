@@ -120,6 +120,7 @@ def start(cfg: Any) -> Supervised:
     return Supervised(
         policy=cfg.policy,
         fingerprint=hf.fingerprint(cfg.policy),
+        task=cfg.task,
         source=cfg.data.source,
         train=cfg.data.train,
         max_prompt=reinforced.max_prompt if reinforced else cfg.reward_model.max_prompt,

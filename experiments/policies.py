@@ -113,6 +113,7 @@ class SFT:
         return Supervised(
             policy=self.policy,
             fingerprint=hf.fingerprint(self.policy),
+            task=self.task,
             source=self.data.source,
             train=self.data.train,
             max_prompt=self.max_prompt,

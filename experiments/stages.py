@@ -22,7 +22,7 @@ from experiments.labeling import check_prompts, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation
 from rlaif_jax import checkpoint, log
-from rlaif_jax.config import dump
+from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
@@ -39,6 +39,7 @@ from rlaif_jax.training.reward_model import RewardModel
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
 Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
+SOME = 256  # prompts that a plan looks at
 
 
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class Supervised:
 
     policy: str
     fingerprint: str  # of the weights behind that name
+    task: str
     source: str
     train: int
     max_prompt: int
@@ -69,6 +71,7 @@ class Supervised:
     def stages(self, root: Path) -> list[Stage]:
         if self.sft is None:
             return []
+        self.referenced(loader.source(self.source, 'train', min(self.train, SOME), self.task))
         length = self.max_prompt + self.max_new_tokens
         return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length)]
 
@@ -81,7 +84,9 @@ class Supervised:
         cfg, note = self.sft, loader.note(self.source)
 
         def make(folder: Path) -> dict[str, Any]:
-            prompts = loader.source(self.source, 'train', self.train)
+            prompts = self.referenced(every := loader.source(self.source, 'train', self.train, self.task))
+            if lacking := len(every) - len(prompts):
+                log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
@@ -92,6 +97,17 @@ class Supervised:
 
         once(self.folder(root), self, make)
         return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+
+    def referenced(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The prompts that have a reference to imitate. Raises `Mistake` where none has."""
+        if loader.simulated(self.source):
+            return prompts
+        if not (found := [prompt for prompt in prompts if prompt.reference.strip()]):
+            raise Mistake(
+                f'{self.source}: SFT imitates references, and none of {len(prompts)} prompts has one (column '
+                '"completion"); sft=None starts from the policy as it is'
+            )
+        return found
 
     def encode(self, lm: LM, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
         """Tokens of prompts, and of their references: a space before and the end token behind."""

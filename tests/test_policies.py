@@ -331,6 +331,29 @@ def test_what_cannot_be_compared_is_said(policies, told, tmp_path):
         bind(find('compare')(MICRO), {'policies': policies}).stages(tmp_path)
 
 
+def test_sft_imitates_the_references_that_there_are(tmp_path):
+    """And none of them: not an empty one."""
+    said = lambda role, text: {'role': role, 'content': text}  # noqa: E731
+    rows = [{'prompt': [said('user', f'question {i}')], 'completion': [said('assistant', 'so')]} for i in range(4)]
+    lacking = [{'prompt': row['prompt'], 'completion': [said('assistant', ' ')]} for row in rows]
+    for name, found in (('all', rows), ('some', rows[:3] + lacking[3:]), ('none', lacking)):
+        (tmp_path / name).mkdir()
+        files.write_rows(tmp_path / name / 'train.jsonl', found)
+
+    def start(name):
+        changes = {'data.source': str(tmp_path / name), 'sft.steps': 1, 'evaluation.judge': 'micro_l'}
+        return arms.start(bind(find('helpful_direct')(MICRO), changes))
+
+    for name, count in (('all', 4), ('some', 3)):
+        stage = start(name)
+        found = stage.referenced(loader.source(stage.source, 'train', 9, stage.task))
+        assert [p.text for p in found] == [f'\n\nHuman: question {i}\n\nAssistant:' for i in range(count)]
+        assert [one.name for one in stage.stages(tmp_path)] == ['sft']
+    with pytest.raises(Mistake, match='none of 4 prompts has one .*sft=None'):
+        start('none').stages(tmp_path)
+    assert bind(start('none'), {'sft': None}).stages(tmp_path) == []
+
+
 def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
     files.write_rows(tmp_path / 'prompts.jsonl', [{'prompt': 'one'}, {'prompt': 'two'}])
     cfg = bind(

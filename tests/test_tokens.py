@@ -182,7 +182,9 @@ def test_batches_of_a_run_that_remembers_are_those_of_one_that_does_not(tokenize
     (tmp_path / 'posts').mkdir()
     files.write_rows(tmp_path / 'posts' / 'train.jsonl', rows)
     source = str(tmp_path / 'posts')
-    stage = stages.Supervised('', '', source, 40, max_prompt=200, max_new_tokens=12, sft=None, dtype='float32')
+    stage = stages.Supervised(
+        '', '', 'summarization', source, 40, max_prompt=200, max_new_tokens=12, sft=None, dtype='float32'
+    )
     prompts = loader.source(source, 'train', 40)
     assert '' in {prompt.reference.strip() for prompt in prompts}
 
