@@ -44,6 +44,7 @@ def save(number, frame):
 signal.signal(signal.SIGTERM, save)
 tell('begins')
 print('beta is', beta)
+print('cores', *sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [])
 if order('break'):
     raise ValueError('no luck')
 if order('interrupt'):
@@ -270,6 +271,19 @@ def test_runs_side_by_side_find_the_same_and_never_make_one_stage_at_once(stub, 
         event, seed = line.split(' ')[0], line[-1]
         assert (seed in open_seeds) == (event == 'ends'), 'two runs made the same SFT policy'
         open_seeds ^= {seed}
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='no cores to give on this system')
+@pytest.mark.parametrize('parallel', [1, 2, 10**4])
+def test_runs_side_by_side_share_the_cores(stub, folder, parallel):
+    arguments = [DIRECT, 'reinforce.beta=[0.0,0.25]', '--seed=[0,1]', f'--workdir={folder}']
+    assert sweep.main([*arguments, f'--parallel={parallel}'], stub) == 0
+    mine, given = os.sched_getaffinity(0), sweep.shares(parallel)
+    assert len(given) == parallel and sum(map(len, given)) == len(set().union(*given)) <= len(mine)
+    assert parallel > len(mine) or min(map(len, given)) == len(mine) // parallel
+    for point in planned(*arguments):
+        said = re.search(r'^cores (.*)$', (folder / point.name / sweep.OUTPUT).read_text(), re.MULTILINE)[1]
+        assert set(map(int, said.split())) in [share or mine for share in given]
 
 
 def sft_of(point: sweep.Point) -> Path:
