@@ -255,10 +255,10 @@ class Study:
         # Cells of one labeler are neighbours: it is loaded once.
         load = lru_cache(maxsize=1)(partial(hf.load, dtype=self.dtype, mesh=axes.make_mesh(asdict(self.mesh))))
         for name, labeler, cfg in self.cells():
-            before, start = len(store), time.monotonic()
+            before, start = store.added, time.monotonic()
             records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
             rows += [written(pair, labeler, cfg, record) for pair, record in zip(chosen[cfg.task], records)]
-            made, seconds = len(store) - before, time.monotonic() - start
+            made, seconds = store.added - before, time.monotonic() - start
             one = aligned(name, chosen[cfg.task], records, made=made, seconds=seconds)
             reports.append(one)
             published |= _published(name, labeler, cfg, self)

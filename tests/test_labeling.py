@@ -17,6 +17,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.prompts import Technique
+from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
 ROWS = [
@@ -142,6 +143,22 @@ def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
     assert (tmp_path / 'swap' / 'alignment.csv').read_text().count('\n') == 3
     assert run('--experiment=labeling_sizes', f'--workdir={tmp_path / "sizes"}', *few) == 0
     assert len(calls) == 24  # its cell was made by the other study
+
+
+def test_a_study_counts_its_own_labels_beside_another_process(tmp_path, labeler, monkeypatch):
+    """The other one adds a hundred to the same file while each cell is made."""
+    label_all, number = preference.label_all, iter(range(10**6))
+
+    def beside(name, cfg, pairs, store, **more):
+        Store(store.path).append({f'other {next(number)}': {'status': 'ok'} for _ in range(100)})
+        return label_all(name, cfg, pairs, store, **more)
+
+    monkeypatch.setattr(preference, 'label_all', beside)
+    few = ['pairs=12', 'label.batch=8', 'label.least_mass=0.0', f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
+    for name, hits in (('one', 0), ('again', 100)):
+        assert run('--experiment=labeling_swap', f'--workdir={tmp_path / name}', *few) == 0
+        (cell,) = json.loads((tmp_path / name / 'result.json').read_text())['cells'].values()
+        assert float(cell['cached %']) == hits
 
 
 def test_a_misspelt_technique_gets_the_nearest_right_one():

@@ -263,6 +263,15 @@ assert len(store) >= 120
 """
 
 
+def test_what_another_one_added_is_not_counted_as_added_here(path):
+    mine, other = Store(path), Store(path)
+    mine.append({'a': record(0), 'b': record(1)})
+    other.append({'b': record(1), 'c': record(2)})  # one of them is there already
+    mine.refresh()
+    mine.append({'c': record(2), 'd': record(3)})
+    assert (mine.added, other.added, len(mine), Store(path).added) == (3, 1, 4, 0)
+
+
 def test_processes_that_add_at_once_leave_every_key_once_and_every_line_whole(path):
     command = [sys.executable, '-c', APPEND]
     pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}

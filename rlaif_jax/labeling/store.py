@@ -62,6 +62,7 @@ class Store:
         self.path = Path(path)
         self._records: dict[str, Record] = {}
         self._bytes = self._lines = 0  # how far the file has been read
+        self.added = 0  # records that this process added, and not another one meanwhile
         self.refresh()
 
     def __len__(self) -> int:
@@ -92,6 +93,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
             self._read(file)  # so that memory holds what the file does
+            self.added += len(new)
 
     def refresh(self) -> None:
         """Reads what other processes added."""
