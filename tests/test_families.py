@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.models import families, heads, hf, transformer
+from rlaif_jax.models import families, heads, hf, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Rope
 
@@ -49,7 +49,7 @@ def ours(checkpoint):
     def make(case):
         if case not in made:
             cfg = hf.read_config(checkpoint(case))
-            params = hf.read_params(checkpoint(case), cfg, axes.make_mesh())
+            params = stored.read_params(checkpoint(case), cfg, axes.make_mesh())
             made[case] = cfg, params, *map(np.asarray, both(cfg, params, TOKEN_BT, VALID_BT))
         return made[case]
 
@@ -129,7 +129,7 @@ def same(a, b):
 
 def read(folder, **more):
     cfg = hf.read_config(folder)
-    return cfg, hf.read_params(folder, cfg, axes.make_mesh(), **more)
+    return cfg, stored.read_params(folder, cfg, axes.make_mesh(), **more)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -148,7 +148,7 @@ def test_files_go_out_as_they_came_in(checkpoint, micro_tokenizer, tmp_path, cas
 @pytest.mark.parametrize('case', CASES)
 def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
     _, whole = read(checkpoint(case))
-    monkeypatch.setattr(hf, 'TILE', (11, 5))  # which divide nothing
+    monkeypatch.setattr(stored, 'TILE', (11, 5))  # which divide nothing
     same(read(checkpoint(case))[1], whole)
 
 
@@ -157,7 +157,7 @@ def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, case)
     """Of fused tensors too, and they are fused again."""
     mesh = axes.make_mesh({'fsdp': 2, 'tensor': 2})
     cfg, params = read(checkpoint(case))
-    placed = hf.read_params(checkpoint(case), cfg, mesh)
+    placed = stored.read_params(checkpoint(case), cfg, mesh)
     same(placed, params)
     hf.save(LM(cfg, placed, micro_tokenizer, case), tmp_path / 'out', shard_bytes=2000)
     same(tensors(tmp_path / 'out'), tensors(checkpoint(case)))

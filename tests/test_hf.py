@@ -18,7 +18,7 @@ import rlaif_jax
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
 from rlaif_jax.generation import generate, sample
-from rlaif_jax.models import hf, presets
+from rlaif_jax.models import hf, presets, stored
 from rlaif_jax.models.hf import LM, load, save
 from rlaif_jax.models.transformer import Config, Rope
 
@@ -147,9 +147,9 @@ def test_each_device_gets_its_slice(lm, saved, tmp_path, sizes):
 @pytest.mark.parametrize('piece', [1, 1000])
 def test_the_host_holds_a_piece_at_a_time(lm, saved, monkeypatch, sizes, piece):
     """On the way to an accelerator; a piece is a row of the first axis at least."""
-    held, pages, mesh = [], hf._pages, axes.make_mesh(sizes)
-    monkeypatch.setattr(hf, '_piece', lambda device: piece)
-    monkeypatch.setattr(hf, '_pages', lambda shape, pool: held.append(shape) or pages(shape, pool))
+    held, pages, mesh = [], stored._pages, axes.make_mesh(sizes)
+    monkeypatch.setattr(stored, '_piece', lambda device: piece)
+    monkeypatch.setattr(stored, '_pages', lambda shape, pool: held.append(shape) or pages(shape, pool))
     again = load(saved, mesh=mesh)
     same(again.params, lm.params)
     assert all(4 * np.prod(shape) <= piece or shape[0] == 1 for shape in held)
@@ -159,8 +159,8 @@ def test_the_host_holds_a_piece_at_a_time(lm, saved, monkeypatch, sizes, piece):
 
 
 def test_what_devices_share_is_read_once(saved, monkeypatch):
-    held, pages = [], hf._pages
-    monkeypatch.setattr(hf, '_pages', lambda shape, pool: held.append(np.prod(shape)) or pages(shape, pool))
+    held, pages = [], stored._pages
+    monkeypatch.setattr(stored, '_pages', lambda shape, pool: held.append(np.prod(shape)) or pages(shape, pool))
     params = load(saved, mesh=axes.make_mesh({'data': 4, 'fsdp': 2})).params
     assert sum(held) == sum(x.size for x in params.values())
 

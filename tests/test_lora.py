@@ -17,7 +17,7 @@ from test_reward_model import TOY, toy_pairs
 from experiments import plan
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.models import hf, lora, transformer
+from rlaif_jax.models import hf, lora, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training import state as training
@@ -49,7 +49,7 @@ def base(tmp_path_factory, micro_tokenizer):
         known, folder = small.golden(case), tmp_path_factory.mktemp('base') / case
         small.write(folder, known['config'], known['shapes'])
         cfg = hf.read_config(folder)
-        return LM(cfg, hf.read_params(folder, cfg, axes.make_mesh()), micro_tokenizer, str(folder))
+        return LM(cfg, stored.read_params(folder, cfg, axes.make_mesh()), micro_tokenizer, str(folder))
 
     return make
 
@@ -83,7 +83,7 @@ def test_adapters_begin_as_nothing_and_merged_they_say_the_same(base, tmp_path, 
     hf.save(changed, tmp_path / 'out')
     assert hf.read_config(tmp_path / 'out') == lm.config
     jax.tree.map(
-        np.testing.assert_array_equal, hf.read_params(tmp_path / 'out', lm.config, axes.make_mesh()), merged.params
+        np.testing.assert_array_equal, stored.read_params(tmp_path / 'out', lm.config, axes.make_mesh()), merged.params
     )
 
 

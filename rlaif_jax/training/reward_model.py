@@ -27,7 +27,7 @@ from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
-from rlaif_jax.models import heads, hf, lora, transformer
+from rlaif_jax.models import heads, hf, lora, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer, pad_right
@@ -494,7 +494,7 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     """
     folder = resolve(path_or_hub_id)
     config, tokenizer = replace(hf.read_config(folder, dtype=dtype), tied=True), Tokenizer.load(folder)
-    trunk = hf.read_params(folder, config, mesh or axes.make_mesh(), score=True)
+    trunk = stored.read_params(folder, config, mesh or axes.make_mesh(), score=True)
     head = heads.scalar_head(config.width) | {'head_D': trunk.pop('score_D')}
     return RewardModel(config, {'trunk': trunk, 'head': head}, tokenizer, str(path_or_hub_id))
 

@@ -1,0 +1,266 @@
+"""Parameters out of safetensors files: `read_params` makes each of the tensors it is stored in, by slices onto the mesh.
+
+Files are mapped, and read tile by tile in threads: what no device asks for is never read, and the host holds little
+besides what it hands over. What tensors are called, and how parameters lie in them, is the families' to know
+(`families.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors
+from jax.sharding import Mesh
+
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake
+from rlaif_jax.models import families
+from rlaif_jax.models.families import Slot
+from rlaif_jax.models.transformer import Config, Params
+
+SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
+FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
+TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
+CHUNK, POPULATE_WRITE = 2**22, 23  # bytes of memory that Linux is asked for at a time, and how (since 5.14)
+PIECE = 2**27  # bytes of a parameter that the host holds at a time on their way to an accelerator
+
+
+class Stored(NamedTuple):
+    """A tensor in a safetensors file, mapped: what is never asked for is never read."""
+
+    kind: str  # of its numbers, in the format's words
+    shape: tuple[int, ...]
+    data: np.ndarray  # its bytes
+
+    @property
+    def array(self) -> np.ndarray:
+        return self.data.view(FLOATS[self.kind]).reshape(self.shape)
+
+
+def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str, Stored]:
+    """tensor name -> where it lies, of a checkpoint that holds exactly what its config.json asks for, and with `score` the
+    head of a reward model. Raises `Mistake` where it does not; only the files' headers are read.
+    """
+    files, family = _open(folder), families.of(cfg)
+    stored = {
+        slot.name.format(i): shape_of(slot, cfg.sizes)
+        for slot in families.slots_of(cfg).values()
+        for i in range(cfg.layers if '{}' in slot.name else 1)
+    }
+    if score:
+        stored[SCORE] = (1, cfg.width)
+    if missing := sorted(set(stored) - set(files)):
+        raise Mistake(
+            f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
+        )
+    known_extra = {family.slots['unembed_DV'].name} if cfg.tied else set()  # some writers store a tied head twice
+    if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith(family.ignored)):
+        raise Mistake(
+            f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
+            f'first {extra[0]}'
+        )
+    for name, shape in stored.items():
+        kind, found, _ = files[name]
+        if found != shape:
+            raise Mistake(f'{folder}: {name} has shape {found}; its config.json says {shape}')
+        if kind not in FLOATS:
+            raise Mistake(f'{folder}: {name} holds {kind}, not floats; quantized checkpoints are not read')
+    return files
+
+
+def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -> Params:
+    """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head
+    of a reward model. Raises `Mistake` before anything large is read, or for a tensor that holds NaN or infinity.
+    """
+    files = find_tensors(folder, cfg, score=score)
+    params: Params = {}
+    if score:
+        score_D = files[SCORE].array[0].astype(np.float32)
+        _check_finite(score_D, folder, SCORE)
+        params |= axes.place({'score_D': score_D}, mesh)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for ours, slot in families.slots_of(cfg).items():
+            letters = axes.letters(ours)
+            shape = tuple(cfg.sizes[c] for c in letters)
+            sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
+            params[ours] = _assemble(shape, sharding, partial(_read, folder, files, slot, letters, cfg.sizes, pool))
+    return params
+
+
+def _assemble(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[..., np.ndarray]) -> jax.Array:
+    """The array of which `read(*spans)` gives the part within these spans, one an axis.
+
+    What two devices share is read once. A device's part grows on it by pieces along its first axis, so that the host
+    holds one piece at a time.
+    """
+    owners: dict[tuple[range, ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        owners.setdefault(tuple(range(n)[cut] for n, cut in zip(shape, index)), []).append(device)
+    parts: list[jax.Array] = []
+    for (first, *rest), devices in owners.items():
+        shape_here = (len(first), *map(len, rest))
+        rows = max(1, _piece(devices[0]) // (4 * math.prod(shape_here[1:])))
+        grown: list[jax.Array] = []
+        for start in range(0, len(first), rows):
+            host = read(first[start : start + rows], *rest)
+            pieces = [jax.device_put(host, device) for device in devices]
+            if host.shape == shape_here:
+                grown = pieces
+            else:
+                grown = grown or [jax.numpy.zeros(shape_here, device=device) for device in devices]
+                grown = [_write(x, piece, start) for x, piece in zip(grown, pieces)]
+            jax.block_until_ready(grown)
+        parts += grown
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _piece(device: jax.Device) -> int:
+    """Bytes of a parameter that the host holds on their way to the device: all, where they are on it already."""
+    return sys.maxsize if device.platform == 'cpu' else PIECE
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(whole: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, 0)
+
+
+Sizes = Mapping[str, int]  # of each letter
+
+
+def _size(axes: str, sizes: Sizes) -> int:
+    """Of axes flattened to one; a digit is its own size."""
+    return math.prod(int(c) if c.isdigit() else sizes[c] for c in axes)
+
+
+def shape_of(slot: Slot, sizes: Sizes) -> tuple[int, ...]:
+    """Of the tensor that the slot is in."""
+    return tuple(sum(_size(part, sizes) for part in group.split('+')) for group in slot.layout.split())
+
+
+def order_of(slot: Slot) -> str:
+    """The axes of the slot's own part of its tensor, flattened or not."""
+    return ''.join(group.split('+')[slot.part] if '+' in group else group for group in slot.layout.split())
+
+
+def _read(
+    folder: Path,
+    files: Mapping[str, Stored],
+    slot: Slot,
+    letters: str,
+    sizes: Sizes,
+    pool: ThreadPoolExecutor,
+    *spans: range,
+) -> np.ndarray:
+    """The part of a parameter within these spans, one a letter."""
+    span = dict(zip(letters, spans))
+    out = _pages([len(cut) for cut in spans], pool)
+    order = order_of(slot)
+    kept = [c for c in order if not c.isdigit()]
+
+    def copy(tile: Mapping[str, range]) -> None:
+        name = slot.name.format(tile['L'].start if 'L' in tile else '')
+        cuts = []
+        for group in slot.layout.split():
+            *before, own = group.split('+')[: slot.part + 1]
+            start, rest = sum(_size(part, sizes) for part in before), _size(own[1:], sizes)
+            cuts.append(slice(start + tile[own[0]].start * rest, start + tile[own[0]].stop * rest))
+        stored = files[name].array[tuple(cuts)].reshape([int(c) if c.isdigit() else len(tile[c]) for c in order])
+        stored = stored[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
+        # Rows that are powers of two apart would fall on the same few lines of the cache.
+        wide = np.empty([*stored.shape[:-1], stored.shape[-1] + 16], np.float32)[..., :-16]
+        wide[...] = stored
+        _check_finite(wide, folder, name)
+        at = tuple(slice(tile[c].start - span[c].start, tile[c].stop - span[c].start) for c in letters)
+        out[at] = wide.transpose([kept.index(c) for c in letters if c != 'L'])
+
+    for _ in pool.map(copy, _tiles(slot, span, sizes)):
+        pass
+    return out
+
+
+def _tiles(slot: Slot, span: Mapping[str, range], sizes: Sizes) -> Iterator[Mapping[str, range]]:
+    """What to read at a time: of one layer, a tile of the file's matrix."""
+    steps = {'L': 1}
+    for group, most in zip(slot.layout.split(), TILE):
+        # Of what is flattened together only the first letter is ever cut.
+        *_, own = group.split('+')[: slot.part + 1]
+        steps[own[0]] = max(1, most // _size(own[1:], sizes))
+    cuts = {c: [span[c][i : i + n] for i in range(0, len(span[c]), n)] for c, n in steps.items() if c in span}
+    for ranges in itertools.product(*cuts.values()):
+        yield {**span, **dict(zip(cuts, ranges))}
+
+
+def _pages(shape: list[int], pool: ThreadPoolExecutor) -> np.ndarray:
+    """An empty array in pages of its own: where it begins, a CPU device takes it as it is, and copies nothing."""
+    pages = mmap.mmap(-1, 4 * math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def populate(start: int) -> None:
+        with contextlib.suppress(OSError, ValueError):  # of systems that give a page when it is first written
+            pages.madvise(POPULATE_WRITE, start, min(CHUNK, len(pages) - start))
+
+    for _ in pool.map(populate, range(0, len(pages), CHUNK)):
+        pass
+    return np.frombuffer(pages, np.float32).reshape(shape)
+
+
+def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:
+    """Raises `Mistake` where a number is NaN or infinite. Nearly always the sum, which is quick, tells that none is."""
+    total = np.einsum('ij->', array.reshape(-1, array.shape[-1]))
+    if not np.isfinite(total) and not np.isfinite(array).all():
+        raise Mistake(f'{folder}: {name} holds NaN or infinity; the checkpoint is spoilt')
+
+
+def _open(folder: Path) -> dict[str, Stored]:
+    """tensor name -> where it lies, for a single file or a sharded checkpoint with its index."""
+    index, single = folder / 'model.safetensors.index.json', folder / 'model.safetensors'
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again') from None
+    elif single.exists():
+        names = [single.name]
+    elif pickles := sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in folder.glob(pattern)):
+        raise Mistake(
+            f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it '
+            'once with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)'
+        )
+    else:
+        raise Mistake(f'{folder}: no model.safetensors here (nor model.safetensors.index.json)')
+    files = {}
+    for name in names:
+        try:
+            safetensors.safe_open(folder / name, framework='numpy')  # checks the header, and the length of the file
+        except FileNotFoundError:
+            raise Mistake(f'{folder}: {name} is named in the index but is not here; fetch it again') from None
+        except safetensors.SafetensorError as error:
+            raise Mistake(f'{folder / name}: not a whole safetensors file ({error}); fetch it again') from None
+        files |= _map(folder / name)
+    return files
+
+
+def _map(path: Path) -> dict[str, Stored]:
+    """tensor name -> where it lies in a safetensors file: eight bytes that say how long the header is, the header as
+    JSON, the numbers.
+    """
+    data = np.memmap(path, np.uint8, 'r').view(np.ndarray)
+    begin = 8 + int.from_bytes(data[:8].tobytes(), 'little')
+    header = json.loads(data[8:begin].tobytes())
+    header.pop('__metadata__', None)
+    return {
+        name: Stored(tensor['dtype'], tuple(tensor['shape']), data[begin:][slice(*tensor['data_offsets'])])
+        for name, tensor in header.items()
+    }
