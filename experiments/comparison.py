@@ -116,7 +116,7 @@ class Compare:
         mesh, cfg, asked = axes.make_mesh(asdict(self.mesh)), self.evaluation, self.asked()
         (prompts, shortened), written = self.fitted(asked), {}
         for name, path in self.named().items():
-            lm = hf.load(path, dtype=self.dtype, mesh=mesh)
+            lm = hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True)
             written[name] = stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
         judge = None if self.rankings else stages.make_judge(cfg, self.task, self.dtype, mesh)
         folders = {name: Path(path).parent for name, path in self.named().items()}
@@ -229,7 +229,7 @@ def harmless_rates(
     judge = harmless.oracle()
     if not simulated:
         mesh: DeviceMesh = axes.make_mesh(asdict(cfg.mesh))
-        lm = hf.load(cfg.evaluation.judge, dtype=cfg.dtype, mesh=mesh)
+        lm = hf.load(cfg.evaluation.judge, dtype=cfg.dtype, mesh=mesh, frozen=True)
         asked = direct.Config(task='harmless', batch=cfg.evaluation.batch)
         judge = harmless.from_probability(direct.make_harm_judge(lm, asked, mesh))
     votes = {name: (responses, judge(prompts, responses)) for name, responses in written.items()}

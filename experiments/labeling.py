@@ -253,7 +253,9 @@ class Study:
         }
         reports, published, rows = [], {}, []
         # Cells of one labeler are neighbours: it is loaded once.
-        load = lru_cache(maxsize=1)(partial(hf.load, dtype=self.dtype, mesh=axes.make_mesh(asdict(self.mesh))))
+        load = lru_cache(maxsize=1)(
+            partial(hf.load, dtype=self.dtype, mesh=axes.make_mesh(asdict(self.mesh)), frozen=True)
+        )
         for name, labeler, cfg in self.cells():
             before, start = store.added, time.monotonic()
             records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)

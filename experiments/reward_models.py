@@ -140,7 +140,8 @@ class FromFile:
         mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
         every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
         held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
-        cfg, start = self.reward_model, hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+        cfg = self.reward_model
+        start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh)
         scorer = reward_model.make_scorer(

@@ -78,16 +78,17 @@ class Supervised:
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'sft', self)
 
-    def run(self, root: Path, mesh: DeviceMesh) -> LM:
+    def run(self, root: Path, mesh: DeviceMesh, frozen: bool = False) -> LM:
+        """`frozen`: whoever goes on from here trains none of its parameters, but adapters."""
         if self.sft is None:
-            return hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+            return hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=frozen)
         cfg, note = self.sft, loader.note(self.source)
 
         def make(folder: Path) -> dict[str, Any]:
             prompts = self.referenced(every := loader.source(self.source, 'train', self.train, self.task))
             if lacking := len(every) - len(prompts):
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
-            lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh)
+            lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
@@ -198,7 +199,8 @@ class Rewarded:
         """`sampled` makes the pairs to label where policies write them."""
 
         def make(folder: Path) -> dict[str, Any]:
-            start = (replace(self.start, sft=None) if self.from_base else self.start).run(root, mesh)
+            frozen = bool(self.reward_model.lora.rank)
+            start = (replace(self.start, sft=None) if self.from_base else self.start).run(root, mesh, frozen)
             votes = loader.pairs(self.source, self.task, 'train', self.human)
             labels = self.ai.run(root, mesh, sampled) if self.ai else []
             held_out = loader.pairs(self.source, self.task, 'validation', self.held_out)
@@ -211,7 +213,7 @@ class Rewarded:
             return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
 
         once(self.folder(root), self, make)
-        return reward_model.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+        return reward_model.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh, frozen=True)
 
     def scorer(self, trained: RewardModel, mesh: DeviceMesh) -> reward_model.Scorer:
         cfg = self.reward_model
@@ -260,11 +262,12 @@ class Optimised:
             )
             count = cfg.steps * cfg.batch // cfg.samples
             known = lambda model: remembering(model, train, lambda p: ([p.text], []), self.source, count)  # noqa: E731
-            start = known(self.start.run(root, mesh))
+            start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
             if self.rewarded:
                 scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
             else:
-                scorer = direct.make_scorer(hf.load(self.labeler, dtype=self.dtype, mesh=mesh), self.rating, mesh)
+                labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
+                scorer = direct.make_scorer(labeler, self.rating, mesh)
             train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
@@ -276,7 +279,7 @@ class Optimised:
             return {'export': 'export'} | told | self.select(folder, start, validation, mesh)
 
         once(self.folder(root), self, make)
-        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh, frozen=True)
 
     def select(self, folder: Path, start: LM, prompts: list[Prompt], mesh: DeviceMesh) -> dict[str, Any]:
         """The paper's choice among checkpoints (App. G): those of the highest validation reward, each judged against SFT
@@ -290,7 +293,7 @@ class Optimised:
         write = lambda lm: respond(lm, prompts, cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)  # noqa: E731
         theirs, rates = write(start), {}
         for step in reinforce.candidates(folder):
-            ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh))
+            ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True))
             rates[step] = win_rate.compare(prompts, ours, theirs, judge).raw
             log.say(
                 f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
@@ -373,7 +376,7 @@ def make_judge(cfg: Evaluation, task: str, dtype: str, mesh: DeviceMesh) -> win_
     if cfg.judge == 'oracle':
         return win_rate.oracle()
     asked = preference.Config(task=task, technique='base_0shot', batch=cfg.batch)
-    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh), asked, mesh)
+    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh, frozen=True), asked, mesh)
     return win_rate.from_labels(
         lambda prompts, firsts, seconds: labeler(list(map(Pair, prompts, firsts, seconds))), rule=cfg.rule
     )

@@ -152,6 +152,25 @@ def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
     same(read(checkpoint(case))[1], whole)
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_what_nobody_trains_stays_bfloat16_and_computes_the_same(checkpoint, micro_tokenizer, tmp_path, case):
+    cfg, params = read(checkpoint(case))
+    hf.save(LM(cfg, params, micro_tokenizer, case), tmp_path / 'half', dtype='bfloat16')
+    rough = dataclasses.replace(cfg, dtype='bfloat16')
+    found = {
+        frozen: stored.read_params(tmp_path / 'half', rough, axes.make_mesh(), frozen=frozen)
+        for frozen in (False, True)
+    }
+    kept = {name for name, x in found[True].items() if x.dtype == jnp.bfloat16}
+    assert kept == stored.MATRICES & set(params) and {x.dtype for x in found[False].values()} == {jnp.dtype('float32')}
+    same(found[True], found[False])
+    same(*(dict(enumerate(both(rough, found[frozen], TOKEN_BT, VALID_BT))) for frozen in (True, False)))
+    # Products in float32, or a file in float32: nothing to keep.
+    for folder, as_read in ((tmp_path / 'half', cfg), (checkpoint(case), rough)):
+        more = stored.read_params(folder, as_read, axes.make_mesh(), frozen=True)
+        assert {x.dtype for x in more.values()} == {jnp.dtype('float32')}
+
+
 @pytest.mark.parametrize('case', ['pythia', 'phi3', 'gemma3'])
 def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, case):
     """Of fused tensors too, and they are fused again."""

@@ -149,7 +149,7 @@ def test_the_host_holds_a_piece_at_a_time(lm, saved, monkeypatch, sizes, piece):
     """On the way to an accelerator; a piece is a row of the first axis at least."""
     held, pages, mesh = [], stored._pages, axes.make_mesh(sizes)
     monkeypatch.setattr(stored, '_piece', lambda device: piece)
-    monkeypatch.setattr(stored, '_pages', lambda shape, pool: held.append(shape) or pages(shape, pool))
+    monkeypatch.setattr(stored, '_pages', lambda shape, *more: held.append(shape) or pages(shape, *more))
     again = load(saved, mesh=mesh)
     same(again.params, lm.params)
     assert all(4 * np.prod(shape) <= piece or shape[0] == 1 for shape in held)
@@ -160,7 +160,7 @@ def test_the_host_holds_a_piece_at_a_time(lm, saved, monkeypatch, sizes, piece):
 
 def test_what_devices_share_is_read_once(saved, monkeypatch):
     held, pages = [], stored._pages
-    monkeypatch.setattr(stored, '_pages', lambda shape, pool: held.append(np.prod(shape)) or pages(shape, pool))
+    monkeypatch.setattr(stored, '_pages', lambda shape, *more: held.append(np.prod(shape)) or pages(shape, *more))
     params = load(saved, mesh=axes.make_mesh({'data': 4, 'fsdp': 2})).params
     assert sum(held) == sum(x.size for x in params.values())
 
@@ -181,6 +181,10 @@ def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
     assert {x.dtype.name for x in tensors(tmp_path / 'out').values()} == {'bfloat16'}
     same(load(tmp_path / 'out').params, rounded)
     assert load(tmp_path / 'out', dtype='bfloat16').config.dtype == 'bfloat16'
+    frozen = load(tmp_path / 'out', dtype='bfloat16', mesh=axes.make_mesh({'data': 2, 'fsdp': 2}), frozen=True)
+    assert frozen.params['query_LDNH'].dtype == jnp.bfloat16
+    save(frozen, tmp_path / 'again', dtype='bfloat16')
+    same(tensors(tmp_path / 'again'), tensors(tmp_path / 'out'))
 
 
 @pytest.mark.parametrize(

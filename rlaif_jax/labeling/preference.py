@@ -262,7 +262,7 @@ def label_all(
     limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
     provenance = hf.fingerprint(folder), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
     keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
-    load = load or partial(hf.load, dtype=dtype, mesh=mesh)
+    load = load or partial(hf.load, dtype=dtype, mesh=mesh, frozen=True)
     labeler = cache(lambda: make_labeler(load(folder), cfg, mesh))
 
     def make(indices: list[int]) -> list[Record]:

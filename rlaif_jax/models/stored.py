@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
-from rlaif_jax.models import families
+from rlaif_jax.models import families, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.transformer import Config, Params
 
@@ -35,6 +35,7 @@ SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequenc
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
 TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
 CHUNK, POPULATE_WRITE = 2**22, 23  # bytes of memory that Linux is asked for at a time, and how (since 5.14)
+MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 PIECE = 2**27  # bytes of a parameter that the host holds at a time on their way to an accelerator
 
 
@@ -81,9 +82,12 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     return files
 
 
-def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -> Params:
+def read_params(folder: Path, cfg: Config, mesh: Mesh, *, frozen: bool = False, score: bool = False) -> Params:
     """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head
     of a reward model. Raises `Mistake` before anything large is read, or for a tensor that holds NaN or infinity.
+
+    With `frozen`, for parameters that nobody trains, matrices that the file holds in bfloat16 stay so where products are
+    in bfloat16: the same numbers come out of half the memory.
     """
     files = find_tensors(folder, cfg, score=score)
     params: Params = {}
@@ -96,11 +100,17 @@ def read_params(folder: Path, cfg: Config, mesh: Mesh, *, score: bool = False) -
             letters = axes.letters(ours)
             shape = tuple(cfg.sizes[c] for c in letters)
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
-            params[ours] = _assemble(shape, sharding, partial(_read, folder, files, slot, letters, cfg.sizes, pool))
+            kinds = {files[slot.name.format(i)].kind for i in range(cfg.layers if '{}' in slot.name else 1)}
+            stays = frozen and ours in MATRICES and cfg.dtype == 'bfloat16' and kinds == {'BF16'}
+            dtype = np.dtype(FLOATS['BF16' if stays else 'F32'])
+            read = partial(_read, folder, files, slot, letters, cfg.sizes, pool, dtype)
+            params[ours] = _assemble(shape, dtype, sharding, read)
     return params
 
 
-def _assemble(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Callable[..., np.ndarray]) -> jax.Array:
+def _assemble(
+    shape: tuple[int, ...], dtype: np.dtype, sharding: jax.sharding.Sharding, read: Callable[..., np.ndarray]
+) -> jax.Array:
     """The array of which `read(*spans)` gives the part within these spans, one an axis.
 
     What two devices share is read once. A device's part grows on it by pieces along its first axis, so that the host
@@ -112,7 +122,7 @@ def _assemble(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Cal
     parts: list[jax.Array] = []
     for (first, *rest), devices in owners.items():
         shape_here = (len(first), *map(len, rest))
-        rows = max(1, _piece(devices[0]) // (4 * math.prod(shape_here[1:])))
+        rows = max(1, _piece(devices[0]) // (dtype.itemsize * math.prod(shape_here[1:])))
         grown: list[jax.Array] = []
         for start in range(0, len(first), rows):
             host = read(first[start : start + rows], *rest)
@@ -120,7 +130,7 @@ def _assemble(shape: tuple[int, ...], sharding: jax.sharding.Sharding, read: Cal
             if host.shape == shape_here:
                 grown = pieces
             else:
-                grown = grown or [jax.numpy.zeros(shape_here, device=device) for device in devices]
+                grown = grown or [jax.numpy.zeros(shape_here, dtype, device=device) for device in devices]
                 grown = [_write(x, piece, start) for x, piece in zip(grown, pieces)]
             jax.block_until_ready(grown)
         parts += grown
@@ -162,11 +172,12 @@ def _read(
     letters: str,
     sizes: Sizes,
     pool: ThreadPoolExecutor,
+    dtype: np.dtype,
     *spans: range,
 ) -> np.ndarray:
     """The part of a parameter within these spans, one a letter."""
     span = dict(zip(letters, spans))
-    out = _pages([len(cut) for cut in spans], pool)
+    out = _pages([len(cut) for cut in spans], dtype, pool)
     order = order_of(slot)
     kept = [c for c in order if not c.isdigit()]
 
@@ -203,9 +214,9 @@ def _tiles(slot: Slot, span: Mapping[str, range], sizes: Sizes) -> Iterator[Mapp
         yield {**span, **dict(zip(cuts, ranges))}
 
 
-def _pages(shape: list[int], pool: ThreadPoolExecutor) -> np.ndarray:
+def _pages(shape: list[int], dtype: np.dtype, pool: ThreadPoolExecutor) -> np.ndarray:
     """An empty array in pages of its own: where it begins, a CPU device takes it as it is, and copies nothing."""
-    pages = mmap.mmap(-1, 4 * math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages = mmap.mmap(-1, dtype.itemsize * math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def populate(start: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # of systems that give a page when it is first written
@@ -213,7 +224,7 @@ def _pages(shape: list[int], pool: ThreadPoolExecutor) -> np.ndarray:
 
     for _ in pool.map(populate, range(0, len(pages), CHUNK)):
         pass
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:

@@ -488,13 +488,16 @@ def save(reward_model: RewardModel, folder: str | Path, *, about: str = '') -> N
     hf.save(lm, folder, about=about or f'A copy of the reward model `{reward_model.name}`. {_READ}')
 
 
-def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) -> RewardModel:
+def load(
+    path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False
+) -> RewardModel:
     """Read what `save` writes, or another model for sequence classification with one label, onto the mesh (default: the
-    first device). Raises `Mistake` as `hf.load` does, also for a language model, which has no score.
+    first device); `frozen` as in `hf.load`. Raises `Mistake` as `hf.load` does, also for a language model, which has no
+    score.
     """
     folder = resolve(path_or_hub_id)
     config, tokenizer = replace(hf.read_config(folder, dtype=dtype), tied=True), Tokenizer.load(folder)
-    trunk = stored.read_params(folder, config, mesh or axes.make_mesh(), score=True)
+    trunk = stored.read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, score=True)
     head = heads.scalar_head(config.width) | {'head_D': trunk.pop('score_D')}
     return RewardModel(config, {'trunk': trunk, 'head': head}, tokenizer, str(path_or_hub_id))
 
