@@ -7,7 +7,6 @@ besides what it hands over. What tensors are called, and how parameters lie in t
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -34,7 +33,6 @@ from rlaif_jax.models.transformer import Config, Params
 SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
 TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
-CHUNK, POPULATE_WRITE = 2**22, 23  # bytes of memory that Linux is asked for at a time, and how (since 5.14)
 MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 PIECE = 2**27  # bytes of a parameter that the host holds at a time on their way to an accelerator
 
@@ -177,7 +175,7 @@ def _read(
 ) -> np.ndarray:
     """The part of a parameter within these spans, one a letter."""
     span = dict(zip(letters, spans))
-    out = _pages([len(cut) for cut in spans], dtype, pool)
+    out = _pages([len(cut) for cut in spans], dtype)
     order = order_of(slot)
     kept = [c for c in order if not c.isdigit()]
 
@@ -214,16 +212,9 @@ def _tiles(slot: Slot, span: Mapping[str, range], sizes: Sizes) -> Iterator[Mapp
         yield {**span, **dict(zip(cuts, ranges))}
 
 
-def _pages(shape: list[int], dtype: np.dtype, pool: ThreadPoolExecutor) -> np.ndarray:
+def _pages(shape: list[int], dtype: np.dtype) -> np.ndarray:
     """An empty array in pages of its own: where it begins, a CPU device takes it as it is, and copies nothing."""
     pages = mmap.mmap(-1, dtype.itemsize * math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-
-    def populate(start: int) -> None:
-        with contextlib.suppress(OSError, ValueError):  # of systems that give a page when it is first written
-            pages.madvise(POPULATE_WRITE, start, min(CHUNK, len(pages) - start))
-
-    for _ in pool.map(populate, range(0, len(pages), CHUNK)):
-        pass
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
