@@ -164,7 +164,8 @@ def test_what_nobody_trains_stays_bfloat16_and_computes_the_same(checkpoint, mic
     kept = {name for name, x in found[True].items() if x.dtype == jnp.bfloat16}
     assert kept == stored.MATRICES & set(params) and {x.dtype for x in found[False].values()} == {jnp.dtype('float32')}
     same(found[True], found[False])
-    same(*(dict(enumerate(both(rough, found[frozen], TOKEN_BT, VALID_BT))) for frozen in (True, False)))
+    if case in ('gemma2', 'pythia', 'qwen3'):  # norms with an offset, biases, norms of heads
+        same(*(dict(enumerate(both(rough, found[frozen], TOKEN_BT, VALID_BT))) for frozen in (True, False)))
     # Products in float32, or a file in float32: nothing to keep.
     for folder, as_read in ((tmp_path / 'half', cfg), (checkpoint(case), rough)):
         more = stored.read_params(folder, as_read, axes.make_mesh(), frozen=True)

@@ -127,8 +127,8 @@ def test_a_sweep_stands_beside_its_experiment_and_is_crossed_with_lists(monkeypa
 
 
 def test_every_sweep_binds_to_an_experiment_beside_it():
-    for experiment in experiments.experiments().values():
-        beside = vars(sys.modules[experiment.__module__])
+    for module in {experiment.__module__ for experiment in experiments.experiments().values()}:
+        beside = vars(sys.modules[module])
         for name in [name.removeprefix('sweep_') for name in beside if name.startswith('sweep_')]:
             fits = []
             for other in beside['__all__']:
