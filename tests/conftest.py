@@ -37,11 +37,14 @@ def programs(tmp_path_factory):
     """
     from jax.experimental.compilation_cache import compilation_cache
 
+    from launch.run import start_jax
+
     names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
     before = {name: getattr(jax.config, name) for name in names}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
         compilation_cache.reset_cache()
+        start_jax()
         yield
     for name, value in before.items():
         jax.config.update(name, value)

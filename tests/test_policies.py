@@ -26,6 +26,7 @@ from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model
 
 MICRO = scale('micro')
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 def at(cfg, root: Path) -> dict[str, list[Path]]:
@@ -194,9 +195,6 @@ def test_who_needs_a_stage_that_is_being_made_waits_and_finds_it(tmp_path, capsy
         results = list(both.map(lambda _: stages.once(tmp_path / 'sft-0', MICRO.sft, make), range(2)))
     assert len(made) == 1 and results == [{'figure': 1}] * 2
     assert 'waiting for it' in capsys.readouterr().out
-
-
-# Runs of tiny models
 
 
 # Runs of tiny models
