@@ -316,8 +316,7 @@ def startable(waiting: Iterable[Point], running: Iterable[Point]) -> Point | Non
 def shares(parallel: int) -> list[set[int]]:
     """Cores for each of so many runs; empty sets, all cores for all, where there are fewer cores than runs.
 
-    Runs that each want every core wait for each other: two side by side on two cores take 1.2 times as long as one that has
-    both, without shares about twice as long.
+    One run alone does not keep them busy: two side by side, a core each, take 1.2 times as long as one that has both.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     size = len(cores) // parallel

@@ -6,6 +6,7 @@ letters to mesh axes, `shardings` places any tree by the names of its leaves. An
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -42,7 +43,8 @@ def ask_for_devices(sizes: Mapping[str, int]) -> None:
     fixed = math.prod(size for size in sizes.values() if size > 0)
     count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-        jax.config.update('jax_num_cpu_devices', count)
+        with contextlib.suppress(RuntimeError):  # JAX has looked already; `make_mesh` says what there is
+            jax.config.update('jax_num_cpu_devices', count)
 
 
 def cores() -> int:
