@@ -23,6 +23,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,19 @@ def finished(folder: Path) -> dict | None:
         raise Mistake(f'{path} is not JSON ({error}); delete it to finish again from the last checkpoint') from None
 
 
+def busy(folder: Path) -> bool:
+    """Whether another process holds the lock of `folder` now; takes nothing."""
+    try:
+        with open(Path(folder) / '.lock', encoding='utf-8') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() != str(os.getpid())
+    except OSError:  # no such file, or no locks here
+        pass
+    return False
+
+
 @contextmanager
 def lock(folder: Path, wait: bool = False) -> Iterator[None]:
     """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one, or waits for it.
@@ -98,7 +112,11 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
         raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); give another --workdir') from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # perhaps by somebody who only looks, as `busy` does
+                time.sleep(0.1)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or '?'
@@ -209,6 +227,14 @@ class Checkpoints:
             oldest = self.steps()[-self._keep :][0]
             for old in [old for old in self._all_steps() if old < oldest]:
                 shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def drop(self, first: int) -> None:
+        """Takes back the steps from `first` on, which turned out to be no good."""
+        self.wait()
+        if jax.process_index() == 0:
+            for step in [step for step in self._all_steps() if step >= first]:
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+        self._written = None
 
     def close(self) -> None:
         self.wait()

@@ -4,7 +4,7 @@ it for texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -154,16 +154,18 @@ def generate(
     seed: int = 0,
     batch: int = 64,
     mesh: Mesh | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> list[str]:
     """Continue each prompt with at most `max_new_tokens` tokens; the texts come without end tokens and in the order of
-    the prompts.
+    the prompts. A dialogue, `\\n\\nHuman: …\\n\\nAssistant:`, goes through the chat template of a checkpoint that has one.
+    `advance` is called behind each batch.
 
     The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model, or is none.
     """
-    rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(texts('prompts', prompts))]
+    rows = lm.tokenizer.prompts(texts('prompts', prompts))
     out = extend(
         lm, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        batch=batch, mesh=mesh,
+        batch=batch, mesh=mesh, advance=advance,
     )  # fmt: skip
     return lm.tokenizer.decode(out)
 
@@ -200,6 +202,7 @@ def extend(
     batch: int = 64,
     mesh: Mesh | None = None,
     prefix: Cache | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """`generate` for tokens: what is written behind each row, its end token included. Raises `Mistake` as it does."""
     mesh = mesh or axes.mesh_of(lm.params)
@@ -227,4 +230,6 @@ def extend(
             new_BT, mask_BT = np.asarray(out.token_BT), np.asarray(out.mask_BT)
             for i, row, mask in zip(chosen, new_BT, mask_BT):
                 written[i] = row[mask].tolist()
+            if advance:
+                advance()
     return written

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
+from rlaif_jax import chat
 from rlaif_jax.config import Mistake
 
 
@@ -23,8 +26,6 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
         """Read `tokenizer.json` from a directory. Raises `Mistake` where there is none."""
-        import json
-
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         folder = Path(folder)
@@ -33,23 +34,30 @@ class Tokenizer:
         named = folder / 'tokenizer_config.json'
         # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless
         # told to.
-        generation = folder / 'generation_config.json'
+        said = None
         try:
             hf = (
                 AutoTokenizer.from_pretrained(folder)
                 if named.exists()
                 else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
             )
-            ends = json.loads(generation.read_text()).get('eos_token_id') if generation.exists() else None
+            for name in ('generation_config.json', 'config.json'):  # the first that says so, as in transformers
+                if said is None and (folder / name).is_file():
+                    said = json.loads((folder / name).read_text()).get('eos_token_id')
         except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
             reason = str(error).split('\n')[0][:300]
             raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
-        ends = hf.eos_token_id if ends is None else ends
-        if ends is None:
+        said = hf.eos_token_id if said is None else said
+        ends = said if isinstance(said, list) else [said]
+        if said is None or not ends:
             raise Mistake(
                 f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json'
             )
-        return cls(hf, tuple(ends) if isinstance(ends, list) else (int(ends),))
+        if wrong := [end for end in ends if type(end) is not int or not 0 <= end < len(hf)]:
+            raise Mistake(f'{folder}: eos_token_id = {wrong[0]!r} is no token of its tokenizer, which has {len(hf)}')
+        found = cls(hf, tuple(ends))
+        closes = found.closes
+        return cls(hf, (*ends, closes)) if closes is not None and closes not in ends else found
 
     @property
     def eos(self) -> int:
@@ -71,14 +79,113 @@ class Tokenizer:
         """What a chat checkpoint wants before and after a user's message, up to where its own turn begins; None for a
         checkpoint without a chat template.
         """
+        return tuple(chat.between(self.hf, ['user'])) if self.hf.chat_template else None
+
+    @cached_property
+    def closes(self) -> int | None:
+        """The control token that ends a chat checkpoint's own turn; None where there is no template, or none such."""
         if not self.hf.chat_template:
             return None
-        mark = 'the message goes here'
-        # Llama 3 tells the date, by default today's: a label must not depend on when it is made.
-        how = {'tokenize': False, 'add_generation_prompt': True, 'enable_thinking': False, 'date_string': '26 Jul 2024'}
-        text = self.hf.apply_chat_template([{'role': 'user', 'content': mark}], **how)
-        before, _, after = text.partition(mark)
-        return before, after
+        answer = 'the answer goes here'
+        try:
+            text = chat.render(self.hf, [('user', 'what'), ('assistant', answer)], ask=False)
+        except Mistake:  # which `turn` raises where it is needed
+            return None
+        row = self.encode([text.rpartition(answer)[2].lstrip()], control=True, behind=True)[0]
+        return row[0] if row and row[0] in self.hf.all_special_ids + self._control else None
+
+    # What a policy reads and writes
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of prompts, with what the checkpoint wants before any text. A dialogue (`chat.turns`) goes through the
+        template of a chat checkpoint, what was said in it as data. Raises `Mistake` where the template fails.
+        """
+        chats = {b: found for b, text in enumerate(texts) if (found := self._chat(text))}
+        plain = [b for b in range(len(texts)) if b not in chats]
+        rows = {b: [*self.start, *row] for b, row in zip(plain, self.encode([texts[b] for b in plain]))}
+        each = iter(self.encode([one for _, said in chats.values() for one in said], behind=True))
+        for b, (around, _) in chats.items():
+            first, *others = self._rows(around)
+            row = first + [i for other in others for i in (*next(each), *other)]
+            rows[b] = row if tuple(row[: len(self.start)]) == self.start else [*self.start, *row]
+        return [rows[b] for b in range(len(texts))]
+
+    def responses(self, prompts: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of the response behind each prompt, the end token last: with the space that goes before a completion, and
+        in a chat checkpoint's dialogue with what its template has there, and the token that ends its turn.
+        """
+        chats = [self._chat(prompt) is not None for prompt in prompts]
+        said = [self._behind(text, chat) for text, chat in zip(texts, chats, strict=True)]
+        ends = [self.eos if self.closes is None or not chat else self.closes for chat in chats]
+        return [[*row, end] for row, end in zip(self.encode(said, behind=True), ends)]
+
+    def pieces(self, prompt: str, responses: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+        """What `prompts` and `responses` encode of these: texts by themselves, and texts behind others."""
+        found = self._chat(prompt)
+        written = [self._behind(text, found is not None) for text in responses]
+        return ([prompt], written) if found is None else ([], [*found[1], *written])
+
+    def _behind(self, response: str, chat: bool) -> str:
+        return self._lead + response.strip() if chat else f' {response.strip()}'.rstrip()
+
+    def _chat(self, prompt: str) -> tuple[tuple[str, ...], list[str]] | None:
+        """What the chat template puts round the turns of a dialogue, and what was said in them, with the space before it,
+        as tokenizers join the two. The system speaks with the user where the template knows no system. None for what is
+        no dialogue, and where there is no template.
+        """
+        turns = chat.turns(prompt) if self.hf.chat_template else None
+        if turns is None:
+            return None
+        if turns[0][0] == 'system' and not self._system:
+            (_, system), (role, content), *others = turns
+            turns = [(role, f'{system}\n\n{content}'), *others]
+        *before, last = self._around(tuple(role for role, _ in turns))
+        said = [' ' * part.endswith(' ') + content for part, (_, content) in zip(before, turns)]
+        return (*(part.removesuffix(' ') for part in before), last), said
+
+    @cached_property
+    def _system(self) -> bool:
+        """Whether the chat template knows a system's message, which some refuse, pass over, or put before the last turn."""
+        try:
+            return bool(self._around(('system', 'user', 'assistant', 'user')))
+        except Mistake:
+            return False
+
+    @cached_property
+    def _lead(self) -> str:
+        """White space that the chat template has before an answer, behind what asks for one."""
+        asks, answered = self._around(('user',))[-1], self._around(('user', 'assistant'))[1]
+        lead = answered.removeprefix(asks)
+        return lead if lead.isspace() else ''
+
+    @cached_property
+    def _around(self) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+        """`chat.between` of roles, remembered."""
+        return cache(lambda roles: tuple(chat.between(self.hf, roles)))
+
+    @cached_property
+    def _rows(self) -> Callable[[tuple[str, ...]], list[list[int]]]:
+        """Tokens of what stands round turns, remembered."""
+        return cache(
+            lambda parts: self.encode(parts[:1], control=True) + self.encode(parts[1:], control=True, behind=True)
+        )
+
+    @cached_property
+    def _control(self) -> list[int]:
+        """Added tokens that stand for structure, called special or not: `</s>`, `<think>`. Not those of white space, which
+        some tokenizers add for code.
+        """
+        return [i for i, token in self.hf.added_tokens_decoder.items() if token.special or token.content.strip()]
+
+    @cached_property
+    def _data(self) -> Any:
+        """What encodes text that is data: to it all control tokens are special, and none is parsed."""
+        raw = json.loads(self.hf.backend_tokenizer.to_str()) | {'truncation': None, 'padding': None}
+        for token in raw['added_tokens']:
+            token['special'] = token['id'] in self._control
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(raw))
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def encode(self, texts: Sequence[str], *, control: bool = False, behind: bool = False) -> list[list[int]]:
         """Tokens of plain text, one list each.
@@ -92,7 +199,12 @@ class Tokenizer:
             return []
         # Half a surrogate pair, as a cut string may hold, is no character; it becomes U+FFFD.
         whole = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in texts]
-        encode = lambda texts: self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']  # noqa: E731
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            if control or all(self.hf.added_tokens_decoder[i].special for i in self._control):
+                return self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']
+            return [row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)]
+
         if not behind or not self._prepends:
             return encode(whole)
         # Behind a mark that joins to nothing the space stands before the mark; both are cut off again.
@@ -120,10 +232,7 @@ class Tokenizer:
         end a response.
         """
         allowed_V = np.arange(vocab) < len(self.hf)
-        control = {i for i, token in self.hf.added_tokens_decoder.items() if token.special} | set(
-            self.hf.all_special_ids
-        )
-        allowed_V[[i for i in control if i < vocab]] = False
+        allowed_V[[i for i in {*self._control, *self.hf.all_special_ids} if i < vocab]] = False
         allowed_V[list(self.ends)] = True
         return allowed_V
 

@@ -117,11 +117,13 @@ def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path):
         assert other.stdout.readline() == b'held\n'
         with pytest.raises(Mistake, match=f'process {other.pid} '), checkpoint.lock(tmp_path):
             pass
+        assert checkpoint.busy(tmp_path) and not checkpoint.busy(tmp_path / 'nothing')
         other.send_signal(signal.SIGKILL)
+    assert not checkpoint.busy(tmp_path)
     with checkpoint.lock(tmp_path), pytest.raises(Mistake, match=f'process {os.getpid()} '), checkpoint.lock(tmp_path):
         pass
     with checkpoint.lock(tmp_path):
-        pass
+        assert not checkpoint.busy(tmp_path)  # for this process: it knows
 
 
 # Checkpoints

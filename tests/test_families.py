@@ -153,7 +153,7 @@ def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_what_nobody_trains_stays_bfloat16_and_computes_the_same(checkpoint, micro_tokenizer, tmp_path, case):
+def test_what_nobody_trains_is_bfloat16_and_computes_the_same(checkpoint, micro_tokenizer, tmp_path, case):
     cfg, params = read(checkpoint(case))
     hf.save(LM(cfg, params, micro_tokenizer, case), tmp_path / 'half', dtype='bfloat16')
     rough = dataclasses.replace(cfg, dtype='bfloat16')
@@ -164,12 +164,15 @@ def test_what_nobody_trains_stays_bfloat16_and_computes_the_same(checkpoint, mic
     kept = {name for name, x in found[True].items() if x.dtype == jnp.bfloat16}
     assert kept == stored.MATRICES & set(params) and {x.dtype for x in found[False].values()} == {jnp.dtype('float32')}
     same(found[True], found[False])
+    # Of a file in float32, too: products round to bfloat16 what they are given.
+    rounded = stored.read_params(checkpoint(case), rough, axes.make_mesh(), frozen=True)
+    assert {name for name, x in rounded.items() if x.dtype == jnp.bfloat16} == kept
     if case in ('gemma2', 'pythia', 'qwen3'):  # norms with an offset, biases, norms of heads
         same(*(dict(enumerate(both(rough, found[frozen], TOKEN_BT, VALID_BT))) for frozen in (True, False)))
-    # Products in float32, or a file in float32: nothing to keep.
-    for folder, as_read in ((tmp_path / 'half', cfg), (checkpoint(case), rough)):
-        more = stored.read_params(folder, as_read, axes.make_mesh(), frozen=True)
-        assert {x.dtype for x in more.values()} == {jnp.dtype('float32')}
+        same(*(dict(enumerate(both(rough, some, TOKEN_BT, VALID_BT))) for some in (rounded, params)))
+    # Products in float32: nothing to round.
+    more = stored.read_params(tmp_path / 'half', cfg, axes.make_mesh(), frozen=True)
+    assert {x.dtype for x in more.values()} == {jnp.dtype('float32')}
 
 
 @pytest.mark.parametrize('case', ['pythia', 'phi3', 'gemma3'])
@@ -405,3 +408,20 @@ def test_old_files_are_read(raw, expected):
     cfg = families.read(SIZES | raw, 'config.json')
     assert {name: getattr(cfg, name) for name in expected} == expected
     assert families.read(families.write(cfg), 'config.json') == cfg
+
+
+NEOX = {
+    'model_type': 'gpt_neox', 'hidden_size': 16, 'num_attention_heads': 2, 'num_hidden_layers': 1, 'intermediate_size': 8,
+    'vocab_size': 9, 'max_position_embeddings': 32, 'rotary_pct': 0.5, 'rotary_emb_base': 10_000,
+}  # fmt: skip
+
+
+def test_a_neox_file_may_say_its_rotary_positions_twice():
+    """As transformers 4.57 writes it; a contradiction is named, and no rotation at all is not one quarter."""
+    twice = NEOX | {'partial_rotary_factor': 0.5, 'rope_theta': 10_000}
+    assert families.read(twice, 'c') == families.read(NEOX, 'c')
+    for wrong in ({'partial_rotary_factor': 0.25}, {'rope_theta': 5}, {'rotary_pct': 0.0}):
+        with pytest.raises(Mistake, match=next(iter(wrong)) if 'rotary_pct' not in wrong else 'partial_rotary_factor'):
+            families.read(twice | wrong, 'c')
+    with pytest.raises(Mistake, match='partial_rotary_factor = 0.0'):
+        families.read(NEOX | {'rotary_pct': 0.0}, 'c')

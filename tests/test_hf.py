@@ -280,6 +280,7 @@ def pickles_only(folder):
 
 def index(weight_map):
     def spoil(folder):
+        (folder / 'model.safetensors').unlink()  # which goes before an index
         (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
 
     return spoil
@@ -314,9 +315,25 @@ BAD = {
     'pickles': (pickles_only, 'pytorch_model.bin is a pickle.*only safetensors are read'),
     'no tokenizer': (remove('tokenizer.json'), 'no tokenizer.json'),
     'no such shard': (index({'model.norm.weight': 'gone.safetensors'}), 'gone.safetensors is named in the index'),
-    'no index': (write('model.safetensors.index.json', '{}'), 'index.json: not the index of a checkpoint'),
+    'no index': (
+        lambda f: [remove('model.safetensors')(f), write('model.safetensors.index.json', '{}')(f)],
+        'index.json: not the index of a checkpoint',
+    ),
+    'an index of nothing': (
+        lambda f: [remove('model.safetensors')(f), write('model.safetensors.index.json', '[]')(f)],
+        'index.json: not the index of a checkpoint',
+    ),
+    'an end beyond the vocabulary': (
+        change('generation_config.json', eos_token_id=10**6),
+        'is no token of its tokenizer',
+    ),
+    'an end that is a word': (change('generation_config.json', eos_token_id='end'), 'is no token of its tokenizer'),
     'no end': (
-        lambda f: [change('tokenizer_config.json', eos_token=None)(f), remove('generation_config.json')(f)],
+        lambda f: [
+            change('tokenizer_config.json', eos_token=None)(f),
+            change('config.json', eos_token_id=None)(f),
+            remove('generation_config.json')(f),
+        ],
         'end',
     ),
 }
@@ -377,3 +394,20 @@ def test_a_fingerprint_is_of_the_weights_behind_a_name(tmp_path, micro_tokenizer
         hf.save(hf.LM(cfg, transformer.init(cfg, jax.random.key(seed)), micro_tokenizer, 'm'), tmp_path / 'm')
         prints.append(hf.fingerprint(tmp_path / 'm'))
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_tensor_in_two_files_is_the_one_that_the_index_names(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / 'twice')
+    tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
+    (folder / 'model.safetensors').unlink()
+    old = {'model.norm.weight': tensors['model.norm.weight'] + 1}
+    for name, held in (('a.safetensors', tensors), ('b.safetensors', old | {'more': old['model.norm.weight']})):
+        safetensors.numpy.save_file(held, folder / name, metadata={'format': 'pt'})
+    where = dict.fromkeys(tensors, 'a.safetensors')
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+    np.testing.assert_array_equal(hf.load(folder).params['final_norm_D'], tensors['model.norm.weight'])
+    (folder / 'model.safetensors.index.json').write_text(
+        json.dumps({'weight_map': where | {'model.norm.weight': 'b.safetensors', 'more': 'b.safetensors'}})
+    )
+    with pytest.raises(Mistake, match='does not explain, first more'):
+        hf.load(folder)

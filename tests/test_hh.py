@@ -103,6 +103,19 @@ def test_the_files_of_the_hub(manual, tmp_path):
     assert 'Name' not in mistake(everything, 'train', 'hh_helpful')
 
 
+def test_a_copy_in_a_cache_that_lacks_a_part_is_passed_over(manual, tmp_path):
+    """A download that broke off there is no reason to give up; in one's own folder it is said."""
+    snapshots = tmp_path / 'hf/hub/datasets--Anthropic--hh-rlhf/snapshots'
+    for folder in (snapshots / '1a2b/harmless-base', manual / 'hh_harmless'):
+        published_files.write(folder / 'test.jsonl.gz', TEST)
+        published_files.write(folder / 'train-00000-of-00002.parquet', TRAIN[:9])
+    assert '1 of the 2 parts of train are there' in mistake(everything, 'train')
+    shutil.rmtree(manual / 'hh_harmless')
+    assert 'parts' not in mistake(everything, 'train')  # it is not to be had elsewhere either
+    write(snapshots / '2c3d/harmless-base')
+    assert len(everything('train')) == len(TRAIN)
+
+
 def test_what_is_wrong_with_a_file(manual, tmp_path):
     write(manual / 'hh_harmless', TRAIN[1:])
     assert '64 rows of train, published are 65' in mistake(everything, 'train')

@@ -83,7 +83,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_sentence(error, says, tmp_pat
 
 def test_a_run_says_so_and_no_more(tmp_path):
     """In a process of its own, where nothing else has loaded the hub's library."""
-    command = [sys.executable, ROOT / 'launch/run.py', '--experiment=tldr_direct', '--scale=gemma2', '--dry_run']
+    command = [sys.executable, ROOT / 'launch/run.py', '--experiment=tldr_direct', '--scale=gemma2']
     more = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path), 'XLA_FLAGS': ''}
     run = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
     assert run.returncode == 2

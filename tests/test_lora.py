@@ -211,7 +211,7 @@ def test_reinforce_goes_on_bit_for_bit(spelling, tmp_path, monkeypatch):  # noqa
         return PROMPTS
 
     def run(folder, prompts_at=lambda step: PROMPTS):
-        scorer = lambda prompts, texts: np.array([text.count('c') - 1.0 for text in texts])  # noqa: E731
+        scorer = lambda prompts, texts, ended_B: np.array([text.count('c') - 1.0 for text in texts])  # noqa: E731
         return reinforce.run(cfg, tmp_path / folder, spelling, prompts_at, scorer, PROMPTS[:3], axes.make_mesh())
 
     trained = run('a')

@@ -53,9 +53,10 @@ def finite(row) -> bool:
 def step_rows(folder, steps=STEPS):
     """The metrics of a run of REINFORCE, after the laws that hold for every one. Who wins is for the caller to say."""
     rows = lines(folder / 'metrics.jsonl')
-    assert [row['step'] for row in rows] == list(range(steps))
-    assert all(finite({key: x for key, x in row.items() if key != 'eval/win_rate'}) for row in rows)
-    assert [row['step'] for row in rows if 'eval/score' in row] == [steps - 1]
+    assert [row['step'] for row in rows] == list(range(-1, steps))
+    assert all(map(finite, rows))
+    assert [row['step'] for row in rows if 'eval/score' in row] == [-1, steps - 1]
+    rows = rows[1:]
     for row in rows:
         assert {'objective/scores', 'objective/kl', 'loss/policy', 'loss/value'} <= row.keys()
         assert row['sampler/mismatch'] < 1e-3 and row['skipped/policy'] == 0 == row['val/unscorable']
@@ -141,7 +142,7 @@ def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts):
     # It cannot say which of two is better, and nobody pretends that it did.
     judged = result['comparisons']['d-RLAIF vs SFT'][str(shared / 'stories260k')]
     assert (judged['n'], judged['unscorable'], result['simulated']) == (0, 8, False)
-    assert metrics[-1]['eval/win_rate'] is None is judged['raw']['value']
+    assert judged['raw']['value'] is None
 
 
 @pytest.mark.slow
@@ -176,12 +177,17 @@ def test_transformers_goes_on_from_the_export_as_we_do(tuned, posts):
 
 @pytest.fixture(scope='module')
 def talkers(shared, random_params, tmp_path_factory):
-    """A policy of random weights, and a labeler that answers what it is asked, `1`, `2`, yes or no, at random; both with
-    a real tokenizer, in which ` yes` is two tokens.
+    """A policy of random weights with a chat template, and a labeler that answers what it is asked, `1`, `2`, yes or no, at
+    random; both with a real tokenizer, in which ` yes` is two tokens.
     """
     folder, tokenizer = tmp_path_factory.mktemp('talkers'), Tokenizer.load(shared / 'stories260k')
     cfg = Config(vocab=512, layers=1, width=16, heads=2, kv_heads=1, head_dim=8, ffn=16, max_length=1024, tied=False)
+    tokenizer.hf.chat_template = (
+        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
+        '{% endif %}{% endfor %}'
+    )
     hf.save(hf.LM(cfg, random_params(cfg, 0), tokenizer, 'policy'), folder / 'policy')
+    tokenizer.hf.chat_template = None
     params = {name: np.array(x) for name, x in random_params(cfg, 1).items()}
     words = tokenizer.encode(['1', '2', ' yes', ' no'], behind=True)
     # A few channels that no layer touches: all tokens draw those that begin an answer, and these what they go on with.
@@ -242,14 +248,16 @@ def test_real_dialogues_pass_every_stage(talkers, shared, tmp_path, monkeypatch)
         assert len(learned) == 3 and all(map(finite, learned)) and 'eval/accuracy' in learned[-1]
         assert (made / 'export/model.safetensors').exists() and (made / 'result.json').exists()
     for made in of['reinforce']:
-        assert 0 <= step_rows(made)[-1]['eval/win_rate'] <= 1
+        assert (
+            'eval/win_rate' not in step_rows(made)[-1]
+        )  # a model that judges is not kept in memory while others train
         assert differ(hf.load(made / 'export'), start)
 
     # Dialogues that are too long lost what was said first.
     whole = [row['chosen'] for row in rows]
     for path in (folder / 'test_samples.jsonl', *(made / 'samples.jsonl' for made in of['reinforce'])):
         shown = [row['prompt'] for row in lines(path)]
-        assert max(map(len, start.tokenizer.encode(shown))) < room
+        assert max(map(len, start.tokenizer.prompts(shown))) <= room
         assert all(prompt.startswith('\n\nHuman:') and prompt.endswith('\n\nAssistant:') for prompt in shown)
         assert any(not any(text.startswith(prompt) for text in whole) for prompt in shown)
         assert all(any(prompt.removeprefix('\n\nHuman:') in text for text in whole) for prompt in shown)

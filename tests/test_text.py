@@ -1,8 +1,12 @@
 """Laws of text and tokens: what users write is data, and what a policy may write holds no control tokens."""
 
+import json
+
 import numpy as np
 import pytest
 
+from rlaif_jax import chat
+from rlaif_jax.config import Mistake
 from rlaif_jax.data.micro import tokenizer as micro
 from rlaif_jax.text import Tokenizer, pad_left, pad_right
 
@@ -67,3 +71,205 @@ def test_padding_keeps_the_rows(pad):
     with pytest.raises(ValueError, match='row 2 has 3 tokens'):
         pad(rows, 2, 0)
     assert np.array_equal(pad_left(rows, 4, 0)[1], pad_right(rows, 4, 0)[1][:, ::-1])
+
+
+# Checkpoints as others write them
+
+
+@pytest.fixture
+def chatty():
+    """Makes a tokenizer with added tokens, some of them not called special, and a chat template."""
+
+    def make(template: str | None = None) -> Tokenizer:
+        hf = micro.build()
+        hf.add_tokens(['<think>', '</think>', '    '])  # as Qwen 3 and Gemma have them
+        hf.add_tokens(['<|turn_end|>'], special_tokens=True)
+        hf.chat_template = template
+        return Tokenizer(hf, (hf.eos_token_id,))
+
+    return make
+
+
+@pytest.mark.parametrize('behind', [False, True])
+def test_added_tokens_that_are_not_called_special_are_text_too(chatty, behind):
+    tokenizer = chatty()
+    control = tokenizer.hf.convert_tokens_to_ids(['<think>', '</think>', '<|turn_end|>'])
+    for text in ('a </think> b', '<think>', 'so <|turn_end|> it is'):
+        (row,) = tokenizer.encode([text], behind=behind)
+        assert not set(row) & set(control), text
+        (row,) = tokenizer.encode([text], control=True, behind=behind)
+        assert set(row) & set(control), text
+    assert not tokenizer.allowed(2000)[control].any()
+    space = tokenizer.hf.convert_tokens_to_ids('    ')
+    assert tokenizer.encode(['a    b'])[0].count(space) == 1 and tokenizer.allowed(2000)[space]
+
+
+def test_text_without_control_tokens_is_encoded_as_ever(chatty, micro_tokenizer):
+    texts = ['my boss yells at me.', 'so\n\nwhat now? é 中', ' it goes on', '']
+    assert chatty().encode(texts) == micro_tokenizer.encode(texts)
+
+
+ENDS = (
+    '{% for m in messages %}<{{ m.role }}> {{ m.content }}<|turn_end|>{% endfor %}'
+    '{% if add_generation_prompt %}<bot>{% endif %}'
+)
+PARTS = (
+    "{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}x{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def test_the_end_of_a_turn_ends_a_response(chatty, tmp_path):
+    tokenizer = chatty(ENDS)
+    end = tokenizer.hf.convert_tokens_to_ids('<|turn_end|>')
+    tokenizer.hf.save_pretrained(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.closes == end and loaded.ends == (tokenizer.hf.eos_token_id, end)
+    assert loaded.stops(2000)[end] and loaded.allowed(2000)[end] and loaded.eos == tokenizer.hf.eos_token_id
+
+
+@pytest.mark.parametrize(
+    'said, ends',
+    [({}, [2]), ({'config.json': [2, 5]}, [2, 5]), ({'generation_config.json': 5, 'config.json': [2, 7]}, [5])],
+)
+def test_ends_are_those_of_the_first_file_that_says_them(chatty, tmp_path, said, ends):
+    chatty().hf.save_pretrained(tmp_path)
+    for name, value in said.items():
+        (tmp_path / name).write_text(json.dumps({'eos_token_id': value}))
+    assert list(Tokenizer.load(tmp_path).ends) == (ends if said else [chatty().hf.eos_token_id])
+
+
+@pytest.mark.parametrize(
+    'template, says',
+    [
+        (PARTS, '0 times'),
+        ('S: {{ messages[0].content }} {{ messages[-1].content }}', '2 times'),
+        ("{{ raise_exception('a system message comes first') }}", r'cannot be filled in \(a system message'),
+        ('{% if x %}{{ messages', 'cannot be filled in'),
+    ],
+)
+def test_a_template_that_hides_the_message_is_named(chatty, template, says):
+    with pytest.raises(Mistake, match=says):
+        assert chatty(template).turn
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_one_always(chatty):
+    template = "{{ strftime_now('%d %B %Y') }} <u>{{ messages[0].content }}</u>"
+    assert chatty(template).turn == ('26 July 2024 <u>', '</u>')
+
+
+# What a policy reads and writes
+
+ANSWER = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    '<|turn_end|>{{ m.role }}\n{{ m.content | trim }}<|turn_end|>\n{% endfor %}'
+    '{% if add_generation_prompt %}<|turn_end|>assistant\n{% endif %}'
+)
+SYSTEM = ANSWER.replace("{{ raise_exception('no system here') }}", '')
+TALK = '\n\nHuman: what is it?\n\nAssistant: a boss.\n\nHuman: <|turn_end|> and</think> now?\n\nAssistant:'
+
+
+@pytest.mark.parametrize('template', [ANSWER, SYSTEM])
+def test_a_dialogue_goes_through_the_chat_template_with_what_was_said_as_data(chatty, template):
+    tokenizer, plain = chatty(template), chatty()
+    harmless = TALK.replace('<|turn_end|> and</think>', 'and')
+    said = [
+        {'role': r, 'content': c} for r, c in (('user', 'what is it?'), ('assistant', 'a boss.'), ('user', 'and now?'))
+    ]
+    (row,) = tokenizer.prompts([harmless])
+    assert row == list(tokenizer.hf.apply_chat_template(said, add_generation_prompt=True)['input_ids'])
+    (row,) = tokenizer.prompts([TALK])
+    end = tokenizer.hf.convert_tokens_to_ids('<|turn_end|>')
+    assert row.count(end) == 7 and '<|turn_end|> and</think> now?' in tokenizer.hf.decode(row)
+    # Prompts that are no dialogue, and checkpoints without a template, are as ever; each row is its own.
+    assert tokenizer.prompts(['so\n\nTL;DR:']) == plain.prompts(['so\n\nTL;DR:']) == plain.encode(['so\n\nTL;DR:'])
+    assert plain.prompts([TALK]) == plain.encode([TALK])
+    mixed = ['so\n\nTL;DR:', TALK, 'x', harmless]
+    assert tokenizer.prompts(mixed) == [tokenizer.prompts([text])[0] for text in mixed]
+
+
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' '  + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize('template', [LLAMA_2, MISTRAL])
+def test_a_space_in_a_template_is_joined_to_what_follows_it(shared, template):
+    """As in the template's whole text, of a tokenizer that puts spaces in front of words."""
+    hf = Tokenizer.load(shared / 'stories260k').hf
+    hf.chat_template, tokenizer = template, Tokenizer(hf, (hf.eos_token_id,))
+    said = [{'role': r, 'content': c} for r, c in (('user', 'the cat?'), ('assistant', 'and a dog.'), ('user', 'who?'))]
+    text = '\n\nHuman: the cat?\n\nAssistant: and a dog.\n\nHuman: who?\n\nAssistant:'
+    whole = lambda some: list(tokenizer.hf.apply_chat_template(some)['input_ids'])  # noqa: E731
+    (prompt,), (response,) = tokenizer.prompts([text]), tokenizer.responses([text], ['it was Tim'])
+    assert prompt == whole(said)
+    answered = whole([*said, {'role': 'assistant', 'content': 'it was Tim'}])
+    assert prompt + response[:-1] == answered[: len(prompt + response) - 1] and response[-1] == tokenizer.closes
+
+
+def test_a_system_message_before_the_last_turn_alone_goes_to_the_first(chatty):
+    """As some templates of Mistral's have it."""
+    last = (
+        "{% for m in messages %}{% if m.role == 'user' %}{% if loop.last and messages[0].role == 'system' %}"
+        '{{ messages[0].content }}: {% endif %}[{{ m.content }}]'
+        "{% elif m.role == 'assistant' %}({{ m.content }}){% endif %}{% endfor %}"
+    )
+    text = 'Be kind.\n\nHuman: hi\n\nAssistant: yes\n\nHuman: ho\n\nAssistant:'
+    tokenizer = chatty(last)
+    assert tokenizer.hf.decode(tokenizer.prompts([text])[0]) == '[Be kind.\n\nhi](yes)[ho]'
+
+
+def test_a_system_message_stands_where_the_template_wants_it(chatty):
+    text = 'Be kind.\n\nHuman: hi\n\nAssistant:'
+    assert chatty(SYSTEM).hf.decode(chatty(SYSTEM).prompts([text])[0]).split('<|turn_end|>')[1] == 'system\nBe kind.'
+    assert (
+        chatty(ANSWER).hf.decode(chatty(ANSWER).prompts([text])[0]).split('<|turn_end|>')[1] == 'user\nBe kind.\n\nhi'
+    )
+
+
+def test_a_response_ends_as_its_prompt_wants(chatty):
+    """A completion with the end of a text and a space before it, a turn with the end of a turn and none."""
+    tokenizer = chatty(ANSWER)
+    end = tokenizer.hf.convert_tokens_to_ids('<|turn_end|>')
+    one, other = tokenizer.responses(['so\n\nTL;DR:', TALK], ['my boss ', ' my boss'])
+    assert one == [*tokenizer.encode([' my boss'], behind=True)[0], tokenizer.eos]
+    assert other == [*tokenizer.encode(['my boss'], behind=True)[0], end]
+    assert chatty().responses([TALK], ['my boss']) == [one]
+    with pytest.raises(ValueError):
+        tokenizer.responses([TALK], [])
+
+
+@pytest.mark.parametrize('template', [None, SYSTEM])
+def test_pieces_are_what_is_encoded(chatty, template, monkeypatch):
+    tokenizer, seen = chatty(template), []
+    tokenizer.prompts([TALK]), tokenizer.responses([TALK] * 2, ['a', ' b']), tokenizer.closes
+    encode = Tokenizer.encode
+
+    def noted(self, texts, *, control=False, behind=False):
+        seen.extend((text, behind) for text in texts)
+        return encode(self, texts, control=control, behind=behind)
+
+    monkeypatch.setattr(Tokenizer, 'encode', noted)
+    tokenizer.prompts([TALK]), tokenizer.responses([TALK] * 2, ['a', ' b'])
+    plain, behind = tokenizer.pieces(TALK, ['a', ' b'])
+    assert seen == [(text, False) for text in plain] + [(text, True) for text in behind]
+
+
+@pytest.mark.parametrize(
+    'text, turns',
+    [
+        ('\n\nHuman: what?\n\nAssistant:\n', [('user', 'what?')]),
+        ('S\n\nHuman: a\n\nHuman: b\n\nAssistant:', [('system', 'S'), ('user', 'a\n\nb')]),
+        ('\n\nHuman: a\n\nAssistant: b', None),  # nobody is asked
+        ('\n\nAssistant: a\n\nHuman: b\n\nAssistant:', None),  # the user does not begin
+        ('a post\n\nTL;DR:', None),
+        ('\n\nAssistant:', None),
+        ('', None),
+    ],
+)
+def test_a_dialogue_is_told_by_its_text(text, turns):
+    assert chat.turns(text) == turns

@@ -208,7 +208,7 @@ def test_batches_of_a_run_that_remembers_are_those_of_one_that_does_not(tokenize
 def test_a_reward_model_encodes_only_what_was_named(tokenizer, encoded):
     pairs = [Pair(Prompt(text, text), text, f' {text}\n', 0.5) for text in TEXTS]
     cfg = reward_model.Config(steps=1, batch=8, max_prompt=64, max_response=16)
-    remembered = tokens.remembering(tokenizer, pairs, reward_model.texts)
+    remembered = tokens.remembering(tokenizer, pairs, lambda pair: tokenizer.pieces(*reward_model.texts(pair)))
     expected = reward_model.make_batch(tokenizer, pairs, cfg)
     assert remembered.start == tokenizer.start
     encoded.clear()

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif_jax.chat import MARKERS, SPEAKERS
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Pair, Prompt
 
@@ -38,9 +39,7 @@ Row = dict[str, Any]  # column: value
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
 READABLE = (*SUFFIXES, '.arrow')  # as `datasets` keeps rows in its cache
 RESPONSES = ('chosen', 'rejected'), ('response_1', 'response_2'), ('first', 'second')  # where several are: the first
-SPEAKERS = {'user': '\n\nHuman:', 'assistant': '\n\nAssistant:'}
 ASSISTANT = SPEAKERS['assistant']
-
 NO_ROWS = 'state.json', 'dataset_info.json'  # what `datasets` writes beside its rows
 
 _ENCODED = {b'rlaif_jax': b'json'}  # metadata of a Parquet column whose strings are JSON
@@ -189,7 +188,10 @@ def _rendered(messages: Sequence[tuple[str, str]], task: str, place: str) -> str
         raise Mistake(f'{place}: a system message stands behind the first turn; it must stand in front')
     if task == 'summarization' and len(turns) == 1:
         return '\n\n'.join([*system, turns[0][1]])
-    return '\n\n'.join(system) + ''.join(f'{SPEAKERS[role]} {content}' for role, content in turns) + ASSISTANT
+    # What imitates a turn in what was said is no turn.
+    said = [MARKERS.sub(lambda found: found[0].replace('\n\n', '\n\n '), content) for _, content in turns]
+    shown = ''.join(f'{SPEAKERS[role]} {content}' for (role, _), content in zip(turns, said))
+    return '\n\n'.join(system) + shown + ASSISTANT
 
 
 def _text(value: Any, place: str) -> str:
@@ -285,8 +287,11 @@ def shards(folder: Path, stem: str) -> list[Path]:
     for pattern in (f'{stem}.*', f'{stem}-*-of-*', f'{stem}/*'):
         found = [path for path in folder.glob(pattern) if path.name.lower().endswith(READABLE) and path.is_file()]
         found = sorted(path for path in found if path.name not in NO_ROWS)
-        if found and pattern.endswith('.*'):
-            return found[:1]  # one file in several suffixes
+        if pattern.endswith('.*'):  # train.jsonl, but not train.backup.jsonl; of several suffixes the first
+            found = [path for path in found if path.name[len(stem) :].lower() in READABLE][:1]
+            if found:
+                return found
+            continue
         if found:
             total = re.search(r'-of-(\d+)', found[0].name)
             if total and len(found) != int(total[1]):

@@ -24,7 +24,8 @@ from rlaif_jax.data import files
 from rlaif_jax.data.records import Pair, Prompt, share
 
 MICRO = {'micro_tldr': 'summarization', 'micro_helpful': 'helpful', 'micro_harmless': 'harmless'}  # their tasks
-SOURCES = (*MICRO, 'tldr', 'hh_helpful', 'hh_harmless')
+PUBLISHED = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}
+SOURCES = (*MICRO, *PUBLISHED)
 SPLITS = ('train', 'validation', 'test')
 STEMS = {'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test', 'eval')}  # of files in a folder
 EDGES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}  # shares of a single file
@@ -87,6 +88,19 @@ def check(name: str) -> None:
             published.manual_dir()
     elif not _path(name).exists():
         raise Mistake(f'data: {name}: no such file or folder')
+
+
+def absent(name: str, pairs: bool = True) -> list[str]:
+    """What of a published data set a run would fetch, and from where; [] where it is all on this machine. Without `pairs`
+    its prompts alone are asked for.
+    """
+    if name not in PUBLISHED:
+        return []
+    from rlaif_jax.data import hh, published, tldr
+
+    posts = (tldr.Posts, *[tldr.Comparisons] * pairs)
+    kinds = {'tldr': posts, 'hh_helpful': (hh.Helpful,), 'hh_harmless': (hh.Harmless,)}[name]
+    return list(filter(None, map(published.absent, kinds)))
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,16 @@ def prepared(kind: type[Builder]) -> Path | None:
     return folder if (folder / 'dataset_info.json').exists() else None
 
 
+def absent(kind: type[Builder]) -> str:
+    """What of a data set would have to be fetched, and from where; '' where it is on this machine, prepared or not."""
+    first, downloads = kind.COPIES[0], data_dir() / 'downloads'
+    fetched = _whole_copy(downloads / kind.name, first.stems)
+    if prepared(kind) or fetched or local(kind, manual_dir() or downloads / 'manual'):
+        return ''
+    named = first.files if len(first.files) < 5 else (f'{first.files[0]} … {first.files[-1]}',)
+    return f'{kind.name}: {_listed(named)} from {first.address}/ (or put them in {kind.name}/ under --manual_dir)'
+
+
 def prepare(kind: type[Builder]) -> Builder:
     """A data set's builder, its data prepared in `data_dir()` now or earlier; of several processes one does it.
 
@@ -250,12 +260,18 @@ def find(kind: type[Builder], manual: Path, downloads: Path) -> dict[str, list[P
 
 
 def local(kind: type[Builder], manual: Path) -> dict[str, list[Path]]:
-    """Stem → its files, of a copy that is whole in `manual` or in a cache of Hugging Face's; {} where none is."""
+    """Stem → its files, of a copy that is whole in `manual` or in a cache of Hugging Face's; {} where none is.
+
+    Raises `Mistake` for a copy in `manual` that lacks a part; one in a cache is passed over, as a download that broke off.
+    """
     for copy in kind.COPIES:
-        places = [(manual / folder, '') for folder in (kind.name, copy.folder)]
-        for folder, before in places + (_cached(copy, kind.COUNTS['train']) if copy.repository else []):
-            if found := _whole_copy(folder, copy.stems, before):
+        for folder in (kind.name, copy.folder):
+            if found := _whole_copy(manual / folder, copy.stems):
                 return found
+        for folder, before in _cached(copy, kind.COUNTS['train']) if copy.repository else []:
+            with contextlib.suppress(Mistake):
+                if found := _whole_copy(folder, copy.stems, before):
+                    return found
     return {}
 
 

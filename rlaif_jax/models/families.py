@@ -117,7 +117,7 @@ def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
     that names it.
     """
     kind = raw.get('model_type')
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.65)
         hint = f'; nearest: {", ".join(near)}' if near else ''
         raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {", ".join(FAMILIES)}')
@@ -144,7 +144,7 @@ def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
         raise
     except KeyError as error:
         raise Mistake(f'{where}: field {error} is missing') from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise Mistake(f'{where}: {error}') from None
 
 
@@ -246,10 +246,13 @@ def _read_rope(f: Fields, raw: Raw, known: Raw, name: str, theta: float, fractio
     """
     raw = {'rope_theta': theta, 'rope_type': raw.get('type', 'default')} | raw
     raw.pop('type', None)
-    kind, part, factor, spared = raw.pop('rope_type'), raw.pop('partial_rotary_factor', fraction or 1.0), 1.0, None
+    kind, factor, spared = raw.pop('rope_type'), 1.0, None
+    part = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction)
     theta = raw.pop('rope_theta')
     if kind not in ('default', 'linear', 'llama3'):
         raise f.unsupported(f'{name}: rope_type', kind, 'default, linear, llama3')
+    if not part > 0:
+        raise f.unsupported(f'{name}: partial_rotary_factor', part, 'more than 0')
     if fraction is None and part != 1:
         raise f.unsupported(f'{name}: partial_rotary_factor', part, '1')
     if kind != 'default':
@@ -279,8 +282,14 @@ def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fra
     def read(f: Fields, known: Raw) -> Raw:
         new, old = f.take('rope_parameters', None) or {}, f.take('rope_scaling', None) or {}
         name = 'rope_scaling' if old else 'rope_parameters'
-        said = f.take(part, fraction) if part else None
-        return {'ropes': (_read_rope(f, old or new, known, name, f.take(base, theta), said),)}
+        turned, said = f.take(base, theta), f.take(part, fraction) if part else None
+        for usual, ours in (
+            ('rope_theta', turned),
+            ('partial_rotary_factor', said),
+        ):  # of a family with names of its own
+            if usual not in (base, part) and ours is not None and (other := f.take(usual, ours)) != ours:
+                raise f.unsupported(usual, other, f'{ours}, as {base if usual == "rope_theta" else part} says')
+        return {'ropes': (_read_rope(f, old or new, known, name, turned, said),)}
 
     def write(cfg: Config) -> Raw:
         rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])

@@ -26,11 +26,14 @@ from rlaif_jax import axes
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
-from rlaif_jax.models.presets import resolve
-from rlaif_jax.models.stored import SCORE, Sizes, find_tensors, order_of, read_params, shape_of
+from rlaif_jax.models.presets import Absent, resolve
+from rlaif_jax.models.stored import SCORE, VALUE, Sizes, find_tensors, order_of, read_params, shape_of
 from rlaif_jax.models.transformer import Config, Params
 from rlaif_jax.text import Tokenizer
 
+NAMED = (  # what makes a model besides its weights
+    'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
+)  # fmt: skip
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
@@ -57,9 +60,9 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     device).
 
     `dtype` is that of the matrix products. Parameters are float32 whatever the file holds; of a `frozen` model, which
-    nobody trains, matrices in bfloat16 stay so where the products are, too: the same numbers from half the memory. Each
-    device reads only its own slices. Raises `Mistake` for anything that is missing, torn, of another shape, or would
-    change the mathematics if ignored.
+    nobody trains, matrices are in bfloat16 where the products are: the same numbers from half the memory (and a file
+    that is written of them is rounded, too). Each device reads only its own slices. Raises `Mistake` for anything that is
+    missing, torn, of another shape, or would change the mathematics if ignored.
     """
     folder = resolve(path_or_hub_id)
     config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
@@ -67,15 +70,32 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     return LM(config, params, tokenizer, str(path_or_hub_id))
 
 
+def load_value(
+    path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False
+) -> tuple[LM, Params]:
+    """A value network, as `save` writes one and TRL's `AutoModelForCausalLMWithValueHead`: its trunk, and its head for
+    `heads.value`. Raises `Mistake` as `load` does, also for a model without such a head.
+    """
+    folder = resolve(path_or_hub_id)
+    config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
+    params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, value=True)
+    head = {name: params.pop(name) for name in VALUE}
+    return LM(config, params, tokenizer, str(path_or_hub_id)), head
+
+
 def fingerprint(path_or_hub_id: str | Path) -> str:
     """Ten hex digits for the model a name stands for now: its sizes, its tokenizer, its weights.
 
     Of a file of more than 2 MiB, 512 pieces of 4 KiB from its beginning to its end, so that it is quick and a fine-tuned
-    copy differs, whatever part of it was trained.
+    copy differs, whatever part of it was trained. Of a model that a plan did not download: `absent`, as nothing that lies
+    here was made with it.
     """
     found, most = hashlib.sha256(), 2**21
-    folder = resolve(path_or_hub_id)
-    named = [folder / name for name in ('config.json', 'tokenizer.json', 'tokenizer_config.json')]
+    try:
+        folder = resolve(path_or_hub_id)
+    except Absent:
+        return 'absent'
+    named = [folder / name for name in NAMED]
     for file in sorted([*folder.glob('*.safetensors'), *filter(Path.exists, named)]):
         size = file.stat().st_size
         found.update(f'{file.name} {size}'.encode())
@@ -92,12 +112,13 @@ def save(
     """Write a directory that `transformers`, TRL and vLLM read, with a model card that says `about`.
 
     Parameters that hold `score_D` are those of a reward model, which is written as the family's model for sequence
-    classification with one label. Adapters are merged, and lie by themselves in `adapter/`, as PEFT reads them, on top of
-    the model that `lm.name` names. The directory appears whole or not at all; one already there is replaced. Raises
-    `Mistake` for a parameter that the family's layout has no place for, or a config that its config.json cannot say.
+    classification with one label; `head_D` and `head_bias` are a value network's, which go out as TRL's. Adapters are
+    merged, and lie by themselves in `adapter/`, as PEFT reads them, on top of the model that `lm.name` names. The
+    directory appears whole or not at all; one already there is replaced. Raises `Mistake` for a parameter that the
+    family's layout has no place for, or a config that its config.json cannot say.
     """
     adapted, lm = lm, replace(lm, config=replace(lm.config, lora_scale=1.0), params=lora.merge(lm.config, lm.params))
-    if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D'}):
+    if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D', *VALUE}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +169,7 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise Mistake(f'{folder}: no config.json here; a Hugging Face directory has one') from None
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:  # of which a bad character or a bad number is one
         raise Mistake(f'{path}: not valid JSON ({error}); fetch the checkpoint again') from None
     if not isinstance(raw, dict):
         raise Mistake(f'{path}: not a table of fields; fetch the checkpoint again')
@@ -274,8 +295,9 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
                 layer = {ours: np.asarray(x[i] if '{}' in name else x) for ours, x in arrays.items()}
                 parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
                 yield name.format(i), _join(parts, cfg.sizes)
-        if 'score_D' in params:
-            yield SCORE, np.asarray(params['score_D'])[None]
+        for ours, name in ({'score_D': SCORE} | VALUE).items():
+            if ours in params:
+                yield name, np.asarray(params[ours])[None]
 
     where: list[list[str]] = []  # the tensors of each file
     total = size = 0

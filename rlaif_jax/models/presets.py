@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from rlaif_jax.config import Mistake
@@ -21,10 +25,75 @@ PRESETS: dict[str, Config] = {
 }
 
 
+def _sizes(vocab: int, layers: int, width: int, heads: int, kv_heads: int, head_dim: int, ffn: int, **more) -> Config:
+    return Config(vocab, layers, width, heads, kv_heads, head_dim, ffn, **more)
+
+
+def _pythia(vocab: int, layers: int, width: int, heads: int, head_dim: int) -> Config:
+    biased = {'qkv_bias': True, 'out_bias': True, 'mlp_bias': True, 'norm': 'layer', 'gated': False, 'tied': False}
+    return _sizes(vocab, layers, width, heads, heads, head_dim, 4 * width, max_length=2048, **biased)
+
+
+# Of the hub's models that the scales name, as their config.json says: a plan knows them before they are downloaded. Sizes
+# alone; what else tells these families apart is read with the files.
+HUB: dict[str, Config] = {
+    'HuggingFaceTB/SmolLM2-135M': _sizes(49_152, 30, 576, 9, 3, 64, 1536, max_length=8_192),
+    'HuggingFaceTB/SmolLM2-360M': _sizes(49_152, 32, 960, 15, 5, 64, 2560, max_length=8_192),
+    'HuggingFaceTB/SmolLM2-1.7B': _sizes(49_152, 24, 2048, 32, 32, 64, 8192, max_length=8_192),
+    'EleutherAI/pythia-1b-deduped': _pythia(50_304, 16, 2048, 8, 256),
+    'EleutherAI/pythia-2.8b-deduped': _pythia(50_304, 32, 2560, 32, 80),
+    'EleutherAI/pythia-6.9b-deduped': _pythia(50_432, 32, 4096, 32, 128),
+    'Qwen/Qwen3-0.6B': _sizes(151_936, 28, 1024, 16, 8, 128, 3072, max_length=32_768),
+    'Qwen/Qwen3-4B': _sizes(151_936, 36, 2560, 32, 8, 128, 9728, max_length=32_768),
+    'Qwen/Qwen3-32B': _sizes(151_936, 64, 5120, 64, 8, 128, 25_600, max_length=32_768, tied=False),
+    'meta-llama/Llama-3.2-1B': _sizes(128_256, 16, 2048, 32, 8, 64, 8192, max_length=131_072),
+    'meta-llama/Llama-3.1-8B': _sizes(128_256, 32, 4096, 32, 8, 128, 14_336, max_length=131_072, tied=False),
+    'meta-llama/Llama-3.3-70B': _sizes(128_256, 80, 8192, 64, 8, 128, 28_672, max_length=131_072, tied=False),
+    'google/gemma-2-2b': _sizes(256_000, 26, 2304, 8, 4, 256, 9216, max_length=8_192, norm_at='around'),
+    'google/gemma-2-9b': _sizes(256_000, 42, 3584, 16, 8, 256, 14_336, max_length=8_192, norm_at='around'),
+    'google/gemma-2-27b': _sizes(256_000, 46, 4608, 32, 16, 128, 36_864, max_length=8_192, norm_at='around'),
+}
+# The files of a repository that a model is made of; some repositories hold the same weights twice, or other formats.
+WANTED = [
+    '*.safetensors',
+    '*.safetensors.index.json',
+    '*config.json',
+    'tokenizer*',
+    '*.model',
+    '*.jinja',
+    '*tokens*.json',
+]
+UNWANTED = ['*/*', 'consolidated*']
+TUNED = ('-Instruct', '-it', '-Base')  # endings of checkpoints that are of another one's sizes
+
+_downloads = ContextVar('downloads', default=True)
+
+
+class Absent(Mistake):
+    """A model of the hub that is not on this machine, where nothing may be downloaded."""
+
+
+@contextmanager
+def downloading_nothing() -> Iterator[None]:
+    """Within it `resolve` raises `Absent` for what it would have to download."""
+    token = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(token)
+
+
+def sizes_of(hub_id: str) -> Config | None:
+    """The sizes of a model of the hub as far as they are known here."""
+    for ending in TUNED:
+        hub_id = hub_id.removesuffix(ending)
+    return HUB.get(hub_id)
+
+
 def resolve(name: str | Path) -> Path:
     """The directory a model's name stands for: itself, a packaged model's, or a download from the Hugging Face hub.
 
-    Raises `Mistake` where there is none, naming the nearest packaged model.
+    Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -37,7 +106,30 @@ def resolve(name: str | Path) -> Path:
         near = difflib.get_close_matches(str(name), packaged, 1)
         hint = f'did you mean {near[0]}?' if near else f'packaged models: {", ".join(packaged) or "none"}'
         raise Mistake(f'{name}: no such directory, and no packaged model of that name; {hint}')
+    if not _downloads.get():
+        return _downloaded(str(name))
     return _download(str(name))
+
+
+def _downloaded(hub_id: str) -> Path:
+    """The folder of a hub model in Hugging Face's cache, where weights of it are there."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+    except errors.HFValidationError as error:
+        raise Mistake(f'{hub_id}: that is no name of a model on the hub ({error})') from None
+    except errors.LocalEntryNotFoundError:
+        raise Absent(f'{hub_id}: not on this machine; a run downloads it') from None
+    index = folder / 'model.safetensors.index.json'
+    try:
+        shards = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        shards = ['model.safetensors']
+    if not all((folder / name).exists() for name in ('config.json', 'tokenizer.json', *shards)):
+        raise Absent(f'{hub_id}: not whole on this machine; a run downloads the rest')
+    return folder
 
 
 def _download(hub_id: str) -> Path:
@@ -45,10 +137,9 @@ def _download(hub_id: str) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    patterns = ['*.safetensors', '*.safetensors.index.json', 'config.json', 'generation_config.json', 'tokenizer*']
     cache, instead = constants.HF_HUB_CACHE, 'or give a local directory instead'
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=[*patterns, '*.model']))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED))
     except errors.GatedRepoError:
         raise Mistake(f'{hub_id}: gated; accept its terms on the hub and log in with `hf auth login`') from None
     except errors.RepositoryNotFoundError:

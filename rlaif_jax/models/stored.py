@@ -31,6 +31,7 @@ from rlaif_jax.models.families import Slot
 from rlaif_jax.models.transformer import Config, Params
 
 SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
+VALUE = {'head_D': 'v_head.summary.weight', 'head_bias': 'v_head.summary.bias'}  # of a value network, as TRL names it
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
 TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
 MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
@@ -49,9 +50,10 @@ class Stored(NamedTuple):
         return self.data.view(FLOATS[self.kind]).reshape(self.shape)
 
 
-def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str, Stored]:
-    """tensor name -> where it lies, of a checkpoint that holds exactly what its config.json asks for, and with `score` the
-    head of a reward model. Raises `Mistake` where it does not; only the files' headers are read.
+def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool = False) -> dict[str, Stored]:
+    """tensor name -> where it lies, of a checkpoint that holds exactly what its config.json asks for, with `score` the head
+    of a reward model, and with `value` that of a value network, which is passed over otherwise. Raises `Mistake` where
+    it does not; only the files' headers are read.
     """
     files, family = _open(folder), families.of(cfg)
     stored = {
@@ -61,11 +63,14 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     }
     if score:
         stored[SCORE] = (1, cfg.width)
+    if value:
+        stored |= {VALUE['head_D']: (1, cfg.width), VALUE['head_bias']: (1,)}
     if missing := sorted(set(stored) - set(files)):
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
         )
-    known_extra = {family.slots['unembed_DV'].name} if cfg.tied else set()  # some writers store a tied head twice
+    known_extra = set(VALUE.values())
+    known_extra |= {family.slots['unembed_DV'].name} if cfg.tied else set()  # some writers store a tied head twice
     if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith(family.ignored)):
         raise Mistake(
             f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
@@ -80,27 +85,29 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     return files
 
 
-def read_params(folder: Path, cfg: Config, mesh: Mesh, *, frozen: bool = False, score: bool = False) -> Params:
-    """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head
-    of a reward model. Raises `Mistake` before anything large is read, or for a tensor that holds NaN or infinity.
+def read_params(
+    folder: Path, cfg: Config, mesh: Mesh, *, frozen: bool = False, score: bool = False, value: bool = False
+) -> Params:
+    """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head of
+    a reward model, with `value` also `head_D` and `head_bias`, that of a value network. Raises `Mistake` before
+    anything large is read, or for a tensor that holds NaN or infinity.
 
-    With `frozen`, for parameters that nobody trains, matrices that the file holds in bfloat16 stay so where products are
-    in bfloat16: the same numbers come out of half the memory.
+    With `frozen`, for parameters that nobody trains, matrices are in bfloat16 where products are, which round them to it
+    anyway: the same numbers come out of half the memory.
     """
-    files = find_tensors(folder, cfg, score=score)
+    files = find_tensors(folder, cfg, score=score, value=value)
     params: Params = {}
-    if score:
-        score_D = files[SCORE].array[0].astype(np.float32)
-        _check_finite(score_D, folder, SCORE)
-        params |= axes.place({'score_D': score_D}, mesh)
+    for ours, name in (({'score_D': SCORE} if score else {}) | (VALUE if value else {})).items():
+        array = files[name].array.astype(np.float32)
+        _check_finite(array, folder, name)
+        params |= axes.place({ours: array[0]}, mesh)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for ours, slot in families.slots_of(cfg).items():
             letters = axes.letters(ours)
             shape = tuple(cfg.sizes[c] for c in letters)
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
-            kinds = {files[slot.name.format(i)].kind for i in range(cfg.layers if '{}' in slot.name else 1)}
-            stays = frozen and ours in MATRICES and cfg.dtype == 'bfloat16' and kinds == {'BF16'}
-            dtype = np.dtype(FLOATS['BF16' if stays else 'F32'])
+            rough = frozen and ours in MATRICES and cfg.dtype == 'bfloat16'
+            dtype = np.dtype(FLOATS['BF16' if rough else 'F32'])
             read = partial(_read, folder, files, slot, letters, cfg.sizes, pool, dtype)
             params[ours] = _assemble(shape, dtype, sharding, read)
     return params
@@ -228,13 +235,16 @@ def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:
 def _open(folder: Path) -> dict[str, Stored]:
     """tensor name -> where it lies, for a single file or a sharded checkpoint with its index."""
     index, single = folder / 'model.safetensors.index.json', folder / 'model.safetensors'
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again') from None
-    elif single.exists():
+    where: dict[str, str] = {}  # tensor -> its file, as the index says
+    if single.exists():  # before an index, as transformers has it
         names = [single.name]
+    elif index.exists():
+        try:
+            where = dict(json.loads(index.read_text())['weight_map'])
+            names = sorted(set(where.values()))
+            [folder / name for name in names]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again') from None
     elif pickles := sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in folder.glob(pattern)):
         raise Mistake(
             f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it '
@@ -250,7 +260,8 @@ def _open(folder: Path) -> dict[str, Stored]:
             raise Mistake(f'{folder}: {name} is named in the index but is not here; fetch it again') from None
         except safetensors.SafetensorError as error:
             raise Mistake(f'{folder / name}: not a whole safetensors file ({error}); fetch it again') from None
-        files |= _map(folder / name)
+        # A tensor that is in two files is the one that the index names.
+        files |= {tensor: stored for tensor, stored in _map(folder / name).items() if where.get(tensor, name) == name}
     return files
 
 

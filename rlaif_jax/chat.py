@@ -1,0 +1,65 @@
+"""Dialogues: how a prompt's text tells one, and how a chat checkpoint wants it, by the template that came with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rlaif_jax.config import Mistake
+
+SPEAKERS = {'user': '\n\nHuman:', 'assistant': '\n\nAssistant:'}  # as Anthropic's dialogues are written
+ROLES = {marker: role for role, marker in SPEAKERS.items()}
+MARKERS = re.compile(f'({"|".join(SPEAKERS.values())})')
+# Some chat templates tell the date, by default today's: a label must not depend on when it is made.
+DATE = '{% macro strftime_now(form) %}26 July 2024{% endmacro %}'
+
+Turn = tuple[str, str]  # role, which is user, assistant or system, and what was said
+
+
+def turns(text: str) -> list[Turn] | None:
+    """The turns of a prompt that is a dialogue, `\\n\\nHuman: …\\n\\nAssistant:`, up to the one that is asked for; None for
+    any other. What stands before the first is the system's. Roles take turns: who speaks twice has said one thing.
+    """
+    system, *rest = MARKERS.split(text.rstrip())
+    if not rest or rest[0] != SPEAKERS['user'] or rest[-2:] != [SPEAKERS['assistant'], '']:
+        return None
+    found = [('system', system.strip())] if system.strip() else []
+    for marker, said in zip(rest[:-2:2], map(str.strip, rest[1::2])):
+        role = ROLES[marker]
+        if found and found[-1][0] == role:
+            found[-1] = role, f'{found[-1][1]}\n\n{said}'
+        else:
+            found.append((role, said))
+    return found
+
+
+def render(hf: Any, messages: Sequence[Turn], ask: bool = True) -> str:
+    """Messages in the template of a `transformers` tokenizer; with `ask` up to where the checkpoint's own turn begins.
+    Raises `Mistake` where the template fails.
+    """
+    try:
+        return hf.apply_chat_template(
+            [{'role': role, 'content': content} for role, content in messages],
+            chat_template=DATE + hf.get_chat_template(), tokenize=False, add_generation_prompt=ask,
+            enable_thinking=False, date_string='26 Jul 2024',
+        )  # fmt: skip
+    except Exception as error:  # of jinja, or raised by the template
+        reason = str(error).split('\n')[0][:200]
+        raise Mistake(f'{hf.name_or_path}: its chat template cannot be filled in ({reason})') from error
+
+
+def between(hf: Any, roles: Sequence[str]) -> list[str]:
+    """What the template puts before, between and behind what these roles say. Raises `Mistake` where it fails, or does not
+    show each message once, in order.
+    """
+    marks = [f'the message {i} goes here' for i in range(len(roles))]
+    text, parts = render(hf, list(zip(roles, marks))), []
+    if wrong := [text.count(mark) for mark in marks if text.count(mark) != 1]:
+        raise Mistake(f'{hf.name_or_path}: its chat template shows a message {wrong[0]} times, where once is wanted')
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found:
+            raise Mistake(f'{hf.name_or_path}: its chat template does not show messages in their order')
+        parts.append(before)
+    return [*parts, text]
