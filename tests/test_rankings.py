@@ -84,10 +84,12 @@ def test_concordance_covers_the_truth_and_leaves_out_prompts_that_say_nothing():
     assert 0.6 < truth < 0.8
     found = [concordance(panel(rng, 30), resamples=100) for _ in range(100)]
     assert 0.88 <= np.mean([truth in interval for interval in found]) <= 0.99
-    rank_BMN = panel(rng, 5)
+    rank_BMN = panel(rng, 15)
     rank_BMN[3] = np.nan
     whole, without = concordance(rank_BMN), concordance(np.delete(rank_BMN, 3, 0))
-    assert whole == without and whole.n == 4
+    assert whole == without and whole.n == 14 and 0 < whole.low
+    few = concordance(rank_BMN[:10])  # nine of them: no interval to speak of
+    assert (few.n, few.low, few.high) == (9, 0.0, 1.0) and 0 < few.value < 1
     nothing = concordance(np.full((2, 3, 3), np.nan))
     assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0, 1, 0)
 

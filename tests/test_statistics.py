@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from rlaif_jax.evaluation.length import characters, length_adjusted_win_rate, logistic_at, logistic_at_equal_length
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, bootstrap, mean_interval, t_quantile, wilson
+from rlaif_jax.evaluation.statistics import (
+    Interval,
+    binomial_test,
+    bootstrap,
+    central,
+    draws,
+    mean_interval,
+    t_quantile,
+    wilson,
+)
 
 
 def sigmoid(x):
@@ -100,6 +109,40 @@ def test_the_rate_at_equal_length_covers_the_truth(intercept, slope):
     fits = [logistic_at_equal_length(*draw(rng, 300, intercept, slope)) for _ in range(2000)]
     assert np.mean([sigmoid(intercept) in fit.rate for fit in fits]) == pytest.approx(0.95, abs=0.015)
     assert np.mean([abs(fit.slope - slope) < 1.96 * fit.slope_error for fit in fits]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize('jeffreys', [True, False])
+def test_resamples_are_fitted_like_any_rows(jeffreys):
+    """Many at once come out as each by itself."""
+    rng = np.random.default_rng(7)
+    for n, intercept in ((300, 0.4), (40, 0.0)):
+        ratio_B, win_B = draw(rng, n, intercept, 1.5)
+        how = {'form': 'log', 'jeffreys': jeffreys, 'confidence': 0.9}
+        found = logistic_at_equal_length(ratio_B, win_B, resamples=40, **how).rate
+        each = [logistic_at_equal_length(ratio_B[rows], win_B[rows], **how).rate.value for rows in draws(n, 40)]
+        assert (found.low, found.high) == pytest.approx(central(np.array(each), 0.9), abs=1e-6)
+        assert found.value == logistic_at_equal_length(ratio_B, win_B, **how).rate.value
+
+
+@pytest.mark.parametrize('form', ['plain', 'log'])
+def test_where_resamples_cannot_tell_the_interval_is_of_closed_form(form):
+    """Ratios that are all the same say nothing of equal length, and a fit that length alone decides says little."""
+    rng = np.random.default_rng(0)
+    win_B = (rng.random(200) < 0.7).astype(float)
+    ratio_B = np.exp(rng.normal(0, 0.3, 200))
+    for ratios, votes in (
+        (np.full(200, 2.0), win_B),
+        (np.full(200, 2.0), 0.2 + 0.6 * win_B),
+        (ratio_B, (ratio_B > 1).astype(float)),
+        (ratio_B, (ratio_B > np.sort(ratio_B)[8]).astype(float)),
+        (ratio_B, (np.arange(200) != 17).astype(float)),
+    ):
+        found = logistic_at_equal_length(ratios, votes, form=form, resamples=100).rate
+        assert found == logistic_at_equal_length(ratios, votes, form=form).rate
+        assert found.high - found.low > 0.01
+    assert logistic_at_equal_length(ratio_B, win_B, form=form, resamples=100).rate != (
+        logistic_at_equal_length(ratio_B, win_B, form=form).rate
+    )
 
 
 def test_length_is_taken_out_where_it_is_all_and_changes_nothing_where_it_is_nothing():

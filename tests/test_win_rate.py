@@ -3,13 +3,24 @@ vote.
 """
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rlaif_jax.data.micro import world
-from rlaif_jax.evaluation.statistics import binomial_test, mean_interval, wilson
-from rlaif_jax.evaluation.win_rate import Config, compare, from_preference, from_quality, oracle, raters, win_rate
+from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, mean_interval, wilson
+from rlaif_jax.evaluation.win_rate import (
+    Config,
+    compare,
+    from_labels,
+    from_preference,
+    from_quality,
+    length_adjusted_win_rate,
+    oracle,
+    raters,
+    win_rate,
+)
 
 PROMPTS = [world.prompt('test', i) for i in range(200)]
 A = [f'answer {i} ' + 'x' * (i % 40) for i in range(200)]
@@ -113,12 +124,30 @@ def test_nan_in_either_order_makes_the_vote_nan(rule):
     assert np.isnan(unknown(['p'] * 2, ['a', 'b'], ['c', 'd'])).tolist() == [True, False]
 
 
-def test_hard_votes_get_wilson_and_averaged_ones_the_mean_and_ties_no_part_in_the_sign_test():
-    assert win_rate(np.array([1, 0, 1, np.nan])) == wilson(2, 3)
+def test_intervals_are_bootstrapped_over_prompts_or_of_closed_form():
+    soft_B = JUDGES['soft'](PROMPTS, A, B)
+    hard_B = (soft_B > 0.5).astype(float)
+    assert win_rate(hard_B, resamples=0) == wilson(hard_B.sum(), 200)
+    assert win_rate(soft_B, resamples=0) == mean_interval(soft_B).clipped()
+    for vote_B in (hard_B, soft_B):
+        closed, drawn = win_rate(vote_B, resamples=0), win_rate(vote_B)
+        assert drawn == bootstrap(vote_B, lambda rows: rows.mean()) != closed  # one statistic at a time
+        assert (drawn.low, drawn.high) == pytest.approx((closed.low, closed.high), abs=0.02)
+        assert win_rate(vote_B, 0.8).low > drawn.low
+
+
+@pytest.mark.parametrize('resamples', [0, 1000])
+def test_votes_that_are_all_the_same_leave_a_width(resamples):
+    """A resample of them cannot differ, which says nothing of the next prompt."""
+    lengths = [np.linspace(50, 150, 30), np.linspace(90, 110, 30)]
+    assert win_rate(np.ones(30), resamples=resamples) == wilson(30, 30)
+    assert length_adjusted_win_rate(np.ones(30), *lengths, resamples=resamples).low < 0.97
+
+
+def test_averaged_votes_get_the_mean_and_ties_no_part_in_the_sign_test():
+    assert win_rate(np.array([1, 0, 1, np.nan])).n == 3
     soft_B = np.array([0.9, 0.5, 0.4, 0.8])
-    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4) and win_rate(
-        soft_B
-    ).high <= 1
+    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4)
     result = compare(PROMPTS[:4], A[:4], B[:4], lambda *_: soft_B)
     assert (result.ties, result.p_value) == (1, binomial_test(2, 3))
 
@@ -147,8 +176,21 @@ def test_a_result_goes_to_json_and_to_a_table():
         lambda: from_preference(prefer, rule='first'),
         lambda: from_preference(prefer, rule='both_agree', soft=True),
         lambda: Config(confidence=95),
+        lambda: Config(resamples=-1),
     ],
 )
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match='.'):
         call()
+
+
+@pytest.mark.parametrize('rule', ['averaged', 'both_agree'])
+def test_a_model_that_sees_one_text_twice_calls_a_tie(rule):
+    """Its two orders are one prompt, and differ by rounding only."""
+
+    def labels(prompts, firsts, seconds):
+        noise_B = 1e-8 * np.random.default_rng(0).standard_normal((len(firsts), 2))
+        return [SimpleNamespace(first_shown=0.7 + a, second_shown=0.3 + b) for a, b in noise_B]
+
+    judge = from_labels(labels, rule=rule)
+    np.testing.assert_array_equal(judge(['p'] * 50, ['same'] * 50, ['same'] * 50), 0.5)

@@ -22,8 +22,8 @@ class _WinRate(ModuleType):
     before, so it is both: the module, which can be called.
     """
 
-    def __call__(self, win_B: np.ndarray, confidence: float = 0.95) -> Interval:
-        return self.win_rate(win_B, confidence)
+    def __call__(self, win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 1000) -> Interval:
+        return self.win_rate(win_B, confidence, resamples=resamples)
 
 
 win_rate.__class__ = _WinRate

@@ -107,7 +107,8 @@ def compare_harmless(
     """One rate for each policy, name -> (responses, harmless_B), in the order given.
 
     at: the length in characters at which all are compared, or the name of the policy whose mean length it is (the paper
-    takes SFT's); None for the mean over policies. Mistake: a policy without responses, votes of another number, an
+    takes SFT's); None for the mean over policies. Intervals are of closed form whatever `config.resamples` is: a rate near
+    1 has a width that resamples do not see. Mistake: a policy without responses, votes of another number, an
     unknown name.
     """
     lengths = {}

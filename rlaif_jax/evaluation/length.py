@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, normal_quantile
+from rlaif_jax.evaluation.statistics import Interval, blocks, central, draws, normal_quantile, resampled
 
 __all__ = [
     'AtLength',
@@ -52,15 +52,17 @@ def length_adjusted_win_rate(
     *,
     length_ratio: LengthRatio = 'plain',
     confidence: float = 0.95,
+    resamples: int = 1000,
 ) -> Interval:
     """Rate at which A would be preferred if its responses were as long as B's.
 
     win_B in [0, 1] (nan: unscorable, left out); lengths in characters, at least 1 (less counts as 1).
     `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
-    plain ratio does not.
+    plain ratio does not. `resamples` as in `logistic_at`.
     """
     length_a_B, length_b_B = (np.maximum(1.0, np.asarray(x, np.float64)) for x in (length_a_B, length_b_B))
-    return logistic_at_equal_length(length_a_B / length_b_B, win_B, form=length_ratio, confidence=confidence).rate
+    how = {'form': length_ratio, 'confidence': confidence, 'resamples': resamples}
+    return logistic_at_equal_length(length_a_B / length_b_B, win_B, **how).rate
 
 
 def logistic_at_equal_length(
@@ -71,6 +73,7 @@ def logistic_at_equal_length(
     form: LengthRatio = 'plain',
     confidence: float = 0.95,
     jeffreys: bool = True,
+    resamples: int = 0,
 ) -> AtLength:
     """P(A preferred) = sigmoid(a + b x) at ratio 1, with x = len_A / len_B ('plain', the paper) or its logarithm
     ('log').
@@ -83,7 +86,8 @@ def logistic_at_equal_length(
     if not ((ratio_B > 0) & np.isfinite(ratio_B)).all():
         raise Mistake('every length ratio must be a positive finite number')
     x_B, at = (ratio_B, 1.0) if form == 'plain' else (np.log(ratio_B), 0.0)
-    return logistic_at(x_B, win_B, weights, at=at, confidence=confidence, jeffreys=jeffreys)
+    how = {'confidence': confidence, 'jeffreys': jeffreys, 'resamples': resamples}
+    return logistic_at(x_B, win_B, weights, at=at, **how)
 
 
 def logistic_at(
@@ -94,8 +98,11 @@ def logistic_at(
     at: float,
     confidence: float = 0.95,
     jeffreys: bool = True,
+    resamples: int = 0,
 ) -> AtLength:
-    """Logistic regression of y in [0, 1] on x, read off at x = `at`, with a delta-method interval taken on the logit.
+    """Logistic regression of y in [0, 1] on x, read off at x = `at`. The interval is a percentile bootstrap over rows, of
+    so many `resamples`. With 0 of them it is that of the delta method, taken on the logit; so it is where resamples cannot
+    tell: less than ten votes for a side, all x the same, or every win at greater x than every loss, or at smaller.
 
     Newton on  sum_i w_i (y_i log p_i + (1 - y_i) log(1 - p_i)) + 1/2 log det I(a, b) - RIDGE/2 (a^2 + b^2),  where
     p_i = sigmoid(a + b (x_i - at)) and I is the information. The middle term is Jeffreys' prior (Firth 1993): plain
@@ -105,7 +112,7 @@ def logistic_at(
     Where all x are the same and not `at`, the interval is all of [0, 1], as it should be.
 
     nan votes and zero weights are left out, and n counts the rest (none: nan in [0, 1]). A weight is a number of votes.
-    A soft vote counts as that fraction of a win, which makes the interval wider than need be.
+    A soft vote counts as that fraction of a win, which makes the interval of the delta method wider than need be.
     """
     x_B, y_B = np.asarray(x_B, np.float64) - at, np.asarray(y_B, np.float64)
     weight_B = np.ones_like(y_B) if weights is None else np.asarray(weights, np.float64)
@@ -118,9 +125,12 @@ def logistic_at(
     x_B, y_B, weight_B = x_B[kept_B], y_B[kept_B], weight_B[kept_B]
     if not x_B.size:
         return AtLength(Interval(float('nan'), 0.0, 1.0, 0), float('nan'), float('nan'))
-    (logit, slope), covariance = _fit(np.stack([np.ones_like(x_B), x_B], axis=-1), y_B, weight_B, jeffreys)
+    X = np.stack([np.ones_like(x_B), x_B], axis=-1)
+    (logit, slope), covariance = beta, _ = _fit(X, y_B, weight_B, jeffreys)
     error, slope_error = np.sqrt(np.diag(covariance))
     value, low, high = (float(v) for v in _sigmoid(np.array([logit, logit - z * error, logit + z * error])))
+    if resamples and resampled(y_B) and not _separated(x_B, y_B):
+        low, high = central(_sigmoid(_refits(X, y_B, weight_B, jeffreys, beta, resamples)), confidence)
     return AtLength(Interval(value, low, high, x_B.size), float(slope), float(slope_error))
 
 
@@ -153,6 +163,49 @@ def _fit(X: np.ndarray, y_B: np.ndarray, weight_B: np.ndarray, jeffreys: bool) -
         if np.abs(step).max() < 1e-9 * (1 + np.abs(beta).max()):
             break
     return beta, np.linalg.inv(information)
+
+
+def _separated(x_B: np.ndarray, y_B: np.ndarray) -> bool:
+    """Whether x tells all, or nothing, of wins and losses: each resample's fit then runs as far as the prior lets it."""
+    won_B, lost_B = x_B[y_B > 0.5], x_B[y_B < 0.5]
+    if not (won_B.size and lost_B.size):
+        return bool(np.ptp(x_B) == 0)
+    return bool(won_B.min() >= lost_B.max() or won_B.max() <= lost_B.min())
+
+
+def _refits(
+    X: np.ndarray, y_B: np.ndarray, weight_B: np.ndarray, jeffreys: bool, beta: np.ndarray, resamples: int
+) -> np.ndarray:
+    """logit_R at equal length, of so many resamples of the rows: Newton from the fit of all rows, for many at once; what
+    has not come to rest in a few steps is fitted by itself.
+    """
+    n = len(y_B)
+    square_B3 = np.stack([X[:, 0] ** 2, X[:, 0] * X[:, 1], X[:, 1] ** 2], axis=-1)
+    found, by_itself = [], {}
+    for many in blocks(draws(n, resamples), n):
+        weight_RB = weight_B * np.stack([np.bincount(drawn_B, minlength=n) for drawn_B in many])
+        beta_R2, moving_R = np.tile(beta, (len(many), 1)), np.arange(len(many))
+        for _ in range(40):
+            weights_RB, at_R2 = weight_RB[moving_R], beta_R2[moving_R]
+            p_RB = _sigmoid(at_R2 @ X.T)
+            information_RB = weights_RB * p_RB * (1 - p_RB)
+            a_R, b_R, c_R = (information_RB @ square_B3).T + RIDGE * np.array([[1.0], [0.0], [1.0]])
+            inverse_R3 = np.stack([c_R, -b_R, a_R], axis=-1) / (a_R * c_R - b_R**2)[:, None]
+            residual_RB = weights_RB * (y_B - p_RB)
+            if jeffreys:
+                residual_RB += information_RB * (inverse_R3 * [1, 2, 1] @ square_B3.T) * (0.5 - p_RB)
+            (s_R, t_R, u_R), (g_R, h_R) = inverse_R3.T, (residual_RB @ X - RIDGE * at_R2).T
+            step_R2 = np.stack([s_R * g_R + t_R * h_R, t_R * g_R + u_R * h_R], axis=-1)
+            beta_R2[moving_R] += step_R2
+            moving_R = moving_R[~(np.abs(step_R2).max(1) < 1e-6 * (1 + np.abs(at_R2).max(1)))]
+            if not moving_R.size:
+                break
+        for r in moving_R:
+            drawn = weight_RB[r].tobytes()  # few rows are drawn alike again and again
+            by_itself[drawn] = by_itself.get(drawn) or _fit(X, y_B, weight_RB[r], jeffreys)
+            beta_R2[r], _ = by_itself[drawn]
+        found.append(beta_R2[:, 0])
+    return np.concatenate(found)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -28,8 +28,8 @@ __all__ = ['figure_lengths', 'figure_matrix', 'figure_training', 'read_metrics']
 
 # Title -> unit, key in a step's metrics, key in an evaluation's, factor. The first are of the policy before the step.
 PANELS = {
-    'reward': ('per response', 'objective/rlhf_reward', 'eval/reward', 1),
-    'score': ('per response', 'objective/scores', 'eval/score', 1),
+    'reward, each by its own scorer': ('per response', 'objective/rlhf_reward', 'eval/reward', 1),
+    'score, each by its own scorer': ('per response', 'objective/scores', 'eval/score', 1),
     'KL to the SFT policy': ('nats per response', 'objective/kl', 'eval/kl', 1),
     'length': ('tokens per response', 'completions/mean_length', 'eval/mean_length', 1),
     'preferred to SFT': ('% of validation prompts', None, 'eval/win_rate', 100),

@@ -43,7 +43,7 @@ TABLES = {
     'what they rest on': ('characters A : B', 'n', 'ties', 'unscorable'),
 }
 LEGEND = {
-    'win rate %': 'Win rate: how often A of "A vs B" is preferred [its confidence interval].',
+    'win rate %': 'Win rate: how often A of "A vs B" is preferred [confidence interval over prompts].',
     'at equal length %': 'At equal length: by a logistic fit on the ratio of lengths, read where it is 1.',
     'paper %': 'Paper: how often its human raters preferred A, raw / at equal length.',
     'p': 'p: of a two-sided sign test against one half.',

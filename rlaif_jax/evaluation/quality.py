@@ -10,7 +10,17 @@ from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import Interval, mean_interval, wilson
 
-__all__ = ['qualities']
+__all__ = ['ABOUT', 'qualities']
+
+ABOUT = {  # figure -> what it is, for whoever sees it in a table
+    'hallucination': 'share of responses with a fact stated wrong',
+    'coverage': 'share of the facts stated right',
+    'disorder': 'share of responses with parts out of order',
+    'over_refusal': 'share of benign requests refused',
+    'ended': 'share of responses that come to their end',
+    'repetition': 'share of words that say something again',
+    'quality': 'the oracle’s score, from -1 to 1',
+}
 
 
 def qualities(prompts: Sequence[Prompt], responses: Sequence[str], confidence: float = 0.95) -> dict[str, Interval]:

@@ -15,7 +15,7 @@ The prompt is named by its id, or by its text in a column `prompt`. Axes: B prom
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
-from rlaif_jax.evaluation.statistics import Interval, bootstrap
+from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap
 from rlaif_jax.evaluation.win_rate import Judge
 
 __all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
@@ -70,12 +70,13 @@ def kendall_w(rank_MN: np.ndarray) -> float:
 def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, confidence: float = 0.95) -> Interval:
     """Kendall's W averaged over prompts, with a bootstrap interval over them. The paper's raters: 0.6 to 0.7 (App. I).
 
-    Prompts without a W (see `kendall_w`) are left out, and n counts the rest (none: nan in [0, 1]).
+    Prompts without a W (see `kendall_w`) are left out, and n counts the rest (none: nan). With fewer than ten the interval
+    is all of [0, 1].
     """
     w_B = np.array([kendall_w(rank_MN) for rank_MN in rank_BMN], np.float64)
     w_B = w_B[~np.isnan(w_B)]
-    if not w_B.size:
-        return Interval(float('nan'), 0.0, 1.0, 0)
+    if w_B.size < FEWEST:
+        return Interval(float(w_B.mean()) if w_B.size else float('nan'), 0.0, 1.0, w_B.size)
     return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
 
 
@@ -141,11 +142,12 @@ def simulated(
 # Files
 
 
-def read(path: PathLike | str) -> Rankings:
-    """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads.
+def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Collection[str] = ()) -> Rankings:
+    """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads. `policies` and `prompts`, by id
+    and by text, are those that there are, where they are known: one misspelt would be a vote that is missing.
 
     Mistake, which names file and line: a column is missing, a ranking is not a list of at least two policies (or lists
-    of tied ones), names one twice, or is the rater's second for the prompt.
+    of tied ones), names one twice, or one that there is not, or is the rater's second for the prompt.
     """
     place_of: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str], str] = {}
@@ -154,7 +156,14 @@ def read(path: PathLike | str) -> Rankings:
         if (prompt, rater) in seen:
             raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')
         seen[prompt, rater] = where
+        if prompts and prompt not in prompts:
+            near = difflib.get_close_matches(prompt, prompts, 1, 0.0)[0]
+            raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near[:80]!r}?')
         for place, names in enumerate(_places(_column(row, 'ranking', where), where)):
+            for name in names:
+                if policies and name not in policies:
+                    near = difflib.get_close_matches(name, policies, 1, 0.0)[0]
+                    raise Mistake(f'{where}: no policy {name!r} has responses; did you mean {near!r}?')
             place_of.update({(prompt, rater, name): place for name in names})
     axes = [{name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*place_of)]
     rank_BMN = np.full([len(axis) for axis in axes], np.nan)

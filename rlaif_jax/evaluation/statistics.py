@@ -4,9 +4,10 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from math import lgamma, log, sqrt
 from statistics import NormalDist  # the standard library's module of this name
 from typing import Any
@@ -18,6 +19,9 @@ from rlaif_jax.config import Mistake
 __all__ = [
     'Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 'plain', 't_quantile', 'votes', 'wilson',
 ]  # fmt: skip
+
+
+FEWEST = 10  # votes for either side, of which a bootstrap makes an interval
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,37 @@ def bootstrap(
     normal_quantile(confidence)
     if n == 0 or resamples < 1:
         raise Mistake(f'a bootstrap needs at least one row and one resample, not {n} and {resamples}')
+    drawn = draws(n, resamples, seed)
+    if statistic is np.mean and value_B.ndim == 1:  # what most ask for, many at once
+        found = np.concatenate([value_B[many].mean(1) for many in blocks(drawn, n)])
+    else:
+        found = np.array([float(statistic(value_B[drawn_B])) for drawn_B in drawn])
+    return Interval(float(statistic(value_B)), *central(found, confidence), n)
+
+
+def resampled(vote_B: np.ndarray) -> bool:
+    """Whether resamples of these votes, in [0, 1], can tell how sure their mean is: not where nearly all are the same, as
+    then nearly all resamples are, too.
+    """
+    return bool(min(vote_B.sum(), (1 - vote_B).sum()) >= FEWEST)
+
+
+def draws(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The rows of each resample, n of n with replacement."""
     rng = np.random.default_rng(seed)
-    draws = np.array([float(statistic(value_B[rng.integers(n, size=n)])) for _ in range(resamples)])
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(statistic(value_B)), float(low), float(high), n)
+    return (rng.integers(n, size=n) for _ in range(resamples))
+
+
+def blocks(drawn: Iterator[np.ndarray], n: int) -> Iterator[np.ndarray]:
+    """Resamples of n rows stacked, (R, n), as many as a cache holds."""
+    while many := list(islice(drawn, max(1, 2**20 // n))):
+        yield np.stack(many)
+
+
+def central(found_R: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """The ends between which this share of what resamples gave lies, as much of the rest below as above."""
+    low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def binomial_test(k: int, n: int, p: float = 0.5) -> float:

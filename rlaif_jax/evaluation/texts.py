@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['strip_trailing', 'text_statistics']
+__all__ = ['ABOUT', 'strip_trailing', 'text_statistics']
+
+ABOUT = {  # figure -> what it is, for whoever sees it in a table
+    'ended': 'share that ends in . ! ? or …',
+    'repetition': 'share of runs of three words said before',
+    'copied': 'share of words in spans of five and more from the prompt',
+    'longest_copy': 'words of the longest such span, of any length',
+}
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _ENDED = re.compile(r"""[.!?…]["'”’)\]]*\s*\Z""")

@@ -15,8 +15,18 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
+from rlaif_jax.evaluation.alignment import TIE
 from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, plain, votes, wilson
+from rlaif_jax.evaluation.statistics import (
+    Interval,
+    binomial_test,
+    bootstrap,
+    mean_interval,
+    plain,
+    resampled,
+    votes,
+    wilson,
+)
 
 __all__ = [
     'Config',
@@ -42,10 +52,13 @@ class Config:
 
     confidence: float = 0.95
     length_ratio: LengthRatio = 'plain'
+    resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: Wilson's, Student's and the delta method's
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise Mistake(f'confidence must be between 0 and 1, not {self.confidence}')
+        if self.resamples < 0:
+            raise Mistake(f'resamples must not be negative, not {self.resamples}')
 
 
 @dataclass(frozen=True)
@@ -79,14 +92,17 @@ class WinRate:
         return plain(asdict(self))
 
 
-def win_rate(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
+def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 1000) -> Interval:
     """Share of prompts on which A is preferred. nan votes are left out, and n counts the rest (none: nan in [0, 1]).
 
-    Wilson's interval where every vote is 0 or 1; where some are ties or averages, Student's t over prompts, within [0,
-    1]. Mistake: a vote outside [0, 1].
+    A percentile bootstrap over prompts. With `resamples` of 0, and where less than ten votes are for A, or against it,
+    Wilson's interval where every vote is 0 or 1, and Student's t over prompts, within [0, 1], where some are ties or
+    averages. Mistake: a vote outside [0, 1].
     """
     vote_B = votes(win_B)
     vote_B = vote_B[~np.isnan(vote_B)]
+    if resamples and resampled(vote_B):
+        return bootstrap(vote_B, np.mean, resamples=resamples, confidence=confidence)
     if np.isin(vote_B, (0, 1)).all():
         return wilson(vote_B.sum(), vote_B.size, confidence)
     return mean_interval(vote_B, confidence).clipped()
@@ -109,12 +125,14 @@ def compare(
         raise Mistake(f'the judge gave {vote_B.size} votes for {len(prompts)} prompts')
     scorable_B = ~np.isnan(vote_B)
     length_a_B, length_b_B = characters(responses_a), characters(responses_b)
-    how = {'length_ratio': config.length_ratio, 'confidence': config.confidence}
+    how = {'confidence': config.confidence, 'resamples': config.resamples}
     n, ties, wins = (int(which_B.sum()) for which_B in (scorable_B, vote_B == 0.5, vote_B > 0.5))
     mean_a, mean_b = (float(x_B[scorable_B].mean()) if n else float('nan') for x_B in (length_a_B, length_b_B))
     return WinRate(
-        raw=win_rate(vote_B, config.confidence),
-        length_adjusted=length_adjusted_win_rate(vote_B, length_a_B, length_b_B, **how),
+        raw=win_rate(vote_B, **how),
+        length_adjusted=length_adjusted_win_rate(
+            vote_B, length_a_B, length_b_B, length_ratio=config.length_ratio, **how
+        ),
         mean_length_a=mean_a,
         mean_length_b=mean_b,
         n=n,
@@ -183,12 +201,17 @@ def from_preference(
         a_first_B = np.asarray(prefer(prompts, responses_a, responses_b), np.float64)
         b_first_B = np.asarray(prefer(prompts, responses_b, responses_a), np.float64)
         if rule == 'both_agree':
-            margin_B = np.sign(a_first_B - 0.5) - np.sign(b_first_B - 0.5)
+            margin_B = _side(a_first_B - 0.5) - _side(b_first_B - 0.5)
             return 0.5 + 0.5 * np.trunc(margin_B / 2)
         margin_B = a_first_B - b_first_B  # the difference changes sign exactly when A and B are swapped
-        return 0.5 + 0.5 * (margin_B if soft else np.sign(margin_B))
+        return 0.5 + 0.5 * (margin_B if soft else _side(margin_B))
 
     return judge
+
+
+def _side(margin_B: np.ndarray) -> np.ndarray:
+    """-1, 0 or 1; 0 for what differs by rounding, as two orders of one text twice do."""
+    return np.where(np.abs(margin_B) <= 2 * TIE, 0.0, np.sign(margin_B))
 
 
 def from_labels(labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]], **rule: Any) -> Judge:

@@ -140,10 +140,13 @@ def rate(
     return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(shown, written)
 
 
-def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], np.ndarray]:
-    """`(prompts, responses) -> score_B`, the type of every scorer: float32 in [-1, 1], NaN for unscorable."""
+def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
+    """`(prompts, responses, ended_B=None) -> score_B`, the type of every scorer: float32 in [-1, 1], NaN for unscorable.
+
+    A labeler reads a text, which ends where it ends: it is not told whether its policy has.
+    """
     rater = make_rater(lm, cfg, mesh)
-    return lambda prompts, responses: np.array([r.score for r in rater(prompts, responses)], np.float32)
+    return lambda prompts, responses, ended_B=None: np.array([r.score for r in rater(prompts, responses)], np.float32)
 
 
 def _too_long(prompt: Encoded, room: int) -> Rating:
