@@ -74,15 +74,18 @@ def _plain(value: Any) -> Any:
 class Metrics:
     """The metrics of one run, in `folder`: metrics.jsonl, samples.jsonl, TensorBoard's events, W&B if asked.
 
-    A run resumed at `start_step` forgets what an earlier one wrote at that step and after, and a line cut short by a
-    crash, so that every step is there once. Without tensorboardX (or wandb) installed it says so and writes the rest.
+    Metrics of a step are of the one behind `step` others, samples are what it is like after `step` of them; what is known
+    before any step stands at -1. A run resumed at `start_step` forgets what an earlier one wrote of later ones, and a
+    line cut short by a crash, so that every step is there once. Without tensorboardX (or wandb) installed it says so and
+    writes the rest.
     """
 
     def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        start_step = start_step or -1  # from the start: nothing is kept
         self._lines = _open_lines(folder / 'metrics.jsonl', start_step)
-        self._samples = _open_lines(folder / 'samples.jsonl', start_step)
+        self._samples = _open_lines(folder / 'samples.jsonl', start_step + 1)
         self._board = self._wandb = None
         if module := _optional('tensorboardX', 'TensorBoard'):
             self._board = module.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
@@ -104,10 +107,10 @@ class Metrics:
             for name, value in finite.items():
                 self._board.add_scalar(name, value, int(step))
         if self._wandb:
-            self._wandb.log(finite, step=int(step))
+            self._wandb.log(finite, step=max(int(step), 0))  # it takes no negative one
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds one line {"step", ...} to samples.jsonl for each row, flushed."""
+        """Adds one line {"step", ...} to samples.jsonl for each row, flushed: `step` steps are done."""
         for row in rows:
             self._samples.write(to_json({'step': int(step), **row}) + '\n')
         self._samples.flush()
@@ -208,7 +211,8 @@ def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequenc
     for name in columns:
         table.add_column(_text(name), overflow='fold')
     for row in rows:
-        table.add_row(*(_text(_figure(row.get(name, ''))) for name in columns))
+        cells = (row.get(name, '') for name in columns)
+        table.add_row(*(_text(f'{cell:.3f}' if isinstance(cell, float) else _figure(cell)) for cell in cells))
     show(table)
 
 
@@ -263,21 +267,22 @@ class Bar:
 
     def __init__(self, description: str, total: int, start: int, live: Progress | None):
         self._description, self._total, self._start, self._live = description, total, start, live
-        self._done, self._began = start, time.monotonic()
-        self._printed = self._began
+        self._done, self._first, self._printed = start, 0.0, time.monotonic()
         if live:
             # The first unit takes longest, and there is nothing else to tell of it.
             self._task = live.add_task(description, total=total, completed=start, text=Text('compiling'))
 
     def advance(self, text: str = '') -> None:
         self._done += 1
+        if self._done == self._start + 1:  # which compiled: what is left will not take as long
+            self._first = time.monotonic()
         if self._live:
             self._live.update(self._task, advance=1, text=_text(text))
         elif time.monotonic() - self._printed >= PLAIN_SECONDS or self._done == self._total:
             now = self._printed = time.monotonic()
-            speed = (self._done - self._start) / max(now - self._began, 1e-9)
-            left = f'{max(self._total - self._done, 0) / speed:.0f} s left'
-            say(f'{self._description} {self._done}/{self._total}  {_rate(speed)}  {left}  {text}'.rstrip())
+            speed = (self._done - self._start - 1) / max(now - self._first, 1e-9)
+            left = f'{_rate(speed)}  {max(self._total - self._done, 0) / speed:.0f} s left  ' if speed else ''
+            say(f'{self._description} {self._done}/{self._total}  {left}{text}'.rstrip())
 
 
 @contextmanager

@@ -7,6 +7,8 @@ Compiling a step takes seconds, so all tests share a few compiled worlds: one mo
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import SimpleNamespace
@@ -16,10 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
 
-from rlaif_jax import axes, generation
+from experiments.stages import over_optimised
+from rlaif_jax import axes, checkpoint, generation
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.evaluation.policies_figures import read_metrics
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
@@ -347,8 +352,11 @@ def test_leaving_one_out_compares_a_response_with_the_others_to_its_prompt():
         assert found_B[b] == pytest.approx(return_B[others].mean(), abs=1e-6)
         changed_B = return_B + 7.0 * (np.arange(12) == b)  # what a response gets does not move its own baseline
         assert reinforce.baseline(cfg, changed_B, known_B)[b] == pytest.approx(found_B[b], abs=1e-6)
-    alone_B = np.arange(12) % 4 == 0
-    assert not np.asarray(reinforce.baseline(cfg, return_B, alone_B))[alone_B].any()
+    alone_B = np.arange(12) % 4 == 0  # no other to the same prompt is known: those to others are
+    found_B = np.asarray(reinforce.baseline(cfg, return_B, alone_B))
+    for b in (0, 4, 8):
+        assert found_B[b] == pytest.approx(return_B[[i for i in (0, 4, 8) if i != b]].mean(), abs=1e-6)
+    assert not np.asarray(reinforce.baseline(cfg, return_B, np.arange(12) == 4))[4]  # nothing else is known
 
 
 def test_the_mean_of_a_batch_is_that_of_what_has_a_score():
@@ -377,7 +385,7 @@ def test_a_step_in_parts_is_the_step_whole(baseline):
 
 @pytest.mark.parametrize('mesh, parts', [('data 8', 1), ('data 2, fsdp 2, tensor 2', 2)])
 def test_steps_on_eight_devices_are_those_on_one(mesh, parts):
-    here, there = world(), world(mesh, parts=parts)
+    here, there = world(), world(mesh, parts=parts, remat=parts > 1)
     batch = make_batch(left())
     policy = axes.place(left(), there.mesh)
     with jax.set_mesh(there.mesh):
@@ -453,6 +461,7 @@ def test_skipped_steps_in_a_row_are_forgotten_after_a_good_one():
         ({'temperature': 0.0}, 'temperature must be positive'),
         ({'batch': 0}, 'batch must be positive'),
         ({'batch': 8, 'parts': 3}, 'batch = 8 does not fall into 3'),
+        ({'baseline': 'batch_mean', 'export_value': True}, 'has no value network'),
         ({'steps': 0}, 'steps must be positive'),
         ({'max_new_tokens': -1}, 'max_new_tokens must be positive'),
         ({'most_kl': 0.0}, 'most_kl must be positive'),
@@ -485,9 +494,12 @@ PROMPTS = [Prompt(text, f'p{i}') for i, text in enumerate(('abc', 'd', 'efghij',
 @pytest.fixture
 def run(spelling, tmp_path, monkeypatch):
     """The stage with the steps that the other tests have compiled."""
-    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: world().steps)
+    steps = {'value': world().steps, 'shared_value': world(baseline='shared_value').steps}
+    monkeypatch.setattr(reinforce, 'make_steps', lambda cfg, lm, mesh: steps[cfg.baseline])
 
-    def run(lm=spelling, scorer=lambda prompts, texts: np.array([t.count('c') - 1.0 for t in texts]), **changes):
+    def run(
+        lm=spelling, scorer=lambda prompts, texts, ended_B: np.array([t.count('c') - 1.0 for t in texts]), **changes
+    ):
         cfg = config(eval_every=2, eval_prompts=3, **changes)
         return reinforce.run(cfg, tmp_path, lm, lambda step: PROMPTS, scorer, PROMPTS[:3], axes.make_mesh())
 
@@ -497,22 +509,85 @@ def run(spelling, tmp_path, monkeypatch):
 def test_a_run_trains_and_exports_a_policy_and_leaves_the_reference_as_it_was(spelling, run, tmp_path):
     before, seen = jax.tree.map(np.array, spelling.params), []
 
-    def scorer(prompts, texts):
+    def scorer(prompts, texts, ended_B):
         seen.append((prompts, texts))
+        assert ended_B.shape == (len(texts),) and all(ended or len(text) == T for text, ended in zip(texts, ended_B))
         return np.array([text.count('c') for text in texts])
 
     trained = run(scorer=scorer, steps=3)
     close(spelling.params, before, 0.0)
     close(hf.load(tmp_path / 'export').params, trained.params, 0.0)
     assert all((np.asarray(trained.params[name]) != before[name]).any() for name in before)
-    prompts, texts = seen[0]
+    prompts, texts = seen[1]
     assert prompts == [p.text for p in PROMPTS] and all(len(text) <= T and set(text) <= set('cde') for text in texts)
-    assert [len(texts) for _, texts in seen] == [8, 8, 3, 8, 3]  # evaluated after steps 2 and 3
+    assert [len(texts) for _, texts in seen] == [3, 8, 8, 3, 8, 3]  # evaluated before any step, after steps 2 and 3
+    rows = read_metrics(tmp_path)
+    assert [row['step'] for row in rows] == [-1, 0, 1, 2]
+    assert rows[0]['eval/kl'] == pytest.approx(0, abs=1e-5) and 'objective/kl' not in rows[0]
+    assert rows[0]['eval/score'] == pytest.approx(np.mean([text.count('c') for text in seen[0][1]]))
+
+
+@pytest.mark.slow
+def test_without_kl_a_policy_takes_what_scores_for_what_is_good(spelling, tmp_path, monkeypatch):
+    """A scorer that wants ever more of what is good once: the score rises, quality falls, and the log can tell."""
+    slow, told = training.Optimizer(name='adafactor', learning_rate=2e-3), {}
+    how = {'batch': 16, 'missing_end_penalty': 0.0, 'policy_optimizer': slow}
+    for beta, here in {beta: world(beta=beta, **how) for beta in (0.0, 0.8)}.items():
+        monkeypatch.setattr(reinforce, 'make_steps', lambda *_, steps=here.steps: steps)
+        cfg = replace(here.cfg, steps=60, eval_every=20, eval_prompts=48)
+        reinforce.run(
+            cfg, tmp_path / str(beta), spelling, lambda step: PROMPTS * 2,
+            lambda prompts, texts, ended_B: np.array([float(text.count('c')) for text in texts]),
+            PROMPTS * 6, axes.make_mesh(),
+            quality=lambda prompts, texts: [-abs(text.count('c') - 1.0) for text in texts],
+        )  # fmt: skip
+        rows = [row for row in read_metrics(tmp_path / str(beta)) if 'eval/score' in row]
+        told[beta] = over_optimised(rows), rows[-1]['eval/score'] - rows[0]['eval/score'], rows[-1]['eval/kl']
+        assert [row['step'] for row in rows] == [-1, 19, 39, 59]
+    (said, rise, kl), (nothing, _, near) = told.values()
+    assert said.startswith('over-optimised') and 'quality fell' in said and rise > 1 and kl > 3
+    assert nothing == '' and near < 0.5
+
+
+@pytest.mark.parametrize('baseline', ['value', 'shared_value'])
+def test_a_value_network_travels(run, tmp_path, baseline):
+    """Out in TRL's layout, and back as it was trained; whoever wants a language model passes its head over."""
+    trained = run(steps=2, baseline=baseline, export_value=True)
+    lm, head = hf.load_value(tmp_path / 'value')
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        _, state = checkpoints.restore(None, {'value': {'params': {'head': head}}}, part=True)
+    close(head, state['value']['params']['head'], 0.0)
+    assert np.abs(np.asarray(head['head_D'])).max() > 0 and head['head_bias'].shape == ()
+    tensors = safetensors.numpy.load_file(tmp_path / 'value/model.safetensors')
+    assert tensors['v_head.summary.weight'].shape == (1, MODEL.width) and tensors['v_head.summary.bias'].shape == (1,)
+    close(hf.load(tmp_path / 'value').params, lm.params, 0.0)
+    same = all((np.asarray(lm.params[name]) == np.asarray(x)).all() for name, x in trained.params.items())
+    assert same == (baseline == 'shared_value')
+    with pytest.raises(Mistake, match='lacks 2 tensors .* v_head'):
+        hf.load_value(tmp_path / 'export')
 
 
 def test_a_run_whose_kl_runs_away_stops_and_says_what_to_change(run):
     with pytest.raises(Mistake, match=r'(?s)KL to the SFT policy.*nats.*most_kl = 1e-06.*reinforce\.beta'):
         run(most_kl=1e-6)
+
+
+def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
+    run(steps=6, save_every=1)
+    measured = []  # (steps done, KL of the policy then), in the order in which it is measured
+    for row in map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines()):
+        measured += [(row['step'], row['objective/kl'])] if 'objective/kl' in row else []
+        measured += [(row['step'] + 1, row['eval/kl'])] if 'eval/kl' in row else []
+    limit, bad = next(
+        (before, step)
+        for i, (step, kl) in enumerate(measured)
+        if step > 2 and kl > (before := max(kl for _, kl in measured[:i])) > 0
+    )
+    for path in tmp_path.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(Mistake, match=f'after step {bad}, above .*the checkpoint of step {bad - 1} is kept'):
+        run(steps=6, save_every=1, most_kl=limit)
+    assert checkpoint.Checkpoints(tmp_path).steps()[-1] == bad - 1 and not (tmp_path / 'export').exists()
 
 
 def test_a_run_that_is_not_finite_stops_and_says_so(spelling, run):

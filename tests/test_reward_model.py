@@ -39,6 +39,12 @@ class Letters:
     def encode(self, texts, *, behind=False):
         return [[EOS if c == 'E' else 3 if c == ' ' else ord(c) - ord('a') + 4 for c in text] for text in texts]
 
+    def prompts(self, texts):
+        return [[*self.start, *row] for row in self.encode(texts)]
+
+    def responses(self, prompts, texts):
+        return [[*row, EOS] for _, row in zip(prompts, self.encode([f' {text.strip()}'.rstrip() for text in texts]))]
+
 
 PAIRS = [
     Pair(Prompt(prompt, prompt), first, second, preference)
@@ -164,7 +170,7 @@ def test_the_score_is_read_at_the_true_last_token(letters, params, pad):
     assert found_B.dtype == np.float32 and found_B.shape == (len(PAIRS),)
     for b in (1, 2, 3):
         prompt = reward_model.encode_prompts(tokenizer, prompts[b : b + 1], CFG.max_prompt)[0]
-        response = reward_model.encode_responses(tokenizer, firsts[b : b + 1], CFG.max_response)[0]
+        response = reward_model.encode_responses(tokenizer, ['p'], firsts[b : b + 1], CFG.max_response)[0]
         assert (response[-1] == EOS) == (b != 2) and len(response) == (3, 8, 1)[b - 1]
         row_BT = jnp.array([prompt + response])
         value_BT = score(params, row_BT, *transformer.causal(jnp.ones_like(row_BT, bool)))
@@ -180,10 +186,54 @@ def test_texts_that_are_too_long_keep_what_matters():
     tokenizer = Letters()
     (row,) = reward_model.encode_prompts(tokenizer, ['abcdefghijklmnop'], 5)
     assert row == [2, *tokenizer.encode(['mnop'])[0]]
-    rows = reward_model.encode_responses(tokenizer, ['abc', ' abc\n', 'abcd', 'abcde', ''], 6)
+    rows = reward_model.encode_responses(tokenizer, ['p'] * 5, ['abc', ' abc\n', 'abcd', 'abcde', ''], 6)
     assert rows[0] == rows[1] == [*tokenizer.encode([' abc'])[0], EOS]
     assert [len(row) for row in rows] == [5, 5, 6, 6, 1] and [row[-1] == EOS for row in rows] == [1, 1, 1, 0, 1]
     assert batch_of()['full_B'].tolist() == [False, False, True, True, False, True, False, False]
+
+
+def test_a_response_that_has_not_ended_has_no_end_token_however_short_its_text(micro_tokenizer):
+    """What was sampled letter by letter is read back as whole words: fewer tokens than the policy wrote."""
+    sampled = [token for letter in ' the only one' for token in micro_tokenizer.encode([letter], behind=True)[0]]
+    (text,) = micro_tokenizer.decode([sampled])
+    (whole,), (cut,) = (
+        reward_model.encode_responses(micro_tokenizer, ['p'], [text], len(sampled), ended_B)
+        for ended_B in ([True], [False])
+    )
+    assert len(whole) < len(sampled) and whole == [*cut, micro_tokenizer.eos]
+
+
+def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro_tokenizer):
+    """The beginning is what is cut of a long one."""
+    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.text import Tokenizer
+
+    hf = tokenizer.build()
+    hf.add_tokens(['<turn>'], special_tokens=True)
+    hf.chat_template = '{% for m in messages %}{{ m.content }}<turn>{% endfor %}'
+    chats, text = Tokenizer(hf, (hf.eos_token_id,)), '\n\nHuman: my boss yells\n\nAssistant:'
+    turn = hf.convert_tokens_to_ids('<turn>')
+    batch = make_batch(
+        chats, [Pair(Prompt(text, 'p'), ' so what', 'oh', 1.0)], replace(CFG, max_prompt=64, max_response=32)
+    )
+    asked, first, second = (
+        micro_tokenizer.encode([part], behind=True)[0] for part in ('my boss yells', 'so what', 'oh')
+    )
+    row = [*asked, turn, *first, turn, *second, turn]
+    assert batch['token_BT'][0, : len(row)].tolist() == row
+    assert batch['token_BT'][0, batch['last_BC'][0]].tolist() == [turn, turn] and batch['last_BC'][0, 1] == len(row) - 1
+    assert reward_model.encode_prompts(chats, [text], 3) == [[*asked, turn][-3:]]
+
+
+def test_a_score_of_what_has_not_ended_is_read_before_any_end(letters, params):
+    prompts, responses = ['abc', 'b', 'cc'], ['de', 'abc', '']
+    ended_B = np.array([True, False, False])
+    found_B, whole_B = scorer_of(letters)(prompts, responses, ended_B), scorer_of(letters)(prompts, responses)
+    assert found_B[0] == pytest.approx(whole_B[0], abs=1e-6) and np.abs(found_B - whole_B)[1:].min() > 1e-3
+    for b in (1, 2):
+        row_BT = jnp.array([[2, *Letters().encode([prompts[b] + (' ' + responses[b]).rstrip()])[0]]])
+        value_BT = heads.value(MODEL, params, row_BT, *transformer.causal(jnp.ones_like(row_BT, bool)))
+        assert found_B[b] == pytest.approx(float(value_BT[0, -1]), abs=1e-5)
 
 
 def test_a_score_depends_on_its_prompt_and_response_alone(letters):
@@ -298,7 +348,7 @@ def lines(folder):
 
 
 def test_a_step_on_a_mesh_is_the_step(toy, tiny_labeler, capfd):
-    """Eight devices in two parts take the step that one takes plainly; the scores are the same there, too."""
+    """Eight devices in two parts, with remat, take the step that one takes plainly; the scores are the same there, too."""
     fresh = reward_model.from_lm(tiny_labeler)
     head = fresh.params['head'] | {'head_D': jnp.cos(jnp.arange(16, dtype=jnp.float32))}
     params = fresh.params | {'head': head}
@@ -306,7 +356,7 @@ def test_a_step_on_a_mesh_is_the_step(toy, tiny_labeler, capfd):
     for sizes, parts in (({}, 1), ({'data': 2, 'fsdp': 2, 'tensor': 2}, 2)):
         mesh = axes.make_mesh(sizes)
         with jax.set_mesh(mesh):
-            init, step = reward_model.make_step(replace(TOY, parts=parts), fresh.config, mesh)
+            init, step = reward_model.make_step(replace(TOY, parts=parts, remat=parts > 1), fresh.config, mesh)
             now, metrics = step(init(params), params, jax.device_put(batch, axes.rows(mesh)))
         where = axes.shardings(now, mesh)
         jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(str(s)), now, where)

@@ -230,9 +230,10 @@ def test_a_step_on_a_mesh_is_the_step(params, batch, capfd):
     capfd.readouterr()
     for sizes, parts, remat in (({}, 1, False), ({'data': 2, 'fsdp': 2, 'tensor': 2}, 2, True)):
         mesh = axes.make_mesh(sizes)
-        cfg = sft.Config(steps=10, batch=8, parts=parts, optimizer=Optimizer(learning_rate=1e-2, clip_norm=0.5))
+        moves = Optimizer(learning_rate=1e-2, clip_norm=0.5)
+        cfg = sft.Config(steps=10, batch=8, parts=parts, remat=remat, optimizer=moves)
         with jax.set_mesh(mesh):
-            init, step = sft.make_step(cfg, dataclasses.replace(MODEL, remat=remat), mesh)
+            init, step = sft.make_step(cfg, MODEL, mesh)
             now, metrics = step(init(params), params, jax.device_put(batch, axes.rows(mesh)))
         assert np.isfinite(params['embed_VD']).all()
         where = axes.shardings(now, mesh)
@@ -243,3 +244,13 @@ def test_a_step_on_a_mesh_is_the_step(params, batch, capfd):
     assert all(np.abs(moved[name] - params[name]).max() > 1e-3 for name in params)
     assert after[0][1]['loss'] > 0 and after[0][1]['skipped'] == 0
     assert 'full rematerialization' not in capfd.readouterr().err  # nothing is replicated only to be split otherwise
+
+
+def test_remat_recomputes_layers(params, batch):
+    def program(remat: bool) -> str:
+        init, step = sft.make_step(sft.Config(steps=10, batch=8, remat=remat), MODEL, mesh)
+        return str(jax.make_jaxpr(step)(jax.eval_shape(init, params), params, batch))
+
+    mesh = axes.make_mesh()
+    with jax.set_mesh(mesh):
+        assert program(True).count('remat') > program(False).count('remat')  # logits are computed again in any case

@@ -35,7 +35,9 @@ from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
 from rlaif_jax.training import state as training
 
-Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> score_B, NaN: unscorable
+Scorer = Callable[
+    [Sequence[str], Sequence[str], np.ndarray], np.ndarray
+]  # (prompts, responses, ended_B) -> score_B, NaN: unscorable
 Judge = Callable[
     [Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray
 ]  # (prompts, ours, SFT's) -> win_B in [0, 1]
@@ -50,6 +52,7 @@ class Config:
     steps: int = 7300
     batch: int = 128
     parts: int = 1  # the update goes through the device in this many parts
+    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
     beta: float = 0.05
     temperature: float = 0.9
     # Own network, a head on the policy's trunk, or no network: the mean return of the batch, or of a prompt's others.
@@ -68,6 +71,7 @@ class Config:
         1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
     )
     save_every: int = 50
+    export_value: bool = False  # the value network too, to `value/`
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class Config:
             raise ValueError(f'most_kl must be positive, not {self.most_kl}')
         if not self.missing_end_penalty >= 0:
             raise ValueError(f'missing_end_penalty must not be negative, not {self.missing_end_penalty}')
+        if self.export_value and not networked(self):
+            raise ValueError(f'export_value: a baseline of {self.baseline!r} has no value network')
         if self.seed < 0:
             raise ValueError(f'seed must not be negative, not {self.seed}')
         if not 0 < self.temperature < math.inf:
@@ -193,14 +199,17 @@ def baseline(cfg: Config, return_B: jax.Array, known_B: jax.Array) -> jax.Array:
     """What is taken off each response's return where no network is: the mean of all, or of the prompt's other responses.
 
     return_B: Z_0, the responses to one prompt are neighbours. known_B: whether a response has a score; the others count
-    for nothing, and a response that is alone among them has a baseline of 0.
+    for nothing. Where none of a prompt's others has one, it is the mean over the other prompts, and 0 where nothing else
+    is known: a baseline never knows the response that it is taken off.
     """
     return_B = jnp.where(known_B, return_B, 0.0)
     if cfg.baseline != 'leave_one_out':
         return jnp.full_like(return_B, return_B.sum() / jnp.maximum(known_B.sum(), 1))
     return_BC, known_BC = return_B.reshape(-1, cfg.samples), known_B.reshape(-1, cfg.samples)
-    others_BC = known_BC.sum(1, keepdims=True) - known_BC
-    return ((return_BC.sum(1, keepdims=True) - return_BC) / jnp.maximum(others_BC, 1)).reshape(-1)
+    sum_B1, count_B1 = return_BC.sum(1, keepdims=True), known_BC.sum(1, keepdims=True)
+    others_BC = count_B1 - known_BC
+    elsewhere_B1 = (sum_B1.sum() - sum_B1) / jnp.maximum(count_B1.sum() - count_B1, 1)
+    return jnp.where(others_BC > 0, (sum_B1 - return_BC) / jnp.maximum(others_BC, 1), elsewhere_B1).reshape(-1)
 
 
 class Steps(NamedTuple):
@@ -214,7 +223,7 @@ class Steps(NamedTuple):
 
 def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     """Compile-ready functions for this model on this mesh."""
-    model = lora.adapted(cfg.lora, lm.config)
+    model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, lm.config))
     allowed_V, stop_V = jnp.asarray(lm.tokenizer.allowed(model.vocab)), jnp.asarray(lm.tokenizer.stops(model.vocab))
     optimizers = {
         'policy': training.make_optimizer(cfg.policy_optimizer, cfg.steps),
@@ -325,7 +334,7 @@ def run(
         params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array
     ) -> tuple[training.Batch, list[str]]:
         """Sample a response to each prompt: the arrays of a batch, and the texts."""
-        rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode([prompt.text for prompt in prompts])]
+        rows = lm.tokenizer.prompts([prompt.text for prompt in prompts])
         for prompt, row in zip(prompts, rows):
             if len(row) > cfg.max_prompt:
                 raise Mistake(f'prompt {prompt.id} has {len(row)} tokens; reinforce.max_prompt = {cfg.max_prompt}')
@@ -349,13 +358,15 @@ def run(
         ]
         return [batch for batch, _ in parts], [text for _, texts in parts for text in texts][: len(validation)]
 
-    def evaluate(step: int, params: transformer.Params) -> tuple[dict[str, float], list[dict[str, str]]]:
-        batches, texts = respond_all(params, jax.random.fold_in(jax.random.fold_in(seed, 1), step))
+    def evaluate(
+        params: transformer.Params, batches: list[training.Batch], texts: list[str]
+    ) -> tuple[dict[str, float], list[dict[str, str]]]:
+        """What a policy's responses to the validation prompts are like, and some of them."""
         n = len(validation)
         kl_B = np.concatenate([np.asarray(steps.measure(params, lm.params, batch)) for batch in batches])[:n]
         ended_B = np.concatenate([np.asarray(batch['ended_B']) for batch in batches])[:n]
         length_B = np.concatenate([np.asarray(batch['mask_BT']).sum(1) for batch in batches])[:n]
-        score_B = scorer([prompt.text for prompt in validation], texts)
+        score_B = scorer([prompt.text for prompt in validation], texts, ended_B)
         penalty_B = cfg.missing_end_penalty * ~ended_B
         numbers = {
             'eval/score': _mean(score_B),
@@ -368,7 +379,9 @@ def run(
         if judge is not None:
             numbers['eval/win_rate'] = _mean(judge(validation, texts, sft_texts))
         if quality is not None:
-            numbers['eval/quality'] = float(np.mean(quality(validation, texts)))
+            quality_B = np.asarray(quality(validation, texts), np.float64)
+            numbers['eval/quality'] = float(quality_B.mean())
+            numbers['eval/quality_error'] = float(quality_B.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
         rows = [
             {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)}
             for p, s, t, q in zip(validation, sft_texts, texts, score_B)
@@ -377,7 +390,8 @@ def run(
 
     with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
         state = steps.init(lm.params)
-        _, sft_texts = respond_all(policy(state), jax.random.fold_in(seed, 2))  # which is SFT still
+        written = respond_all(policy(state), jax.random.fold_in(seed, 2))  # by what is SFT still
+        _, sft_texts = written
         start = 0
         if checkpoints.begun():
             start, state = checkpoints.restore(None, state)
@@ -387,12 +401,17 @@ def run(
             log.progress(f'reinforce {note}'.rstrip(), cfg.steps, start) as bar,
             checkpoint.stop_on_signal() as stop,
         ):
+            if not start:  # what the score, and quality, were before any step
+                numbers, _ = evaluate(policy(state), *written)
+                metrics.write(-1, numbers)
+                log.say(f'{note} {_line(0, numbers)}'.lstrip())
+            del written
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
                 prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
                 batch, texts = respond(policy(state), prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i))
                 sampled = time.perf_counter()
-                score_B = scorer([prompt.text for prompt in prompts], texts)
+                score_B = scorer([prompt.text for prompt in prompts], texts, np.asarray(batch['ended_B']))
                 scored = time.perf_counter()
                 batch['score_B'] = jax.device_put(np.asarray(score_B, np.float32), axes.rows(mesh))
                 state, numbers = steps.update(state, lm.params, batch)
@@ -408,29 +427,39 @@ def run(
                 )
                 done = i + 1
                 if done % cfg.eval_every == 0 or done == cfg.steps:
-                    numbers, rows = evaluate(done, policy(state))
+                    key = jax.random.fold_in(jax.random.fold_in(seed, 1), done)
+                    numbers, rows = evaluate(policy(state), *respond_all(policy(state), key))
                     shown |= numbers
-                    if cfg.candidates > 1:
-                        _offer(cfg, folder, done, replace(lm, config=model, params=policy(state)), numbers, note)
-                    metrics.samples(i, rows)
+                    metrics.samples(done, rows)
                     log.say(f'{note} {_line(done, numbers)}'.lstrip())
                     log.sample_table(
                         f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score']
                     )
                 metrics.write(i, shown)
                 training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
-                _check_kl(cfg, i, shown['objective/kl'])
+                _check_kl(cfg, i, shown['objective/kl'], checkpoints)
+                if 'eval/kl' in shown:  # of the policy behind this step
+                    _check_kl(cfg, done, shown['eval/kl'], checkpoints)
+                    if cfg.candidates > 1:
+                        _offer(cfg, folder, done, replace(lm, config=model, params=policy(state)), numbers, note)
                 stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
                 if done % cfg.save_every == 0 or done == cfg.steps or stopping:
                     checkpoints.save(done, state, block=stopping)
                 if stopping:
                     stop.exit(f'reinforce: stopped at step {done} of {cfg.steps}')
         about = (
-            f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a labeler: {cfg.batch} '
+            f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a reward model or a labeler: '
+            f'{cfg.batch} '
             f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
             f'For text like its training prompts only. {note}'
         )
         hf.save(replace(lm, config=model, params=policy(state)), folder / 'export', about=about)
+        if cfg.export_value:
+            value = state['value']['params']
+            trunk = training.whole(lm.params, value['trunk']) if 'trunk' in value else policy(state)
+            about = f'The value network beside a policy after {cfg.steps} steps of REINFORCE from `{lm.name}`. {note}'
+            params = lora.merge(model, trunk) | value['head']
+            hf.save(replace(lm, params=params), folder / 'value', about=about)
     return LM(lm.config, lora.merge(model, policy(state)), lm.tokenizer, str(folder / 'export'))
 
 
@@ -456,13 +485,18 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
             shutil.rmtree(candidate(folder, lesser))
 
 
-def _check_kl(cfg: Config, step: int, kl: float) -> None:
-    if kl > cfg.most_kl:
-        raise Mistake(
-            f'reinforce: KL to the SFT policy reached {kl:.1f} nats a response at step {step}, above '
-            f'reinforce.most_kl = {cfg.most_kl}: the policy is leaving the language that the scorer knows. Try a larger '
-            'reinforce.beta or a lower reinforce.policy_optimizer.learning_rate; the last checkpoint before is kept'
-        )
+def _check_kl(cfg: Config, step: int, kl: float, checkpoints: checkpoint.Checkpoints) -> None:
+    """Raises `Mistake` where the policy after `step` steps is too far from SFT; what was saved of it is taken back."""
+    if not kl > cfg.most_kl:  # NaN is no distance: steps that are not finite are counted and reported elsewhere
+        return
+    checkpoints.drop(step)
+    kept = checkpoints.latest()
+    raise Mistake(
+        f'reinforce: KL to the SFT policy reached {kl:.1f} nats a response after step {step}, above '
+        f'reinforce.most_kl = {cfg.most_kl}: the policy is leaving the language that the scorer knows. Try a larger '
+        'reinforce.beta or a lower reinforce.policy_optimizer.learning_rate; '
+        + ('no checkpoint was saved before' if kept is None else f'the checkpoint of step {kept} is kept')
+    )
 
 
 def _mean(x_B: np.ndarray) -> float:

@@ -33,7 +33,7 @@ from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer, pad_right
 from rlaif_jax.training import state as training
 
-Scorer = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, responses) -> score_B
+Scorer = Callable[..., np.ndarray]  # (prompts, responses, ended_B=None) -> score_B; None: all responses are whole
 
 BUCKET = 32  # rows are padded to a multiple of this many tokens: few shapes to compile, little padding to compute
 PADDING, PROMPT, FIRST, SECOND = -1, 0, 1, 2  # in branch_BT: which part of its pair a token belongs to
@@ -46,6 +46,7 @@ class Config:
     steps: int = 2200  # three epochs of the 92,858 pairs of TL;DR
     batch: int = 128  # pairs
     parts: int = 1  # the batch goes through the device in this many parts
+    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
     window: int = 1  # batches in a row that share out their pairs by length, to pad less; 1: pairs stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -158,35 +159,42 @@ def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> lis
     """Tokens of each prompt. One of more than `most` loses its beginning (the paper has none so long): what it asks for
     stands at its end.
     """
-    room = most - len(tokenizer.start)
-    return [[*tokenizer.start, *row[max(len(row) - room, 0) :]] for row in tokenizer.encode(texts)]
+    begin = len(tokenizer.start)
+    return [[*row[:begin], *row[max(begin, len(row) - most + begin) :]] for row in tokenizer.prompts(texts)]
 
 
-def encode_responses(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[list[int]]:
-    """Tokens of each response, as SFT writes them: a space before, the end token behind.
+def encode_responses(
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    most: int,
+    ended_B: Sequence[bool] | None = None,
+) -> list[list[int]]:
+    """Tokens of the response to each prompt, as policies write them, the end token behind.
 
-    One of `most` tokens or more is cut and has no end token, like one that a policy has not ended within `most`.
+    One of `most` tokens or more is cut and has no end token. Nor has one that its policy has not `ended` (None: all are),
+    which its text does not tell: the tokens of a text can be fewer than those that were sampled.
     """
-    return [[*row, tokenizer.eos][:most] for row in tokenizer.encode(list(map(_spaced, texts)), behind=True)]
+    rows = tokenizer.responses(prompts, texts)
+    ended_B = [True] * len(rows) if ended_B is None else ended_B
+    return [row[:most] if ended else row[:-1][:most] for row, ended in zip(rows, ended_B, strict=True)]
 
 
-def _spaced(response: str) -> str:
-    return f' {response.strip()}'.rstrip()
-
-
-def texts(pair: Pair) -> tuple[list[str], list[str]]:
-    """What of a pair is encoded, for `tokens.remembering`: its prompt, and behind that each response."""
-    return [pair.prompt.text], [_spaced(pair.first), _spaced(pair.second)]
+def texts(pair: Pair) -> tuple[str, list[str]]:
+    """What of a pair is encoded, for `tokens.remembering`: its prompt, and the responses to it."""
+    return pair.prompt.text, [pair.first, pair.second]
 
 
 def encode(
     tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
     """Tokens of the prompts, the first and the second responses of pairs."""
+    prompts = [pair.prompt.text for pair in pairs]
+    firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
     return (
-        encode_prompts(tokenizer, [pair.prompt.text for pair in pairs], cfg.max_prompt),
-        encode_responses(tokenizer, [pair.first for pair in pairs], cfg.max_response),
-        encode_responses(tokenizer, [pair.second for pair in pairs], cfg.max_response),
+        encode_prompts(tokenizer, prompts, cfg.max_prompt),
+        encode_responses(tokenizer, prompts, firsts, cfg.max_response),
+        encode_responses(tokenizer, prompts, seconds, cfg.max_response),
     )
 
 
@@ -234,19 +242,20 @@ def make_scorer(
     max_prompt: int = 1024,
     max_response: int = 128,
 ) -> Scorer:
-    """`(prompts, responses) -> score_B`, the type of every scorer: float32, any real number.
+    """`(prompts, responses, ended_B=None) -> score_B`, the type of every scorer: float32, any real number.
 
-    The score is read at the response's last token. Longer texts are cut as in training, so give the lengths of its
-    config. Raises `Mistake` where the two together are more than the model was made for.
+    The score is read at the response's last token: of one that has not ended, that is not an end token. Longer texts are
+    cut as in training, so give the lengths of its config. Raises `Mistake` where the two together are more than the model
+    was made for.
     """
     model, params, tokenizer = reward_model.config, reward_model.params, reward_model.tokenizer
     mesh = mesh or axes.mesh_of(params)
     axes.check_batch('reward model batch', batch, mesh)
     _check_lengths(reward_model, max_prompt, max_response)
 
-    def scorer(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def scorer(prompts: Sequence[str], responses: Sequence[str], ended_B: Sequence[bool] | None = None) -> np.ndarray:
         before = encode_prompts(tokenizer, prompts, max_prompt)
-        behind = encode_responses(tokenizer, responses, max_response)
+        behind = encode_responses(tokenizer, prompts, responses, max_response, ended_B)
         rows = [prompt + response for prompt, response in zip(before, behind, strict=True)]
         score_B = np.zeros(len(rows), np.float32)
         order = sorted(range(len(rows)), key=lambda b: len(rows[b]))  # rows of like length go together
@@ -314,7 +323,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     """`(init, step)`, jitted: `init(params) -> state`, `step(state, params, batch) -> (state, metrics)`. The state, which
     holds what is trained, is donated; the params that training starts from stay.
     """
-    model = lora.adapted(cfg.lora, model)
+    model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, model))
     optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(
         lambda: {'trunk': transformer.init(model, jax.random.key(0)), 'head': heads.scalar_head(model.width)}
@@ -420,7 +429,7 @@ def run(
                         about = _about(cfg, start, done, found, note)
                         save(trained, export, about=about)
                     shown |= found | {'eval/best_step': int(best['step'])}
-                    metrics.samples(i, rows)
+                    metrics.samples(done, rows)
                     log.say(f'{note} {_line(done, found)}{", the best so far" if better else ""}'.lstrip())
                 if shown:
                     metrics.write(i, shown)
@@ -464,8 +473,8 @@ def _check_lengths(reward_model: RewardModel, max_prompt: int, max_response: int
 # Files
 
 _READ = (
-    'Its score is that of the last token of `prompt + " " + response + end token`; only scores of responses to one prompt '
-    'are comparable.'
+    'Its score is that of the last token of `prompt + " " + response + end token`; of a dialogue, where the tokenizer has '
+    'a chat template, of the end of the last turn in it. Only scores of responses to one prompt are comparable.'
 )
 
 

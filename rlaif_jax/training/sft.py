@@ -31,6 +31,7 @@ class Config:
     steps: int = 900
     batch: int = 128
     parts: int = 1  # the batch goes through the device in this many parts
+    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
     window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -67,7 +68,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     """`(init, step)`, jitted: `init(params) -> state`, `step(state, params, batch) -> (state, metrics)`. The state, which
     holds what is trained, is donated; the params that training starts from stay.
     """
-    model = lora.adapted(cfg.lora, model)
+    model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, model))
     optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
 
@@ -128,7 +129,7 @@ def run(
                 if stopping:
                     stop.exit(f'{title}: stopped at step {i + 1} of {cfg.steps}')
     model, params = lora.adapted(cfg.lora, lm.config), training.whole(lm.params, state['params'])
-    about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning on {cfg.batch} examples. {note}'
+    about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples a step. {note}'
     hf.save(replace(lm, config=model, params=params), folder / 'export', about=about)
     return LM(lm.config, lora.merge(model, params), lm.tokenizer, str(folder / 'export'))
 

@@ -5,7 +5,7 @@ name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -113,6 +113,11 @@ def jitted(
         jax.jit(init, out_shardings=where),
         jax.jit(step, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=0),
     )
+
+
+def recomputed(remat: bool, model: transformer.Config) -> transformer.Config:
+    """The model whose backward pass, with `remat`, keeps what enters each layer and computes the rest again."""
+    return replace(model, remat=True) if remat else model
 
 
 def gradients(loss: Loss, params: Any, batch: Batch, parts: int = 1) -> tuple[Any, dict[str, jax.Array]]:
