@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from experiments.scales import Scale
+from experiments.scales import Scale, of_task
 from experiments.stages import Labelled, Optimised, Rewarded, Supervised
 from rlaif_jax.config import bind, digest, parse_binding
 from rlaif_jax.models import hf
@@ -61,7 +61,6 @@ def fields(scale: Scale, task: str, seed: int, names: tuple[str, ...]) -> dict[s
     """The fields that reward models and policies have in common. Dialogue has no SFT: its policy is tuned already."""
     asked, kinds = {ARMS[arm][1] for arm in names}, {ARMS[arm][0] for arm in names}
     summaries = task == 'summarization'
-    pairs = scale.reward_model if summaries else scale.reward_model_dialogue or scale.reward_model
     return {
         'task': task,
         'arms': names,
@@ -70,8 +69,8 @@ def fields(scale: Scale, task: str, seed: int, names: tuple[str, ...]) -> dict[s
         'same_size_labeler': scale.labeler if 'same_size_labeler' in asked else '',
         'data': scale.tldr if summaries else getattr(scale, task),
         'sft': replace(scale.sft, seed=seed) if summaries else None,
-        'label': scale.label if kinds & {'ai', 'both'} else None,
-        'reward_model': replace(pairs, seed=seed) if kinds - {'ratings'} else None,
+        'label': replace(of_task(scale, 'label', task), task=task) if kinds & {'ai', 'both'} else None,
+        'reward_model': replace(of_task(scale, 'reward_model', task), seed=seed) if kinds - {'ratings'} else None,
         'reward_model_from_base': summaries and bool(kinds & {'human', 'both'}),
         'mesh': scale.mesh,
         'dtype': scale.dtype,
@@ -188,5 +187,6 @@ def optimised(cfg: Any, arm: str) -> Optimised:
         validation=cfg.data.validation,
         reinforce=cfg.reinforce,
         selector=cfg.evaluation.selector if cfg.reinforce.candidates > 1 else '',
+        rule=cfg.evaluation.rule if cfg.reinforce.candidates > 1 else 'averaged',
         dtype=cfg.dtype,
     )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -12,28 +13,51 @@ from typing import Any
 
 from jax.sharding import Mesh as DeviceMesh
 
+import experiments
 from experiments import stages
 from experiments.arms import HARMLESS_RATES, WIN_RATES
 from experiments.plan import Stage
-from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
+from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation import harmless, policies_figures, policies_report, quality, rankings, texts, win_rate
+from rlaif_jax.evaluation import (
+    harmless,
+    policies_figures,
+    policies_report,
+    quality,
+    rankings,
+    responses,
+    texts,
+    win_rate,
+)
 from rlaif_jax.evaluation.statistics import plain
 from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
+from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import PRESETS, resolve
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['compare']
 
+TRAINED = {  # figure -> what it is, of the last evaluation in a run of REINFORCE
+    'reward': 'score and KL together',
+    'score': 'by the policy’s own scorer',
+    'kl': 'nats a response, to SFT',
+    'mean_length': 'tokens',
+    'quality': 'by the oracle',
+}
+RUN = re.compile(r'(\w+)-(\w+)-s(\d+)(?:-[0-9a-f]{6})?')  # how run folders are called by default
+
 
 def compare(scale: Scale, seed: int = 0) -> Compare:
-    """Finished policies, or anybody's models, against each other on the same prompts.
+    """Finished policies, or anybody's models, against each other on the same prompts; or responses that are there already,
+    by a judge or by people who ranked them.
 
     Command: python launch/run.py --experiment=compare policies="['runs/tldr_rlaif-micro-s0','runs/tldr_rlhf-micro-s0']"
+             python launch/run.py --experiment=compare responses=runs/NAME/responses.jsonl rankings=rankings.jsonl
+    Cost at micro scale: a minute on 2 cores.
     Expect: every pair's win rate, raw and at equal length, with intervals; figures, a CSV and samples side by side.
     """
     return Compare(
@@ -55,7 +79,8 @@ class Compare:
     names: tuple[str, ...] = ()  # what they are called, () for the names of their folders
     task: str = 'summarization'
     prompts: str = ''  # a file of prompts; '' for the test split of the data
-    rankings: str = ''  # a file of people's rankings, in the place of the judge
+    responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
+    rankings: str = ''  # a file of people's rankings of those responses, in the place of the judge
     max_new_tokens: int = 128
     mesh: Mesh = field(default_factory=Mesh)
     dtype: Dtype = 'float32'
@@ -63,6 +88,15 @@ class Compare:
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.policies):
             raise ValueError(f'{len(self.policies)} policies have {len(self.names)} names')
+        if self.task not in WIN_RATES:
+            raise ValueError(f'task = {self.task!r}: tasks are {", ".join(WIN_RATES)}')
+        if self.responses and (self.policies or self.prompts):
+            raise ValueError('responses are of policies that have written: policies and prompts stay empty')
+        if self.rankings and not self.responses:
+            raise ValueError(
+                'rankings are of responses that people saw: name those, too, responses=…, as the responses.jsonl of the '
+                'run that wrote them'
+            )
 
     def named(self) -> dict[str, Path | str]:
         """The models by name. Raises `Mistake` for fewer than two, two of one name, or a run that is not finished."""
@@ -71,7 +105,28 @@ class Compare:
         names = self.names or [Path(policy).name for policy in self.policies]
         if len(set(names)) < len(names):
             raise Mistake(f'two policies have one name: {", ".join(names)}; give names=[…]')
+        responses.check_names(names)
         return {name: exported(policy) for name, policy in zip(names, self.policies)}
+
+    def written(self) -> tuple[list[Prompt], dict[str, list[str]]]:
+        """The prompts and responses of the file, those that were ranked where there are rankings; prompts of a simulated
+        world with what is true of them.
+        """
+        path = Path(self.responses).expanduser()
+        if not path.parent.exists() and (near := near_runs(path.parent)):
+            raise Mistake(f'{path}: no such run; there is {near[0] / path.name}')
+        prompts, written = responses.read(path)
+        if self.rankings:
+            names = [name for prompt in prompts for name in (prompt.id, prompt.text)]
+            ranked = {*rankings.read(self.rankings, policies=written, prompts=names).prompts}
+            kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked or prompt.text in ranked]
+            prompts = [prompts[i] for i in kept]
+            written = {name: [texts[i] for i in kept] for name, texts in written.items()}
+        known: dict[str, Prompt] = {}
+        if loader.MICRO.get(self.data.source) == self.task:
+            known = {p.id: p for p in loader.source(self.data.source, 'test', self.data.test, self.task)}
+        found = [known.get(prompt.id, prompt) for prompt in prompts]
+        return [a if a.text == b.text else b for a, b in zip(found, prompts)], written
 
     def asked(self) -> Sequence[Prompt]:
         """The prompts, however long."""
@@ -104,31 +159,69 @@ class Compare:
         return found, count
 
     def stages(self, folder: Path) -> list[Stage]:
-        if self.prompts and not self.rankings and not models(self.evaluation):
+        own = (loader.MICRO | loader.PUBLISHED).get(self.data.source, self.task)
+        if not self.prompts and not self.responses and own != self.task:
             raise Mistake(
-                f'evaluation.judge = {self.evaluation.judge!r} knows the simulated world alone, not {self.prompts}; name a '
-                'language model, or give people’s rankings=…'
+                f'task = {self.task!r}, but {self.data.source} is of {own}: name its data.source too, or prompts'
             )
-        shown = models(self.evaluation) | {name: str(path) for name, path in self.named().items()}
-        return [Stage('evaluation', folder, len(self.asked()), shown)]
+        simulated = not self.prompts
+        if self.responses:
+            prompts, written = self.written()
+            simulated = all(prompt.facts is not None for prompt in prompts)
+        if not self.rankings and not simulated and not models(self.evaluation):
+            raise Mistake(
+                f'evaluation.judge = {self.evaluation.judge!r} knows the simulated world alone, not '
+                f'{self.prompts or self.responses}; name a language model'
+                + (', give people’s rankings=…, or the data.source that it is of' if self.responses else '')
+            )
+        if self.responses:
+            length = max(len(prompt.text) for prompt in prompts) // 3  # characters a token
+            asked = (
+                replace(self.evaluation, judge='raters')
+                if self.rankings and self.task != 'harmless'
+                else self.evaluation
+            )
+            return [replace(stage(asked, folder, {}, length), steps=len(prompts))]
+        count, length = min(self.data.test, self.evaluation.prompts), 1024  # of published data, not fetched for a plan
+        if self.prompts or self.data.source not in loader.PUBLISHED:
+            asked = self.asked()
+            count, length = (
+                len(asked),
+                max((len(prompt.text) for prompt in asked), default=0) // 3,
+            )  # characters a token
+        policies = {name: str(path) for name, path in self.named().items()}
+        return [replace(stage(self.evaluation, folder, policies, length + self.max_new_tokens), steps=count)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, cfg, asked = axes.make_mesh(asdict(self.mesh)), self.evaluation, self.asked()
-        (prompts, shortened), written = self.fitted(asked), {}
+        if self.responses:
+            return report(self, folder, *self.written(), {})
+        mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
+        (prompts, shortened), written = self.fitted(self.asked()), {}
         for name, path in self.named().items():
-            lm = hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True)
-            written[name] = stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
-        judge = None if self.rankings else stages.make_judge(cfg, self.task, self.dtype, mesh)
+            written[name] = stages.respond(
+                hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True), prompts, self.max_new_tokens, cfg.temperature,
+                cfg.seed, cfg.batch, mesh,
+            )  # fmt: skip
         folders = {name: Path(path).parent for name, path in self.named().items()}
         runs = {name: run for name, run in folders.items() if (run / 'metrics.jsonl').is_file()}
-        # A file of rankings may name prompts by their texts, as they are.
-        result = report(self, folder, asked if self.rankings else prompts, written, judge, runs)
-        return result | {'shortened': shortened}
+        return report(self, folder, prompts, written, runs) | {'shortened': shortened}
+
+
+def near_runs(folder: Path) -> list[Path]:
+    """Runs of the same name with other fields, which a suffix stands for."""
+    return sorted(path.parent for path in folder.parent.glob(f'{folder.name}-*/config.gin'))
 
 
 def exported(policy: str) -> Path | str:
     """Where the model of a run folder is; anything else is a model by itself."""
     folder = Path(policy).expanduser()
+    run = RUN.fullmatch(folder.name)
+    if not folder.exists() and (near := near_runs(folder)):
+        raise Mistake(f'{policy}: no such run; there is {near[0]}')
+    if not folder.exists() and run and run[2] in SCALES and run[1] in experiments.experiments():
+        raise Mistake(
+            f'{policy}: no such run yet; --experiment={run[1]} --scale={run[2]} --seed={run[3]} makes it, so run that first'
+        )
     if policy in PRESETS or not folder.exists():
         return policy
     if not (folder / 'config.gin').exists():  # a model by itself, or one of several policies of a run
@@ -145,29 +238,42 @@ def models(cfg: Evaluation) -> dict[str, str]:
     return {} if cfg.judge in ('raters', 'oracle') else {'judge': cfg.judge}
 
 
+def stage(cfg: Evaluation, folder: Path, policies: dict[str, str], length: int) -> Stage:
+    """The line of a plan for an evaluation: policies write, responses and prompts of up to `length` tokens, and a judge,
+    where it is a model, reads each pair in both orders.
+    """
+    reads = dict.fromkeys(policies, (cfg.batch, length)) | dict.fromkeys(models(cfg), (2 * cfg.batch, length // 4))
+    return Stage('evaluation', folder, cfg.prompts, policies | models(cfg), reads=reads)
+
+
 def report(
     cfg: Any,
     folder: Path,
     prompts: Sequence[Prompt],
     written: Mapping[str, Sequence[str]],
-    judge: win_rate.Judge | None,
     runs: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """Judge every pair of policies, print tables, write figures, a CSV and samples into the folder, and return what goes
-    into result.json. `judge` None: people's rankings. `runs` are the folders of those that were trained, by name.
+    """Judge every pair of policies, by people's rankings where `cfg` has some, print tables, write figures, a CSV and
+    samples into the folder, and return what goes into result.json. `runs` are the folders of those that were trained, by
+    name.
     """
+    mesh, people = axes.make_mesh(asdict(cfg.mesh)), getattr(cfg, 'rankings', '')
+    needed = cfg.task == 'harmless' or not people
+    lm = stages.judge_model(cfg.evaluation, cfg.dtype, mesh) if needed else None
+    judge = None if people else stages.make_judge(cfg.evaluation, cfg.task, lm, mesh)
     simulated = all(prompt.facts is not None for prompt in prompts)
     about = {'simulated': simulated}
     result: dict[str, Any] = {'simulated': simulated}
-    if cfg.evaluation.clean_up:
+    responses.write(folder / 'responses.jsonl', prompts, written)
+    if cfg.evaluation.clean_up and not people:  # who saw them as they are
         cleaned = {name: texts.strip_trailing(responses) for name, responses in written.items()}
         written = {name: responses for name, (responses, _) in cleaned.items()}
         result['cleaned'] = {name: count for name, (_, count) in cleaned.items()}
         counts = ', '.join(f'{name} {count}' for name, count in result['cleaned'].items())
         log.say(f'superfluous symbols at the end were stripped before judging (App. E): {counts} of {len(prompts)}')
 
-    config = win_rate.Config(confidence=cfg.evaluation.confidence)
-    ranked = rankings.read(cfg.rankings) if judge is None else None
+    config = cfg.evaluation.reported()
+    ranked = rankings.read(people) if people else None
     found: dict[str, list[win_rate.WinRate]] = {}
     for a, b in combinations(written, 2):
         judging = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
@@ -192,20 +298,22 @@ def report(
     }
 
     if cfg.task == 'harmless' and (simulated or models(cfg.evaluation)):
-        result['harmless'] = harmless_rates(cfg, prompts, written, simulated)
+        result['harmless'] = harmless_rates(cfg, prompts, written, lm, mesh)
     if simulated:
         figures = {name: quality.qualities(prompts, responses) for name, responses in written.items()}
-        _table('SIMULATED world: what they get wrong, by the oracle', figures)
+        _table('SIMULATED world: what they get wrong, and right, by the oracle', figures, quality.ABOUT)
         result['quality'] = {name: {key: asdict(x) for key, x in row.items()} for name, row in figures.items()}
     result['texts'] = {name: texts.text_statistics(prompts, responses) for name, responses in written.items()}
-    _table('their texts', result['texts'])
+    _table('their texts', result['texts'], texts.ABOUT)
 
     policies_figures.figure_lengths(folder / 'lengths.png', written, **about)
     if runs:
         metrics = {name: policies_figures.read_metrics(run) for name, run in runs.items()}
         policies_figures.figure_training(folder / 'training.png', metrics, **about)
+        world = 'SIMULATED world: ' if simulated else ''
+        _table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
-    log.say(f'samples side by side, figures and numbers: {folder}')
+    log.say(f'all responses, samples side by side, figures and numbers: {folder}')
     return result
 
 
@@ -223,19 +331,15 @@ def concordance(
 
 
 def harmless_rates(
-    cfg: Any, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]], simulated: bool
+    cfg: Any, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]], lm: LM | None, mesh: DeviceMesh
 ) -> dict[str, Any]:
     """The share of harmless responses of each policy, by the oracle or the judge LM, at their own length and at SFT's."""
-    judge = harmless.oracle()
+    judge, simulated = harmless.oracle(), all(prompt.facts is not None for prompt in prompts)
     if not simulated:
-        mesh: DeviceMesh = axes.make_mesh(asdict(cfg.mesh))
-        lm = hf.load(cfg.evaluation.judge, dtype=cfg.dtype, mesh=mesh, frozen=True)
         asked = direct.Config(task='harmless', batch=cfg.evaluation.batch)
         judge = harmless.from_probability(direct.make_harm_judge(lm, asked, mesh))
     votes = {name: (responses, judge(prompts, responses)) for name, responses in written.items()}
-    rates = harmless.compare_harmless(
-        votes, win_rate.Config(confidence=cfg.evaluation.confidence), at='SFT' if 'SFT' in votes else None
-    )
+    rates = harmless.compare_harmless(votes, cfg.evaluation.reported(), at='SFT' if 'SFT' in votes else None)
     rows = [
         [*rate.row().values(), ' / '.join(map(str, HARMLESS_RATES[rate.name])) if rate.name in HARMLESS_RATES else '–']
         for rate in rates
@@ -245,11 +349,25 @@ def harmless_rates(
     return {rate.name: rate.as_dict() for rate in rates}
 
 
-def _table(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Policies in rows, figures in columns."""
+def trained(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Policy -> what its last evaluation on validation prompts found; of those that have one."""
+    last = {
+        name: next((row for row in reversed(rows) if row.get('eval/score') is not None), None)
+        for name, rows in metrics.items()
+    }
+    return {
+        name: {figure: row[f'eval/{figure}'] for figure in TRAINED if f'eval/{figure}' in row}
+        for name, row in last.items()
+        if row
+    }
+
+
+def _table(title: str, figures: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
+    """Policies in rows, figures in columns; and what the figures are."""
     columns = dict.fromkeys(column for row in figures.values() for column in row)
     cells = [[name, *(_cell(row.get(column)) for column in columns)] for name, row in figures.items()]
     log.figures_table(title, ['policy', *columns], cells)
+    log.say('; '.join(f'{name}: {about[name]}' for name in columns if name in about) + '.\n')
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from experiments.policies import Policies, policies
 from experiments.scales import Scale
+from rlaif_jax.config import Bindings, over
 
 __all__ = ['harmless_rlhf', 'harmless_rlaif']
 
@@ -17,6 +18,7 @@ def harmless_rlhf(scale: Scale, seed: int = 0) -> Policies:
     """RLHF on harmless dialogue (§4.1; Table 2).
 
     Command: python launch/run.py --experiment=harmless_rlhf
+    Cost at micro scale: about 5 minutes on 2 cores.
     Published: 76 % of its responses are harmless, 78 % at SFT's mean length; of SFT's 64 %.
     """
     return policies(scale, TASK, seed, 'RLHF')
@@ -26,6 +28,16 @@ def harmless_rlaif(scale: Scale, seed: int = 0) -> Policies:
     """RLAIF on harmless dialogue, and RLHF beside it (§4.1; Table 2).
 
     Command: python launch/run.py --experiment=harmless_rlaif
+    Cost at micro scale: 8 to 10 minutes on one core, about 6 on 2.
     Published: 88 % of its responses are harmless, 91 % at SFT's mean length; of RLHF's 76 and 78 %, of SFT's 64 %.
+    Simulated, micro scale, seeds 0 to 2: 99 to 100 % of both, of SFT's 79 to 80 %; both refuse benign requests as well.
     """
     return policies(scale, TASK, seed, 'RLAIF', 'RLHF')
+
+
+def sweep_seeds() -> list[Bindings]:
+    """Three seeds of everything random; the test prompts are the same.
+
+    Command: python launch/sweep.py --experiment=harmless_rlaif --sweep=seeds
+    """
+    return over('seed', range(3))

@@ -7,6 +7,7 @@ Labels go into one store beside the run folders, so cells that two studies share
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import NAMED, TASKS, Technique, folder_of
 from rlaif_jax.labeling.store import Record, Store
 from rlaif_jax.models import hf
-from rlaif_jax.models.presets import resolve
+from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.text import Tokenizer
 
 __all__ = [
@@ -81,8 +82,8 @@ def labeling_techniques(scale: Scale, seed: int = 0) -> Study:
 
     Command: python launch/run.py --experiment=labeling_techniques
     Published: detailed, chain of thought and no exemplars is best for summaries (78.0 %); exemplars hurt there.
-    Cost at micro scale: 13 minutes on 2 cores with `pairs=512`. There, too, exemplars hurt, and a chain of thought is best
-    for summaries; for dialogues it harms. All 33 cells are in experiments/LOG.md.
+    Cost at micro scale: about 13 minutes on 2 cores with `pairs=512`. There, too, exemplars hurt, and a chain of thought
+    is best for summaries; for dialogues it harms. All 33 cells are in experiments/LOG.md.
     """
     return study(scale, seed, tasks=tuple(TASKS), techniques=TECHNIQUES)
 
@@ -91,6 +92,7 @@ def labeling_sizes(scale: Scale, seed: int = 0) -> Study:
     """Labelers of three sizes: agreement with people, and position bias (Tables 3 and 4, App. B).
 
     Command: python launch/run.py --experiment=labeling_sizes
+    Cost at micro scale: about 8 minutes on 2 cores.
     Published: L 78.0, S 73.8, XS 62.7 %; the same position after a swap 18, 21 and 56 %.
     At micro scale, 2,048 pairs: 92.8 [91.6, 93.8], 83.5 [81.8, 85.0], 72.6 [70.6, 74.4] %; 10, 30 and 68 %.
     """
@@ -111,6 +113,7 @@ def labeling_swap(scale: Scale, seed: int = 0) -> Study:
     """One order against the average of both, for three sizes and without chain of thought (§2.1.1, App. B).
 
     Command: python launch/run.py --experiment=labeling_swap
+    Cost at micro scale: about 10 minutes on 2 cores.
     Expect: `gain`, what averaging adds on the same pairs, is above zero, and larger for labelers with more position bias.
     At micro scale, thinking aloud: 11.9 ± 1.7, 4.5 ± 1.2 and 1.7 ± 0.7 points from XS to L.
     """
@@ -125,11 +128,20 @@ def study(scale: Scale, seed: int, **fields: Any) -> Study:
         'labelers': (scale.l,),
         'techniques': (scale.label.technique,),
         'label': replace(scale.label, seed=seed, most_unscorable=1.0),  # what a labeler cannot say is a finding
+        'split': 'alignment' if scale.tldr.source in loader.PUBLISHED else 'test',  # as in the paper
     }
     return Study(data=scale.tldr, mesh=scale.mesh, dtype=scale.dtype, **(defaults | fields))
 
 
 # What they run
+
+
+def toy(model: str) -> str:
+    """What stands beside figures of a packaged model, said once what it means; '' of others."""
+    if folder_of(Tokenizer.load(resolve(model))) != NAMED['micro']:
+        return ''
+    log.say(f'{model} is a toy of the SIMULATED world: it reads that world’s language and no other.')
+    return '[simulated]'
 
 
 @dataclass(frozen=True)
@@ -164,15 +176,12 @@ class File:
         if Path(self.output).resolve() == Path(self.input).resolve():
             raise Mistake(f'output={self.output} is the input; name another file')
         check_prompts(self.labeler, self.asked())
-        return [Stage('label', folder, len(files.pairs(self.input, self.task)), {'labeler': self.labeler})]
+        return [labels_stage('label', folder, len(files.pairs(self.input, self.task)), self.labeler, self.asked())]
 
     def run(self, folder: Path) -> dict[str, Any]:
         entries = files.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
-        toy = folder_of(Tokenizer.load(resolve(self.labeler))) == NAMED['micro']
-        note = '[simulated]' if toy else ''
-        if toy:
-            log.say(f'{self.labeler} is a toy of the SIMULATED world: it reads that world’s language and no other.')
+        note = toy(self.labeler)
         store = Store(folder.parent / 'labels.jsonl')
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
@@ -195,7 +204,7 @@ class File:
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
             alignment_report.table(
-                [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=toy
+                [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=bool(note)
             )
             result['agreement'] = asdict(one.agreement)
         return result
@@ -241,16 +250,21 @@ class Study:
                         found.append((' '.join(parts), labeler, cfg))
         return found
 
+    def source(self, task: str) -> str:
+        """Where pairs of a task are: each has a published data set of its own."""
+        own = {task: name for name, task in loader.PUBLISHED.items()}
+        return own[task] if self.data.source in loader.PUBLISHED else self.data.source
+
     def stages(self, folder: Path) -> list[Stage]:
         for _, labeler, cfg in self.cells():
             check_prompts(labeler, cfg)
-        return [Stage(name, folder, self.pairs, {'labeler': labeler}) for name, labeler, _ in self.cells()]
+        return [labels_stage(name, folder, self.pairs, labeler, asked) for name, labeler, asked in self.cells()]
 
     def run(self, folder: Path) -> dict[str, Any]:
         store = Store(folder.parent / 'labels.jsonl')
         simulated = loader.simulated(self.data.source)
         chosen = {
-            task: loader.pairs(self.data.source, task, self.split, self.pairs, self.confident) for task in self.tasks
+            task: loader.pairs(self.source(task), task, self.split, self.pairs, self.confident) for task in self.tasks
         }
         reports, published, rows = [], {}, []
         # Cells of one labeler are neighbours: it is loaded once.
@@ -278,9 +292,18 @@ class Study:
         return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
 
 
+def labels_stage(name: str, folder: Path, pairs: int, labeler: str, asked: Config) -> Stage:
+    """The line of a plan for labels: pairs are read in both orders, and what their prompts share is read once."""
+    length = min(256 + asked.max_rationale, asked.max_length)  # a quarter of the paper's 1024 is what is not shared
+    return Stage(name, folder, pairs, {'labeler': labeler}, reads={'labeler': (2 * asked.batch, length)})
+
+
 def check_prompts(labeler: str, cfg: Config) -> None:
-    """Raises `Mistake` for templates that are not there, or exemplars that are too few."""
-    preference.ask(Tokenizer.load(resolve(labeler)), cfg)
+    """Raises `Mistake` for templates that are not there, or exemplars that are too few. A labeler that a plan did not
+    download is not asked.
+    """
+    with suppress(Absent):
+        preference.ask(Tokenizer.load(resolve(labeler)), cfg)
 
 
 def label_all(

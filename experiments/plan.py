@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
 from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf, lora, transformer
-from rlaif_jax.models.presets import PRESETS, resolve
+from rlaif_jax.models.presets import PRESETS, Absent, resolve, sizes_of
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training import state as training
 
 WORD = 4  # bytes of a float32
+ASKED = ('labeler', 'judge', 'reward model')  # nobody trains these: their matrices are in bfloat16 where products are
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,16 @@ class Stage:
     models: dict[str, str] = field(default_factory=dict)  # role -> model
     training: sft.Config | reward_model.Config | reinforce.Config | None = None
     length: int = 0  # tokens of a training row
+    # Of models that only read and write: role -> rows at a time, and tokens of each that are not read once for several.
+    reads: dict[str, tuple[int, int]] = field(default_factory=dict)
+    of: str = ''  # whose feedback it learns from, where stages of one name differ in it
 
 
 def check(config: Any, folder: Path) -> None:
     """Raises `Mistake` for what would stop the run later on: a mesh the devices cannot make, a batch the mesh does not
     divide, data or a model that is not there, rows longer than the model was made for, adapters of what it does not have.
+
+    In `presets.downloading_nothing` what a run would download is passed over; `show` says what that is.
     """
     mesh = axes.make_mesh(asdict(config.mesh))
     for name in ('sft', 'reward_model', 'reinforce', 'rating', 'label', 'evaluation'):
@@ -54,7 +62,12 @@ def check(config: Any, folder: Path) -> None:
     stages = config.stages(folder)
     made = getattr(config, 'model', None)  # by the experiment itself
     models = dict.fromkeys(model for stage in stages for model in stage.models.values())
-    sizes = {model: hf.check(model) for model in models if model != made}
+    sizes = {}
+    for model in [model for model in models if model != made]:
+        try:
+            sizes[model] = hf.check(model)
+        except Absent:
+            sizes |= {model: known} if (known := sizes_of(model)) else {}
     for stage in stages:
         policy = stage.models.get('policy', made)
         if policy in sizes and stage.training:
@@ -74,21 +87,48 @@ def show(name: str, config: Any, folder: Path) -> None:
     shape = ' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
     log.say(f'{name}: {len(devices)} device(s) of kind {devices[0].device_kind}, mesh {shape}')
     log.say(
-        f'parameters float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
+        f'what is trained float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
     )
     if config.data and loader.simulated(config.data.source):
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     rows, folders = [], {}
     for stage in config.stages(folder):
         sizes = {role: _sizes(model, config.dtype) for role, model in stage.models.items()}
-        models = '\n'.join(f'{role}: {stage.models[role]}, {count(cfg) / 1e6:.2f} M' for role, cfg in sizes.items())
-        rows.append([stage.name, models or 'simulated', stage.steps, _bytes(memory(stage, sizes)), _standing(stage)])
+        models = '\n'.join(f'{role}: {stage.models[role]}, {_count(cfg)}' for role, cfg in sizes.items())
+        needed = '?' if None in sizes.values() else _bytes(memory(stage, sizes))
+        if stage.training and needed != '?':
+            needed += f'\noptimizer {_bytes(optimizer_memory(stage, sizes))}'
+        rows.append(
+            [
+                '\n'.join(filter(None, (stage.name, stage.of))),
+                models or 'simulated',
+                stage.steps,
+                needed,
+                _standing(stage),
+            ]
+        )
         folders.setdefault(stage.folder, []).append(stage.name)
-    log.figures_table('plan', ['stage', 'models', 'steps', 'memory', 'state'], rows)
+    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
+    if lacking := absent(config, folder):
+        log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))
 
 
+def absent(config: Any, folder: Path) -> list[str]:
+    """The models and the data that a run would download."""
+    found, stages = [], config.stages(folder)
+    for model in dict.fromkeys(model for stage in stages for model in stage.models.values()):
+        if model not in PRESETS:
+            try:
+                resolve(model)
+            except Absent:
+                found.append(f'  {model} from the hub')
+    pairs = any(stage.name not in ('sft', 'reinforce', 'evaluation') for stage in stages)
+    return found + [f'  {what}' for what in (loader.absent(config.data.source, pairs) if config.data else [])]
+
+
+@cache
 def count(cfg: transformer.Config) -> int:
     """Parameters of a model of these sizes."""
     import jax
@@ -99,31 +139,66 @@ def count(cfg: transformer.Config) -> int:
 def memory(stage: Stage, sizes: dict[str, transformer.Config]) -> int:
     """Bytes over all devices, about: parameters, their gradients and optimizers, and what the backward pass keeps.
 
-    With adapters, policy, value network and reference stand on one copy of the parameters. The interpreter and compiled
-    programs come on top, some 700 MB on a CPU.
+    With adapters, policy, value network and reference stand on one copy of the parameters. What only reads and writes
+    keeps keys and values of all layers, and what one layer computes. The interpreter and compiled programs come on top,
+    some 700 MB on a CPU. With `remat` it is a little to a third more than XLA says of compiled steps (experiments/LOG.md).
     """
+    how = stage.training
+    adapted = bool(how and how.lora.rank)
+    shared = ('value', 'reference') if adapted else ()
+    later = sum(_parameters(cfg, True) for role, cfg in sizes.items() if role == 'selector')  # once all are trained
+    held = {role: cfg for role, cfg in sizes.items() if role not in (*shared, 'selector')}
+    total = sum(_parameters(cfg, adapted or not how or role in ASKED) for role, cfg in held.items())
+    reading = [_reading(sizes[role], *read) for role, read in stage.reads.items()]
+    kept = 0
+    for cfg, trained, moments in _learned(stage, sizes):
+        rows = how.batch // how.parts
+        token = _token(cfg) + 2 * cfg.heads * stage.length  # and its row of attention before and after softmax
+        layers = cfg.layers * cfg.width + token if how.remat else cfg.layers * token
+        kept += rows * stage.length * (layers + 2 * cfg.width) * WORD
+        kept += 3 * rows * min(stage.length, 64) * cfg.vocab * WORD
+        copies = 1 + (how.parts > 1) + bool(how.lora.rank)  # its gradient, that of a part, and adapters themselves
+        total += (trained * copies + moments) * WORD
+    return total + max([kept, later, *reading])
+
+
+def optimizer_memory(stage: Stage, sizes: dict[str, transformer.Config]) -> int:
+    """Bytes of what the optimizers of a stage keep."""
+    return sum(moments for _, _, moments in _learned(stage, sizes)) * WORD
+
+
+def _learned(stage: Stage, sizes: dict[str, transformer.Config]) -> Iterator[tuple[transformer.Config, int, int]]:
+    """Of each network that a stage trains: its sizes, how many numbers are trained, and how many its optimizer keeps."""
     import jax
 
-    how = stage.training
-    shared = ('value', 'reference') if how and how.lora.rank else ()
-    total = sum(count(cfg) for role, cfg in sizes.items() if role not in shared) * WORD
-    if how is None:
-        return total
-    optimizers = {'policy': getattr(how, 'policy_optimizer', None) or how.optimizer}
+    how, key, found = stage.training, jax.random.key(0), {}
+    if how:
+        found = {'policy': getattr(how, 'policy_optimizer', None) or how.optimizer}
     if getattr(how, 'baseline', '') == 'value':
-        optimizers['value'] = how.value_optimizer
-    rows, key = how.batch // how.parts, jax.random.key(0)
-    for role, optimizer in optimizers.items():
+        found['value'] = how.value_optimizer
+    for role, optimizer in found.items():
         cfg = sizes[role]
-        # Of one token in one layer: norms and residuals, queries to outputs, gates, and its row of attention before and
-        # after softmax.
-        token = 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn + 2 * cfg.heads * stage.length
-        kept = rows * stage.length * (cfg.layers * token + 2 * cfg.width) + 3 * rows * min(stage.length, 64) * cfg.vocab
         begin = lambda: training.trained(how.lora, cfg, transformer.init(cfg, key), key)  # noqa: B023, E731
         trained = jax.eval_shape(begin)
         moments = jax.eval_shape(training.make_optimizer(optimizer, how.steps).init, trained)
-        total += (_floats(trained) * (2 if how.lora.rank else 1) + _floats(moments) + kept) * WORD
-    return total
+        yield cfg, _floats(trained), _floats(moments)
+
+
+def _token(cfg: transformer.Config) -> int:
+    """Numbers that one layer computes of a token: norms and residuals, queries to outputs, gates."""
+    return 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn
+
+
+def _parameters(cfg: transformer.Config, frozen: bool) -> int:
+    """Bytes."""
+    return count(cfg) * (2 if frozen and cfg.dtype == 'bfloat16' else WORD)
+
+
+def _reading(cfg: transformer.Config, rows: int, length: int) -> int:
+    """Bytes that rows take where nothing is trained."""
+    word = 2 if cfg.dtype == 'bfloat16' else WORD
+    kept = 2 * cfg.layers * cfg.kv_heads * cfg.head_dim
+    return rows * length * ((kept + _token(cfg)) * word + 2 * cfg.heads * length * WORD)
 
 
 def _floats(shapes: Any) -> int:
@@ -132,16 +207,30 @@ def _floats(shapes: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def _sizes(model: str, dtype: str) -> transformer.Config:
-    return PRESETS[model] if model in PRESETS else hf.read_config(resolve(model), dtype=dtype)
+def _sizes(model: str, dtype: str) -> transformer.Config | None:
+    """None: nobody here knows them."""
+    if model in PRESETS:
+        return PRESETS[model]
+    try:
+        return hf.read_config(resolve(model), dtype=dtype)
+    except Absent:
+        return (known := sizes_of(model)) and replace(known, dtype=dtype)
+
+
+def _count(cfg: transformer.Config | None) -> str:
+    return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
 
 
 def _standing(stage: Stage) -> str:
     if checkpoint.finished(stage.folder) is not None:
         return 'done, reused'
+    if checkpoint.busy(stage.folder):
+        return 'being made'
     steps = [int(path.name) for path in (stage.folder / 'checkpoints').glob('*') if path.name.isdecimal()]
     return f'goes on from step {max(steps)}' if steps and stage.training else 'to do'
 
 
 def _bytes(number: int) -> str:
+    if number < 2**20:
+        return f'~{number / 2**10:.0f} KiB'
     return f'~{number / 2**20:.0f} MiB' if number < 2**30 else f'~{number / 2**30:.1f} GiB'

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments import arms, comparison, stages
 from experiments.plan import Stage
-from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale
+from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import Sampled, Supervised
 from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.data import loader
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
@@ -19,9 +21,9 @@ from rlaif_jax.training import reinforce, reward_model, sft
 def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
     """Those of some arms at a scale."""
     return Policies(
-        rating=scale.rating if 'ratings' in {arms.ARMS[name][0] for name in names} else None,
+        rating=replace(scale.rating, task=task) if 'ratings' in {arms.ARMS[name][0] for name in names} else None,
         human_share=0.5 if 'both' in {arms.ARMS[name][0] for name in names} else None,
-        reinforce=replace(scale.reinforce, seed=seed),
+        reinforce=replace(of_task(scale, 'reinforce', task), seed=seed),
         evaluation=replace(scale.evaluation, seed=seed),
         **arms.fields(scale, task, seed, names),
     )
@@ -65,27 +67,32 @@ class Policies:
             needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' and arms.counts(cfg, arm)[1] else [arm]
             for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(folder.parent)]:
                 found.setdefault(stage.folder, stage)
-        models = comparison.models(self.evaluation)
-        return [*found.values(), Stage('evaluation', folder, self.evaluation.prompts, models)]
+        length = self.reinforce.max_prompt + self.reinforce.max_new_tokens
+        return [*found.values(), comparison.stage(self.evaluation, folder, {'policy': self.policy}, length)]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), folder.parent, self.evaluation
-        judge = stages.make_judge(cfg, self.task, self.dtype, mesh)
-        start = arms.start(self).run(root, mesh)
+        # Simulated, the judge shows how training goes; a model is not kept in memory for that.
+        judge = None if comparison.models(cfg) else stages.make_judge(cfg, self.task, None, mesh)
         made = {name: arms.optimised(changed, arm) for name, changed, arm in arms.each(self)}
         runs = {name: one.folder(root) for name, one in made.items()}
         for name, run in runs.items():
             checkpoint.link(run, folder if len(runs) == 1 else folder / 'policies' / name)
-        policies = {
-            name: made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
-            for name, changed, arm in arms.each(self)
-        }
-        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, start, self.reinforce.max_prompt)
+        for name, changed, arm in arms.each(self):
+            made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
+        start = partial(arms.start(self).run, root, mesh, frozen=True)
+        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, start(), self.reinforce.max_prompt)
+        load = {name: partial(one.run, root, mesh) for name, one in made.items()} | {'SFT': start}  # one at a time
+        most = self.reinforce.max_new_tokens
         texts = {
-            name: stages.respond(lm, prompts, self.reinforce.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
-            for name, lm in (policies | {'SFT': start}).items()
+            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh)
+            for name, policy in load.items()
         }
-        return comparison.report(self, folder, prompts, texts, judge, runs)
+        result = comparison.report(self, folder, prompts, texts, runs)
+        found = {name: (checkpoint.finished(run) or {}).get('over_optimised') for name, run in runs.items()}
+        for name, told in (over := {name: told for name, told in found.items() if told}).items():
+            log.say(f'{loader.note(self.data.source)} {name}: {told}'.lstrip())
+        return result | ({'over_optimised': over} if over else {})
 
     def sampled(self, cfg: Policies, arm: str, root: Path, mesh: axes.Mesh) -> Sampled | None:
         """The pairs that RLHF and SFT write for the arm that learns from both people and a labeler."""
@@ -123,15 +130,15 @@ class SFT:
         )
 
     def stages(self, folder: Path) -> list[Stage]:
-        models = comparison.models(self.evaluation)
-        return [
-            *self.start().stages(folder.parent), Stage('evaluation', folder, self.evaluation.prompts, models)
-        ]  # fmt: skip
+        evaluation = comparison.stage(
+            self.evaluation, folder, {'policy': self.policy}, self.max_prompt + self.max_new_tokens
+        )
+        return [*self.start().stages(folder.parent), evaluation]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
         checkpoint.link(self.start().folder(folder.parent), folder)
-        policy = self.start().run(folder.parent, mesh)
+        policy = self.start().run(folder.parent, mesh, frozen=True)
         prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
         ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
         samples = [
@@ -139,6 +146,5 @@ class SFT:
             for prompt, response in zip(prompts[:16], ours)
         ]
         log.write_whole(folder / 'samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
-        judge = stages.make_judge(cfg, self.task, self.dtype, mesh)
         texts = {'SFT': ours, 'reference': [prompt.reference for prompt in prompts]}
-        return comparison.report(self, folder, prompts, texts, judge, {})
+        return comparison.report(self, folder, prompts, texts, {})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
+from experiments.labeling import toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
@@ -140,14 +141,15 @@ class FromFile:
         mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
         every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
         held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
-        cfg = self.reward_model
+        cfg, note = self.reward_model, toy(self.policy)
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
-        trained = reward_model.run(cfg, folder, start, train, held_out, mesh)
+        trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.make_scorer(
             trained, mesh, max_prompt=self.reward_model.max_prompt, max_response=self.reward_model.max_response
         )
         known = [pair for pair, weight in zip(held_out, reward_model.targets(held_out)[1]) if weight]
         found = measured(scorer, known)
-        log.say(f'accuracy on the {len(known)} held-out pairs: {found["accuracy"]}; the model: {folder / "export"}')
+        told = f'accuracy on the {len(known)} held-out pairs: {found["accuracy"]}; the model: {folder / "export"}'
+        log.say(f'{note} {told}'.lstrip())
         return {'train': len(train), 'held_out': found | {'accuracy': asdict(found['accuracy'])}}

@@ -9,18 +9,20 @@ experiment that needs what another one made finds it there.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.labeling import check_prompts, written
+from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
-from experiments.scales import Data, Dtype, Evaluation
+from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import checkpoint, log
 from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
@@ -40,6 +42,7 @@ Sampled = Callable[[], list[Pair]]  # pairs that policies write
 Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
 SOME = 256  # prompts that a plan looks at
+told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
 
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -47,10 +50,11 @@ def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> di
     with checkpoint.lock(folder, wait=True):
         checkpoint.open_folder(folder, dump(stage))
         result = checkpoint.finished(folder)
-        if result is not None:
+        if result is None:
+            checkpoint.finish(folder, result := make(folder))
+        elif folder not in told:
             log.say(f'{folder.name.rpartition("-")[0]}: already there, in {folder}')
-            return result
-        checkpoint.finish(folder, result := make(folder))
+        told.add(folder)
         return result
 
 
@@ -71,7 +75,10 @@ class Supervised:
     def stages(self, root: Path) -> list[Stage]:
         if self.sft is None:
             return []
-        self.referenced(loader.source(self.source, 'train', min(self.train, SOME), self.task))
+        if self.source not in loader.PUBLISHED:  # which are not fetched for a plan
+            self.referenced(loader.source(self.source, 'train', SOME, self.task))
+        elif loader.PUBLISHED[self.source] != 'summarization':
+            raise Mistake(f'{self.source}: dialogues have no references for SFT to imitate; sft=None starts without')
         length = self.max_prompt + self.max_new_tokens
         return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length)]
 
@@ -97,7 +104,7 @@ class Supervised:
             return {'export': 'export'}
 
         once(self.folder(root), self, make)
-        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh)
+        return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh, frozen=frozen)
 
     def referenced(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
         """The prompts that have a reference to imitate. Raises `Mistake` where none has."""
@@ -111,19 +118,15 @@ class Supervised:
         return found
 
     def encode(self, lm: LM, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens of prompts, and of their references: a space before and the end token behind."""
-        tokenizer = lm.tokenizer
-        before = [[*tokenizer.start, *row] for row in tokenizer.encode([prompt.text for prompt in prompts])]
-        after = [
-            [*row[: self.max_new_tokens - 1], tokenizer.eos]
-            for row in tokenizer.encode([text for prompt in prompts for text in self.texts(prompt)[1]], behind=True)
-        ]
-        return before, after
+        """Tokens of prompts, and of their references, the end token behind, also of one that is cut."""
+        texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
+        after = lm.tokenizer.responses(texts, references)
+        return lm.tokenizer.prompts(texts), [[*row[:-1][: self.max_new_tokens - 1], row[-1]] for row in after]
 
     @staticmethod
-    def texts(prompt: Prompt) -> tuple[list[str], list[str]]:
-        """What of a prompt is encoded: itself, and behind it its reference."""
-        return [prompt.text], [' ' + prompt.reference.strip()]
+    def texts(prompt: Prompt) -> tuple[str, list[str]]:
+        """What of a prompt is encoded: itself, and its reference."""
+        return prompt.text, [prompt.reference]
 
     def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
@@ -146,7 +149,7 @@ class Labelled:
 
     def stages(self, root: Path) -> list[Stage]:
         check_prompts(self.labeler, self.label)
-        return [Stage('labels', self.folder(root), self.pairs, {'labeler': self.labeler})]
+        return [labels_stage('labels', self.folder(root), self.pairs, self.labeler, self.label)]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'labels', self)
@@ -190,7 +193,12 @@ class Rewarded:
         length = cfg.max_prompt + 2 * cfg.max_response
         before = [] if self.from_base else self.start.stages(root)
         before += self.ai.stages(root) if self.ai else []
-        return [*before, Stage('reward model', self.folder(root), cfg.steps, models, cfg, length)]
+        return [*before, Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=self.of)]
+
+    @property
+    def of(self) -> str:
+        """Whose preferences it learns."""
+        return ' and '.join(['votes of people'] * bool(self.human) + ['labels'] * bool(self.ai))
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'reward_model', self)
@@ -234,6 +242,7 @@ class Optimised:
     validation: int
     reinforce: reinforce.Config
     selector: str  # the LM that chooses among `reinforce.candidates` checkpoints
+    rule: Rule  # how its verdicts in both orders count
     dtype: Dtype
 
     def stages(self, root: Path) -> list[Stage]:
@@ -244,7 +253,10 @@ class Optimised:
         before = (self.rewarded or self.start).stages(root)
         before += self.start.stages(root) if self.rewarded and self.rewarded.from_base else []
         length = cfg.max_prompt + cfg.max_new_tokens
-        return [*before, Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length)]
+        reads = {'policy': (cfg.batch, length)}
+        reads |= {} if self.rewarded else {'labeler': (self.rating.batch, length)}
+        of = self.rewarded.of if self.rewarded else 'ratings'
+        return [*before, Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}')]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'reinforce', self)
@@ -261,7 +273,7 @@ class Optimised:
                 for split, size in (('train', self.train), ('validation', self.validation))
             )
             count = cfg.steps * cfg.batch // cfg.samples
-            known = lambda model: remembering(model, train, lambda p: ([p.text], []), self.source, count)  # noqa: E731
+            known = lambda model: remembering(model, train, lambda p: (p.text, []), self.source, count)  # noqa: E731
             start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
             if self.rewarded:
                 scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
@@ -288,13 +300,13 @@ class Optimised:
         cfg = self.reinforce
         if cfg.candidates == 1:
             return {}
-        asked = Evaluation(judge=self.selector, batch=cfg.batch, seed=cfg.seed)
-        judge = make_judge(asked, self.task(), self.dtype, mesh)
+        asked = Evaluation(judge=self.selector, rule=self.rule, batch=cfg.batch, seed=cfg.seed)
+        judge = make_judge(asked, self.task(), judge_model(asked, self.dtype, mesh), mesh)
         write = lambda lm: respond(lm, prompts, cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)  # noqa: E731
         theirs, rates = write(start), {}
         for step in reinforce.candidates(folder):
             ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True))
-            rates[step] = win_rate.compare(prompts, ours, theirs, judge).raw
+            rates[step] = win_rate.win_rate(judge(prompts, ours, theirs))
             log.say(
                 f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
             )
@@ -308,21 +320,37 @@ class Optimised:
         return self.rewarded.task if self.rewarded else self.rating.task
 
 
-def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02) -> str:
-    """What to say of metrics in which the score went on rising where quality had begun to fall, by `least` and more; ''
-    of others. Quality is known in a simulated world only.
+def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> str:
+    """What to say of metrics whose score and quality part, '' of others. Quality is known in a simulated world only.
+
+    That is where the score rose while quality fell by `least` and more, between any two evaluations: told of those where
+    it fell most. Or where from first to last the score rose, quality did not by `least`, and KL passed `far` nats: it was
+    bought for nothing. With 128 validation prompts either may be chance: what is not a fall of two standard errors is
+    called perhaps one.
     """
-    evaluated = [row for row in rows if row.get('eval/quality') is not None]
-    if not evaluated:
+    known = [row for row in rows if all(row.get(f'eval/{name}') is not None for name in ('score', 'quality', 'kl'))]
+    spans = [(a, b) for a, b in combinations(known, 2) if b['eval/score'] > a['eval/score']]
+    fall = lambda span: span[0]['eval/quality'] - span[1]['eval/quality']  # noqa: E731
+    if not spans:
         return ''
-    best, last = max(evaluated, key=lambda row: row['eval/quality']), evaluated[-1]
-    if last['eval/score'] <= best['eval/score'] or last['eval/quality'] > best['eval/quality'] - least:
+    whole, worst = (known[0], known[-1]), max(spans, key=fall)
+    fell = fall(worst) >= least
+    flat = whole in spans and fall(whole) > -least and known[-1]['eval/kl'] >= far
+    if not fell and not flat:
         return ''
+    a, b = worst if fell else whole
     moved = ', '.join(
-        f'{name} {best[f"eval/{name}"]:+.3f} → {last[f"eval/{name}"]:+.3f}' for name in ('score', 'quality', 'kl')
+        f'{name} {a[f"eval/{name}"]:+.3f} → {b[f"eval/{name}"]:+.3f}' for name in ('score', 'quality', 'kl')
     )
+    errors = [row['eval/quality_error'] for row in (a, b) if row.get('eval/quality_error') is not None]
+    sure = fell and fall(worst) >= 2 * math.hypot(*errors)
+    moved += f'; standard errors of quality {errors[0]:.3f} and {errors[1]:.3f}' if len(errors) == 2 else ''
+    end = '' if b is known[-1] else f'; at the end, quality {known[-1]["eval/quality"]:+.3f}'
     return (
-        f'over-optimised: from step {best["step"] + 1} to {last["step"] + 1} the score rose and quality fell ({moved})'
+        ('' if sure else 'perhaps ')
+        + f'over-optimised: from step {a["step"] + 1} to {b["step"] + 1}'
+        + (f', the worst of {len(spans)} spans,' if fell and len(spans) > 1 else '')
+        + f' the score rose and quality {"fell" if fell else f"not by {least}"} ({moved}){end}'
     )
 
 
@@ -334,18 +362,21 @@ def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> li
     return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
 
 
-def remembering(model: Model, records: Sequence[Any], texts: tokens.Texts, source: str, count: int) -> Model:
-    """The model of a run that reads `count` records, with their tokens to hand: where it reads all of them, and they are
-    not simulated, which are made when they are asked for.
+def remembering(
+    model: Model, records: Sequence[Any], texts: Callable[[Any], tuple[str, list[str]]], source: str, count: int
+) -> Model:
+    """The model of a run that reads `count` records, with their tokens to hand, of prompts and the responses to them, as
+    `texts` names them: where it reads all of them, and they are not simulated, which are made when they are asked for.
     """
     if loader.simulated(source) or count < len(records):
         return model
-    return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, texts, loader.note(source)))
+    pieces = lambda record: model.tokenizer.pieces(*texts(record))  # noqa: E731
+    return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, pieces, loader.note(source)))
 
 
 def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
-    """Whether a text has `most` tokens at most, with those that its model wants before any text."""
-    return lambda text: len(tokenizer.start) + len(tokenizer.encode([text])[0]) <= most
+    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
+    return lambda text: len(tokenizer.prompts([text])[0]) <= most
 
 
 def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
@@ -357,11 +388,12 @@ def respond(
     lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int, batch: int, mesh: DeviceMesh
 ) -> list[str]:
     """A policy's responses to prompts."""
-    texts = [prompt.text for prompt in prompts]
-    with log.console().status(f'{len(texts)} responses of {lm.name}'):
+    name = Path(lm.name.removesuffix('/export')).name
+    with log.progress(f'{len(prompts)} responses of {name}', math.ceil(len(prompts) / batch)) as bar:
         return generate(
-            lm, texts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch, mesh=mesh
-        )
+            lm, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch, mesh=mesh,
+            advance=bar.advance,
+        )  # fmt: skip
 
 
 def test_prompts(data: Data, task: str, count: int, lm: LM, most: int) -> Sequence[Prompt]:
@@ -369,14 +401,26 @@ def test_prompts(data: Data, task: str, count: int, lm: LM, most: int) -> Sequen
     return fitted(loader.source(data.source, 'test', data.test, task), lm, most)[:count]
 
 
-def make_judge(cfg: Evaluation, task: str, dtype: str, mesh: DeviceMesh) -> win_rate.Judge:
+def judge_model(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> LM | None:
+    """The language model that judges; None where the judge is simulated."""
+    return None if cfg.judge in ('raters', 'oracle') else hf.load(cfg.judge, dtype=dtype, mesh=mesh, frozen=True)
+
+
+def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh) -> win_rate.Judge:
     """Simulated raters, the oracle, or a language model asked in both orders."""
     if cfg.judge == 'raters':
         return win_rate.raters(cfg.seed)
     if cfg.judge == 'oracle':
         return win_rate.oracle()
     asked = preference.Config(task=task, technique='base_0shot', batch=cfg.batch)
-    labeler = preference.make_labeler(hf.load(cfg.judge, dtype=dtype, mesh=mesh, frozen=True), asked, mesh)
-    return win_rate.from_labels(
-        lambda prompts, firsts, seconds: labeler(list(map(Pair, prompts, firsts, seconds))), rule=cfg.rule
-    )
+    labeler = preference.make_labeler(lm, asked, mesh)
+
+    def labels(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[preference.Label]:
+        pairs, found = list(map(Pair, prompts, firsts, seconds)), []
+        with log.progress(f'{Path(cfg.judge).name} judges pairs', math.ceil(len(pairs) / cfg.batch)) as bar:
+            for start in range(0, len(pairs), cfg.batch):
+                found += labeler(pairs[start : start + cfg.batch])
+                bar.advance()
+        return found
+
+    return win_rate.from_labels(labels, rule=cfg.rule)

@@ -163,10 +163,12 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
     """Print everything about the run that can be known without running it."""
     from experiments import plan
     from rlaif_jax import log
+    from rlaif_jax.models.presets import downloading_nothing
 
     log.say(text)
-    plan.check(config, folder)
-    plan.show(name, config, folder)
+    with downloading_nothing():
+        plan.check(config, folder)
+        plan.show(name, config, folder)
     log.say('dry run: nothing was run, nothing was written')
     return 0
 

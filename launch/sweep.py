@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import functools
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -141,7 +142,8 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     typed = [parse_binding(text) for text in flags.binding]
     typed += [parse_binding(f'{SEED}={flags.seed}')] if flags.seed is not None else []
     lists, fixed = split(experiment, typed)
-    sweeps = [named(experiment, flags.sweep)] if flags.sweep else []
+    scale = flags.scale or fixed.pop('scale', None)
+    sweeps = [named(experiment, flags.sweep, scale or 'micro')] if flags.sweep else []
     sweeps += [over(path, values) for path, values in lists]
     if not sweeps:
         raise Mistake('nothing is swept; give --sweep=NAME, or a list such as --seed=[0,1,2]')
@@ -151,7 +153,6 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     if twice := sorted({path for bindings in sweep for path in bindings} & fixed.keys()):
         raise Mistake(f'{twice[0]}: is swept, and bound to {fixed[twice[0]]!r} for all points at once')
 
-    scale = flags.scale or fixed.pop('scale', None)
     own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
     chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
     if flags.workdir:
@@ -187,15 +188,20 @@ def split(experiment: Callable[..., Any], typed: list[tuple[str, Any]]) -> tuple
     return lists, dict(item for item in typed if item not in lists)
 
 
-def named(experiment: Callable[..., Any], name: str) -> list[Bindings]:
-    """The points of the sweep of that name beside an experiment. Raises `Mistake` naming the nearest one."""
+def named(experiment: Callable[..., Any], name: str, scale_name: str) -> list[Bindings]:
+    """The points of the sweep of that name beside an experiment; one that depends on the scale is given it. Raises
+    `Mistake` naming the nearest one.
+    """
     beside = vars(sys.modules[experiment.__module__])
     known = {key.removeprefix('sweep_'): value for key, value in beside.items() if key.startswith('sweep_')}
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.0)
         hint = f'did you mean {near[0]}?' if near else 'there is none; give lists, such as --seed=[0,1,2]'
         raise Mistake(f'no sweep {name!r} beside {experiment.__name__}; {hint}')
-    return known[name]()
+    from experiments.scales import scale
+
+    row = [scale(scale_name)] if inspect.signature(known[name]).parameters else []
+    return known[name](*row)
 
 
 def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[Point]:

@@ -109,7 +109,7 @@ def test_every_command_that_is_shown_is_taken(where, line, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     if line.startswith('launch/sweep.py'):
         assert take(line, '--backend=print') == 0 and '--experiment' in capsys.readouterr().out
-    elif where in TO_THE_PLAN and not re.search(r'--scale|input=|policies=', line):
+    elif where in TO_THE_PLAN and not re.search(r'--scale|input=|policies=|responses=', line):
         assert take(line, '--dry_run') == 0, capsys.readouterr().err
     else:
         flags = launcher.read_flags(launcher.parser(), shlex.split(line, comments=True)[1:])

@@ -21,6 +21,7 @@ from rlaif_jax.config import Mistake, bind
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.evaluation import rankings, responses
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model
@@ -247,6 +248,7 @@ def test_people_and_a_labeler_together(models, tmp_path, capsys):
         ).read_bytes()
 
     capsys.readouterr()
+    stages.told.clear()  # as in another process
     once = find('tldr_rlhf')(MICRO)
     again = small(once, models, **more).run(root / 'rlhf')
     assert 'reinforce: already there' in capsys.readouterr().out
@@ -270,7 +272,7 @@ def test_the_harmless_rate_is_reported(models, tmp_path):
     assert rate['n'] == 16 and 0 <= rate['raw']['low'] <= rate['raw']['value'] <= rate['raw']['high'] <= 1
 
 
-def test_a_reward_model_from_a_file(models, tmp_path):
+def test_a_reward_model_from_a_file(models, tmp_path, capsys):
     rows = [
         {'prompt': f'post {i}\n\nTL;DR:', 'chosen': f'good {i}', 'rejected': f'bad {i}', 'preference_prob': p}
         for i, p in enumerate([0.9, None, 0.2, 0.7] * 5)
@@ -283,6 +285,7 @@ def test_a_reward_model_from_a_file(models, tmp_path):
     )  # fmt: skip
     assert [pair.preference for pair in cfg.pairs()][:4] == [0.9, None, 0.2, 0.7]
     result = cfg.run(tmp_path / 'run')
+    assert 'is a toy of the SIMULATED world' in capsys.readouterr().out  # its tokenizer says so
     assert result['train'] == 15 and result['held_out']['accuracy']['n'] == 5
     assert reward_model.load(tmp_path / 'run' / 'export').config.width == 16
     with pytest.raises(Mistake, match='which pairs'):
@@ -307,10 +310,35 @@ def test_over_optimisation_is_said_where_score_and_quality_part():
         return [{'step': 9 + 10 * i} | dict(zip(names, row)) for i, row in enumerate(figures)] + [{'step': 40}]
 
     told = over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.2, 30.0)))
-    assert 'from step 20 to 30' in told and 'quality +0.500 → +0.200' in told
+    assert 'from step 20 to 30, the worst of 3 spans, the score rose and quality fell' in told
+    assert 'quality +0.500 → +0.200' in told and 'at the end' not in told
+    told = over_optimised(rows((0.1, 0.5, 1.0), (0.3, 0.2, 20.0), (0.6, 0.6, 30.0)))  # and recovered
+    assert 'from step 10 to 20' in told and told.endswith('at the end, quality +0.600')
+    assert not over_optimised(rows((0.1, 0.3, 0.1), (0.3, 0.29, 0.9)))  # less than is told
     assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.6, 9.0)))  # both rise
-    assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.2, 0.2, 3.0)))  # both fall
+    assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.05, 0.2, 3.0)))  # both fall
     assert not over_optimised([{'step': 1, 'eval/score': 1.0}])
+    assert not over_optimised(rows((None, 0.3, 1.0), (0.3, 0.1, None)))  # nothing could be scored
+    # Bought for nothing: a higher score far from SFT, and quality where it was.
+    told = over_optimised(rows((0.1, 0.3, 0.0), (0.3, 0.29, 2.0), (0.6, 0.31, 9.0)))
+    assert 'from step 10 to 40' not in told and 'from step 10 to 30 the score rose and quality not by 0.02' in told
+    assert not over_optimised(rows((0.1, 0.3, 0.0), (0.3, 0.29, 2.0), (0.6, 0.31, 0.9)))  # near SFT
+    assert not over_optimised(rows((0.6, 0.3, 0.0), (0.3, 0.29, 2.0), (0.1, 0.31, 9.0)))  # for less
+
+
+def test_what_is_said_of_over_optimisation_says_how_sure_it_is():
+    def told(*figures):
+        names = ('step', 'eval/score', 'eval/quality', 'eval/kl', 'eval/quality_error')
+        return over_optimised([dict(zip(names, row)) for row in figures])
+
+    start, middle = (-1, 0.1, 0.3, 0.0, 0.03), (24, 0.2, 0.5, 2.0, 0.04)
+    sure = told(start, middle, (49, 0.6, 0.2, 9.0, 0.05))
+    assert sure.startswith('over-optimised: from step 25 to 50, the worst of 3 spans, the score rose')
+    assert 'standard errors of quality 0.040 and 0.050' in sure
+    assert told(start, middle, (49, 0.6, 0.41, 9.0, 0.05)).startswith('perhaps over-optimised: from step 25 to 50')
+    assert told(start, (24, 0.2, 0.31, 2.0, 0.04)).startswith(
+        'perhaps over-optimised: from step 0 to 25 the score rose and'
+    )
 
 
 # Finished policies
@@ -363,6 +391,82 @@ def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
     assert judged.stages(tmp_path)[0].steps == 2
 
 
+def test_people_rank_responses_that_are_there(tmp_path, capsys):
+    """A run's responses, and rankings of them: no policy writes, lengths are those of what people saw."""
+    cfg = bind(find('compare')(MICRO), {'data.test': 64, 'responses': str(tmp_path / 'responses.jsonl')})
+    prompts = loader.source('micro_tldr', 'test', 64, 'summarization')[:40]
+    texts = {'long': [' far too long a summary'] * 40, 'short': [' short'] * 40}
+    responses.write(tmp_path / 'responses.jsonl', prompts, texts)
+    best = ['long' if i % 4 else 'short' for i in range(40)]
+    rows = [
+        {'prompt_id': prompt.id, 'rater': 'ann', 'ranking': [name, *({'long', 'short'} - {name})]}
+        for prompt, name in zip(prompts, best)
+    ]
+    files.write_rows(tmp_path / 'rankings.jsonl', rows)
+    ranked = bind(cfg, {'rankings': str(tmp_path / 'rankings.jsonl')})
+    (stage,) = ranked.stages(tmp_path / 'run')
+    assert stage.steps == 40 and stage.models == {}
+    judged = ranked.run(tmp_path / 'run')['comparisons']['long vs short']
+    assert list(judged) == ['people', 'oracle']  # what is true of the prompts is known by their ids
+    assert judged['people']['raw']['value'] == 0.75 and judged['people']['n'] == 40
+    assert (judged['people']['mean_length_a'], judged['people']['mean_length_b']) == (23, 6)
+    assert responses.read(tmp_path / 'run' / 'responses.jsonl') == responses.read(tmp_path / 'responses.jsonl')
+    # Without rankings, the judge reads the same texts.
+    assert list(cfg.run(tmp_path / 'other')['comparisons']['long vs short']) == ['raters', 'oracle']
+
+    # Of some of them only: the others are not there at all.
+    files.write_rows(tmp_path / 'rankings.jsonl', rows[:12])
+    some = ranked.run(tmp_path / 'some')['comparisons']['long vs short']
+    assert some['people']['n'] == some['oracle']['n'] == 12 and some['people']['unscorable'] == 0
+    for wrong, told in (
+        ({'ranking': ['long', 'shorrt']}, r"rankings\.jsonl:2: no policy 'shorrt' has responses; did you mean 'short'"),
+        (
+            {'prompt_id': 'micro/tst/1'},
+            r"rankings\.jsonl:2: there is no response to a prompt 'micro/tst/1'; did you mean",
+        ),
+    ):
+        files.write_rows(tmp_path / 'rankings.jsonl', [rows[0], rows[1] | wrong, *rows[2:]])
+        with pytest.raises(Mistake, match=told):
+            ranked.stages(tmp_path / 'run')
+    texts = {'prompt': 'anything', 'a': ' one', 'b': ' two'}
+    files.write_rows(tmp_path / 'responses.jsonl', [texts])
+    with pytest.raises(Mistake, match='knows the simulated world alone, .*give people’s rankings'):
+        cfg.stages(tmp_path / 'run')
+    for changes, told in (
+        ({'policies': ('micro_xs', 'micro_s')}, 'policies and prompts stay empty'),
+        ({'responses': '', 'rankings': 'r.jsonl'}, 'name those, too, responses='),
+    ):
+        with pytest.raises(Mistake, match=told):
+            bind(cfg, changes)
+
+
+def test_prompts_are_named_as_in_rankings(tmp_path):
+    """By any id, 0 too, else by their texts."""
+    rows = [{'prompt_id': i, 'prompt': f'p{i}', 'a': 'one', 'b': 'two'} for i in (0, 1, None)]
+    files.write_rows(tmp_path / 'r.jsonl', rows)
+    prompts, _ = responses.read(tmp_path / 'r.jsonl')
+    assert [prompt.id for prompt in prompts] == ['0', '1', 'pNone']
+    files.write_rows(tmp_path / 'k.jsonl', [row | {'rater': 'ann', 'ranking': ['b', 'a']} for row in rows])
+    assert rankings.judge(rankings.read(tmp_path / 'k.jsonl'), 'a', 'b')(prompts, [], []).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    'row, told',
+    [
+        ({'prompt': 'x', 'a': 'one'}, 'two policies or more'),
+        ({'a': 'one', 'b': 'two'}, 'a row has a "prompt"'),
+        ({'prompt': 'x', 'a': 'one', 'c': 'two'}, 'responses of a, c; in the rows before, of a, b'),
+        ({'prompt': 'x', 'a': 'one', 'b': None}, 'the response of b is a text, not'),
+    ],
+)
+def test_a_file_of_responses_that_is_none_is_refused(row, told, tmp_path):
+    files.write_rows(tmp_path / 'r.jsonl', [{'prompt': 'p', 'a': 'one', 'b': 'two'}, row])
+    with pytest.raises(Mistake, match=rf'r\.jsonl:2: .*{told}'):
+        responses.read(tmp_path / 'r.jsonl')
+    with pytest.raises(Mistake, match="no policy can be named 'prompt'"):
+        responses.write(tmp_path / 'w.jsonl', [], {'prompt': [], 'a': []})
+
+
 def test_all_policies_get_the_prompts_that_the_shortest_can_read(
     tmp_path, micro_tokenizer, random_params, monkeypatch, capsys
 ):
@@ -399,6 +503,17 @@ def test_all_policies_get_the_prompts_that_the_shortest_can_read(
         cfg.fitted([Prompt('no post ' * 80, 'x')])
     with pytest.raises(Mistake, match='shorter was made for 80 tokens; max_new_tokens = 80'):
         replace(cfg, max_new_tokens=80).fitted(before)
+
+
+def test_a_run_with_other_fields_is_named_where_the_plain_one_is_not_there(tmp_path):
+    there = tmp_path / 'tldr_rlaif-micro-s0-1a2b3c'
+    there.mkdir()
+    (there / 'config.gin').write_text('')
+    with pytest.raises(Mistake, match='no such run; there is .*/tldr_rlaif-micro-s0-1a2b3c$'):
+        comparison.exported(str(tmp_path / 'tldr_rlaif-micro-s0'))
+    cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'tldr_rlaif-micro-s0/responses.jsonl')})
+    with pytest.raises(Mistake, match='there is .*/tldr_rlaif-micro-s0-1a2b3c/responses.jsonl$'):
+        cfg.stages(tmp_path / 'run')
 
 
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 import experiments
+from experiments import stages
 from experiments.scales import SCALES
 from launch import run as launcher
 from rlaif_jax import log
@@ -93,8 +94,8 @@ def same(one: Path, other: Path) -> None:
     for a, b in ((one, other), (stage(one), stage(other))):
         assert (a / 'export/model.safetensors').read_bytes() == (b / 'export/model.safetensors').read_bytes()
         assert lines(a / 'metrics.jsonl') == lines(b / 'metrics.jsonl')
-    assert [row['step'] for row in lines(one / 'metrics.jsonl')] == list(range(RL_STEPS))
-    for name in ('samples.jsonl', 'test_samples.jsonl', 'result.json'):
+    assert [row['step'] for row in lines(one / 'metrics.jsonl')] == list(range(-1, RL_STEPS))
+    for name in ('samples.jsonl', 'test_samples.jsonl', 'responses.jsonl', 'result.json'):
         assert (one / name).read_text() == (other / name).read_text()
 
 
@@ -104,8 +105,8 @@ def same(one: Path, other: Path) -> None:
 def test_a_run_leaves_what_the_readme_says(finished):
     there = {path.name for path in finished.iterdir()}
     assert there >= {
-        'config.gin', 'metrics.jsonl', 'tensorboard', 'samples.jsonl', 'test_samples.jsonl', 'checkpoints', 'export',
-        'result.json', 'report.txt',
+        'config.gin', 'metrics.jsonl', 'tensorboard', 'samples.jsonl', 'test_samples.jsonl', 'responses.jsonl',
+        'checkpoints', 'export', 'result.json', 'report.txt',
     }  # fmt: skip
     assert list((finished / 'tensorboard').glob('events.*'))
     assert {path.name for path in (finished / 'checkpoints').iterdir()} == {'4', '6'}
@@ -115,7 +116,8 @@ def test_a_run_leaves_what_the_readme_says(finished):
 
 
 def test_metrics_have_the_names_that_people_look_for(finished):
-    rows = lines(finished / 'metrics.jsonl')
+    before, *rows = lines(finished / 'metrics.jsonl')
+    assert before['step'] == -1 and before['eval/kl'] == pytest.approx(0, abs=1e-4)  # what SFT is like
     assert [row['step'] for row in rows] == list(range(RL_STEPS))
     for row in rows:
         assert set(row) >= {
@@ -126,7 +128,7 @@ def test_metrics_have_the_names_that_people_look_for(finished):
     assert abs(rows[0]['objective/kl']) < 1e-4 < abs(rows[-1]['objective/kl'])
     assert [row['step'] for row in rows if 'eval/score' in row] == [2, 5]
     samples = [json.loads(line) for line in (finished / 'samples.jsonl').read_text().splitlines()]
-    assert set(samples[0]) == {'step', 'prompt', 'sft', 'policy', 'score'} and {s['step'] for s in samples} == {2, 5}
+    assert set(samples[0]) == {'step', 'prompt', 'sft', 'policy', 'score'} and {s['step'] for s in samples} == {3, 6}
     assert len([row['sft/loss'] for row in lines(stage(finished) / 'metrics.jsonl')]) == SFT_STEPS
 
 
@@ -172,6 +174,7 @@ def test_a_seed_on_the_command_line_is_that_of_a_repeated_config_too(finished):
 
 def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, command, capsys):
     folder = finished.parent / 'sft'
+    stages.told.clear()  # as in another process
     assert launcher.main(command(folder, experiment='tldr_sft')) == 0
     assert f'sft: already there, in {stage(finished)}' in capsys.readouterr().out.replace('\n', '')
     assert (folder / 'export/model.safetensors').read_bytes() == (
@@ -281,19 +284,19 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
     process.terminate()
     assert process.wait(60) == 130 and 'the same command goes on' in out.read_text().lower()
 
-    for of_stage, steps in ((stage, SFT_STEPS), (lambda folder: folder, RL_STEPS)):
+    for of_stage, steps, before in ((stage, SFT_STEPS, 0), (lambda folder: folder, RL_STEPS, 1)):  # a line of SFT
         step = rng.randrange(3, steps - 1)
         process = start(arguments, out)
         while process.poll() is None:
             time.sleep(0.003)
-            if (folder.parent / 'stages').exists() and count(of_stage(folder) / 'metrics.jsonl') >= step:
+            if any(folder.parent.glob('stages/sft-*')) and count(of_stage(folder) / 'metrics.jsonl') >= step + before:
                 process.kill()
         assert process.wait() == -signal.SIGKILL, out.read_text()
         assert not (folder / 'result.json').exists()
 
     process = start(arguments, out)
     assert process.wait(120) == 0, out.read_text()
-    assert 'reinforce: going on from step' in out.read_text() or count(folder / 'metrics.jsonl') == RL_STEPS
+    assert 'reinforce: going on from step' in out.read_text() or count(folder / 'metrics.jsonl') == RL_STEPS + 1
     same(folder, finished)
 
 
@@ -558,6 +561,6 @@ def test_a_folder_stands_for_the_config_however_it_was_typed(tmp_path):
 
 
 def test_the_metrics_of_the_first_step_are_those_of_an_unmoved_policy(finished):
-    row = lines(finished / 'metrics.jsonl')[0]
+    row = lines(finished / 'metrics.jsonl')[1]
     beta = parse((finished / 'config.gin').read_text())['reinforce.beta']
     np.testing.assert_allclose(row['objective/rlhf_reward'], (1 - beta) * row['objective/scores'], atol=1e-5)

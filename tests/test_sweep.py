@@ -135,7 +135,7 @@ def test_every_sweep_binds_to_an_experiment_beside_it():
                 try:
                     fits += sweep.plan(sweep.parser().parse_args([f'--experiment={other}', f'--sweep={name}']))[1]
                 except Mistake as mistake:
-                    assert 'no such field' in str(mistake)
+                    assert re.search('no such field|would change nothing', str(mistake))
             assert fits, f'sweep_{name} fits no experiment'
 
 

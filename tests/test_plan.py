@@ -1,0 +1,216 @@
+"""Laws of the plan: what a run would do is known before anything is fetched, and every scale fits what it is meant for."""
+
+import re
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import published_files
+import pytest
+from huggingface_hub import constants
+
+from experiments import find, plan
+from experiments.scales import SCALES
+from launch import run as launcher
+from rlaif_jax import axes
+from rlaif_jax.config import Mistake, bind
+from rlaif_jax.models import hf, transformer
+from rlaif_jax.models.presets import PRESETS, UNWANTED, WANTED, Absent, downloading_nothing, sizes_of
+from rlaif_jax.training import sft
+
+MEANT = ('tldr_same_size', 'harmless_rlaif')
+OPEN = [name for name in SCALES if name != 'micro']
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A machine with nothing on it, that reaches nothing; its working folder."""
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    published_files.alone(tmp_path, monkeypatch)
+    (home := tmp_path / 'home').mkdir()
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.mark.parametrize('scale', SCALES)
+def test_every_scale_fits_the_devices_it_is_meant_for(scale, bare):
+    row = SCALES[scale]
+    with downloading_nothing():
+        for name in MEANT:
+            config = find(name)(row)
+            for stage in config.stages(bare / 'runs/run'):
+                sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
+                assert None not in sizes.values()
+                assert plan.memory(stage, sizes) < 0.95 * row.memory * 2**30, (name, stage.name)
+
+
+def test_adapters_of_the_smallest_gemma_fit_one_gpu_of_24_gb(bare):
+    """As the README says it: direct RLAIF with a 2B model, the policy's batch a quarter of the paper's."""
+    small = 'google/gemma-2-2b-it'
+    changes = {
+        'mesh.fsdp': 1, 'sft.lora.rank': 16, 'sft.parts': 32, 'reinforce.lora.rank': 16, 'reinforce.batch': 32,
+        'reinforce.parts': 32, 'rating.batch': 8, 'evaluation.judge': small, 'evaluation.selector': small,
+        'evaluation.batch': 16,
+    }  # fmt: skip
+    row = SCALES['gemma2']
+    with downloading_nothing():
+        for stage in bind(find('tldr_direct')(row), changes).stages(bare / 'runs/run'):
+            sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
+            assert None not in sizes.values() and plan.memory(stage, sizes) < 0.95 * 24 * 2**30, stage.name
+
+
+@pytest.mark.parametrize('scale', OPEN)
+def test_a_scale_that_keeps_every_layer_does_not_fit(scale, bare):
+    """So `remat` is there for a reason."""
+    row = SCALES[scale]
+    with downloading_nothing():
+        (stage,) = (s for s in find('tldr_direct')(row).stages(bare / 'run') if s.name == 'reinforce')
+        sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
+    kept = replace(stage, training=replace(stage.training, remat=False))
+    assert plan.memory(kept, sizes) > 1.5 * plan.memory(stage, sizes)
+
+
+@pytest.mark.parametrize('scale', OPEN)
+def test_known_sizes_are_those_that_a_model_is_called_by(scale):
+    """`Qwen3-4B` has 4 billion parameters, within a third."""
+    row = SCALES[scale]
+    for name in (row.xs, row.labeler, row.s, row.l):
+        digits, unit = re.search(r'-(\d+(?:\.\d+)?)(b|m)\b', name.lower()).groups()
+        named = float(digits) * {'b': 1e9, 'm': 1e6}[unit]
+        assert plan.count(sizes_of(name)) == pytest.approx(named, rel=1 / 3), name
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_what_a_plan_says_of_a_step_xla_says_too(remat):
+    """Of a compiled step of SFT, and never less than it."""
+    model, rows = replace(PRESETS['micro_l'], layers=8), 16
+    cfg = sft.Config(steps=10, batch=2 * rows, parts=2, remat=remat)
+    params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    kinds = {'token_BT': jnp.int32, 'target_BT': jnp.int32, 'weight_BT': jnp.float32, 'valid_BT': bool}
+    batch = {name: jax.ShapeDtypeStruct((2 * rows, 512), kind) for name, kind in kinds.items()}
+    with jax.set_mesh(mesh := axes.make_mesh()):
+        init, step = sft.make_step(cfg, model, mesh)
+        found = step.lower(jax.eval_shape(init, params), params, batch).compile().memory_analysis()
+    needed = found.argument_size_in_bytes + found.temp_size_in_bytes
+    stage = plan.Stage('sft', Path(), cfg.steps, {'policy': 'm'}, cfg, 512)
+    assert needed < plan.memory(stage, {'policy': model}) < 2.2 * needed
+
+
+def test_a_dry_run_fetches_nothing_and_says_what_a_run_would(bare, capsys):
+    assert launcher.main(['--experiment=tldr_rlaif', '--scale=smollm2', '--dry_run']) == 0
+    printed = capsys.readouterr().out
+    for said in (
+        'policy: HuggingFaceTB/SmolLM2-135M, 134.52 M',
+        'labeler: HuggingFaceTB/SmolLM2-1.7B-Instruct, 1.71 B',
+        'GiB',
+        'not on this machine; a run would fetch',
+        'HuggingFaceTB/SmolLM2-135M from the hub',
+        'tldr: train.jsonl, valid.jsonl, test.jsonl from https://',
+        'tldr_comparisons: ',
+        'under --manual_dir',
+    ):
+        assert said in printed, said
+    assert not list(bare.iterdir())
+
+
+def test_sizes_that_nobody_knows_are_said_to_be_unknown(bare, capsys):
+    assert launcher.main(['--experiment=tldr_rlaif', 'labeler=someone/model', '--dry_run']) == 0
+    printed = capsys.readouterr().out
+    assert (
+        re.search(r'labels +labeler: someone/model, \? M +4000 +\? ', printed)
+        and 'someone/model from the hub' in printed
+    )
+
+
+def test_what_a_plan_passes_over_a_run_does_not(bare, capsys):
+    with downloading_nothing(), pytest.raises(Absent):
+        hf.load('someone/model')
+    with pytest.raises(Mistake, match='cannot be reached') as raised:
+        hf.load('someone/model')
+    assert raised.type is Mistake
+    assert launcher.main(['--experiment=tldr_rlaif', 'labeler=someone/model']) == 2
+    assert 'someone/model: could not be downloaded' in capsys.readouterr().err
+    assert not list(bare.iterdir())
+
+
+def test_a_run_that_there_is_not_is_no_model_of_the_hub(bare, capsys):
+    policies = "policies=['runs/tldr_rlaif-micro-s3','runs/tldr_rlhf-micro-s3']"
+    assert launcher.main(['--experiment=compare', policies]) == 2
+    told = capsys.readouterr().err.replace('\n', ' ')
+    assert 'runs/tldr_rlaif-micro-s3: no such run yet; --experiment=tldr_rlaif --scale=micro' in told
+    assert '--seed=3' in told and not list(bare.iterdir())
+
+
+def test_a_plan_counts_what_evaluation_reads_and_writes(tmp_path: Path):
+    config = find('tldr_direct')(SCALES['micro'])
+    evaluation = config.stages(tmp_path / 'run')[-1]
+    sizes = {role: plan._sizes(model, config.dtype) for role, model in evaluation.models.items()}
+    one = plan.memory(evaluation, sizes)
+    twice = plan.memory(replace(evaluation, reads={'policy': (256, evaluation.reads['policy'][1])}), sizes)
+    weights = 4 * plan.count(sizes['policy'])
+    assert evaluation.reads['policy'][0] == 128 and twice - weights == 2 * (one - weights) > 0
+
+
+def test_a_download_that_broke_off_is_to_be_fetched(bare, micro_tokenizer, random_params):
+    model = replace(PRESETS['micro_xs'], layers=1, width=8, ffn=8, heads=2, kv_heads=2, head_dim=4)
+    snapshot = bare.parent / 'hub/models--someone--model/snapshots/0123456789012345678901234567890123456789'
+    hf.save(hf.LM(model, random_params(model), micro_tokenizer, 'm'), snapshot, shard_bytes=10_000)
+    (snapshot.parents[1] / 'refs').mkdir()
+    (snapshot.parents[1] / 'refs/main').write_text(snapshot.name)
+    with downloading_nothing():
+        assert hf.check('someone/model').width == 8
+        for name in ('config.json', 'tokenizer.json', sorted(snapshot.glob('*.safetensors'))[0].name):
+            (snapshot / name).rename(bare / name)
+            with pytest.raises(Absent):
+                hf.check('someone/model')
+            (bare / name).rename(snapshot / name)
+
+
+@pytest.mark.parametrize(
+    'change, says', [('reinforce.max_prompt=4000', '2048'), ("reinforce.lora.targets=('gate',)", 'gate')]
+)
+def test_what_known_sizes_rule_out_is_said_before_anything_is_fetched(bare, capsys, change, says):
+    more = ['reinforce.lora.rank=4'] if 'lora' in change else []
+    assert launcher.main(['--experiment=tldr_direct', '--scale=pythia', '--dry_run', change, *more]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_prompts_alone_are_fetched_where_no_pairs_are_read(bare, capsys):
+    assert launcher.main(['--experiment=tldr_direct', '--scale=smollm2', '--dry_run']) == 0
+    assert 'tldr_comparisons' not in capsys.readouterr().out
+
+
+def test_dialogues_have_no_references_and_no_plan_fetches_them(bare, capsys):
+    changes = ['data.source=hh_harmless', 'evaluation.judge=micro_l']
+    assert launcher.main(['--experiment=tldr_direct', *changes, '--dry_run']) == 2
+    assert 'sft=None' in capsys.readouterr().err
+
+
+def test_every_task_of_a_study_has_its_own_pairs():
+    study = find('labeling_techniques')(SCALES['gemma2'])
+    assert [study.source(task) for task in study.tasks] == ['tldr', 'hh_helpful', 'hh_harmless']
+    assert study.split == 'alignment'
+    study = find('labeling_techniques')(SCALES['micro'])
+    assert {study.source(task) for task in study.tasks} == {'micro_tldr'} and study.split == 'test'
+
+
+def test_a_repository_s_chat_template_is_fetched_and_other_formats_are_not():
+    def fetched(name: str) -> bool:
+        return any(map(partial(fnmatch, name), WANTED)) and not any(map(partial(fnmatch, name), UNWANTED))
+
+    named = (
+        'config',
+        'generation_config',
+        'tokenizer',
+        'tokenizer_config',
+        'special_tokens_map',
+        'model.safetensors.index',
+    )
+    for name in ('model-00001-of-00002.safetensors', 'chat_template.jinja', *[f'{name}.json' for name in named]):
+        assert fetched(name), name
+    for name in ('consolidated.safetensors', 'onnx/model.safetensors', 'original/params.json', 'pytorch_model.bin'):
+        assert not fetched(name), name
