@@ -7,6 +7,7 @@ besides what it hands over. What tensors are called, and how parameters lie in t
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import math
@@ -35,7 +36,13 @@ VALUE = {'head_D': 'v_head.summary.weight', 'head_bias': 'v_head.summary.bias'} 
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
 TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
 MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
+SLAB = 2**22  # bytes of a parameter without layers that one thread fills
 PIECE = 2**27  # bytes of a parameter that the host holds at a time on their way to an accelerator
+
+
+if sys.platform == 'linux':
+    _MADVISE = ctypes.CDLL(None).madvise
+    _MADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class Stored(NamedTuple):
@@ -202,7 +209,14 @@ def _read(
         at = tuple(slice(tile[c].start - span[c].start, tile[c].stop - span[c].start) for c in letters)
         out[at] = wide.transpose([kept.index(c) for c in letters if c != 'L'])
 
-    for _ in pool.map(copy, _tiles(slot, span, sizes)):
+    def fill(slab: slice) -> None:
+        _take_pages(out[slab])
+        first = letters[0]
+        for tile in _tiles(slot, {**span, first: span[first][slab]}, sizes):
+            copy(tile)
+
+    rows = 1 if letters[0] == 'L' else max(1, SLAB * len(out) // out.nbytes)
+    for _ in pool.map(fill, (slice(i, i + rows) for i in range(0, len(out), rows))):
         pass
     return out
 
@@ -223,6 +237,15 @@ def _pages(shape: list[int], dtype: np.dtype) -> np.ndarray:
     """An empty array in pages of its own: where it begins, a CPU device takes it as it is, and copies nothing."""
     pages = mmap.mmap(-1, dtype.itemsize * math.prod(shape), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(pages, dtype).reshape(shape)
+
+
+def _take_pages(slab: np.ndarray) -> None:
+    """Has the system give the pages of a slab of `_pages` at once, where it can: one by one, as tiles are written across
+    them, takes twice as long. In C, as Python's own madvise would stop the other threads.
+    """
+    if sys.platform == 'linux' and slab.nbytes >= 2**20:
+        begin = -(-slab.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+        _MADVISE(begin, slab.ctypes.data + slab.nbytes - begin, 23)  # MADV_POPULATE_WRITE, of which older ones say no
 
 
 def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:

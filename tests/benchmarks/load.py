@@ -41,8 +41,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch.run import use_large_pages  # noqa: E402
-
 OURS, THEIRS, COPIED = ARMS = ('ours', 'transformers', 'transformers, copied')
 ROOM = 1.2  # of the largest file: what may be held besides the parameters
 POLL = 0.002  # seconds
@@ -66,7 +64,7 @@ def main() -> int:
         log.error('needs Linux, and torch: pip install torch --index-url https://download.pytorch.org/whl/cpu')
         return 2
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('jax', 'torch', 'transformers'))
-    log.say(f'{versions}, {os.cpu_count()} processors, GLIBC_TUNABLES={os.environ.get("GLIBC_TUNABLES")!r}')
+    log.say(f'{versions}, {os.cpu_count()} processors')
     with tempfile.TemporaryDirectory(prefix='load-') as folder:
         big, tiny = Path(folder) / 'big', Path(folder) / 'tiny'
         write(big, flags.gigabytes, flags.shards, flags.dtype)
@@ -185,7 +183,8 @@ def ours() -> Read:
     def read(folder: str) -> tuple[int, float]:
         params = rlaif_jax.load(folder).params.values()
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # torch sums on all processors, too
-            return sum(x.nbytes for x in params), sum(pool.map(lambda x: float(np.asarray(x).sum()), params))
+            parts = [part for x in params for part in np.array_split(np.asarray(x).reshape(-1), os.cpu_count())]
+            return sum(x.nbytes for x in params), sum(pool.map(lambda x: float(x.sum()), parts))
 
     return read
 
@@ -208,7 +207,6 @@ def theirs(copied: bool) -> Read:
 
 
 if __name__ == '__main__':
-    use_large_pages()
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     sys.exit(main())
