@@ -175,6 +175,23 @@ def test_a_number_is_finite_however_large(lm, tmp_path):
         load(tmp_path / 'out')
 
 
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32', 'float64'])
+def test_in_every_dtype_all_that_is_finite_is_read_and_nothing_else(saved, tmp_path, dtype):
+    shutil.copytree(saved, tmp_path / 'out')
+    dtype, name = np.dtype(dtype), 'model.layers.1.mlp.up_proj.weight'
+    largest = jnp.finfo(dtype).max if dtype != np.float64 else jnp.finfo(jnp.float32).max
+    extremes = np.array([largest, -largest, jnp.finfo(dtype).tiny, -0.0, -1.0], dtype)
+    up = np.resize(extremes, (CFG.ffn, CFG.width))
+    rewrite(lambda t: t.update({name: up}))(tmp_path / 'out')
+    read = np.asarray(load(tmp_path / 'out').params['up_LDF'])[1]
+    np.testing.assert_array_equal(read.T.view(np.uint32), up.astype(np.float32).view(np.uint32))
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        up[3, 5] = bad
+        rewrite(lambda t: t.update({name: up}))(tmp_path / 'out')
+        with pytest.raises(Mistake, match=r'up_proj\.weight holds NaN or infinity'):
+            load(tmp_path / 'out')
+
+
 def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
     rounded = {name: x.astype(jnp.bfloat16).astype(jnp.float32) for name, x in lm.params.items()}
     save(dataclasses.replace(lm, params=rounded), tmp_path / 'out', dtype='bfloat16')

@@ -34,10 +34,10 @@ from rlaif_jax.models.transformer import Config, Params
 SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
 VALUE = {'head_D': 'v_head.summary.weight', 'head_bias': 'v_head.summary.bias'}  # of a value network, as TRL names it
 FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
-TILE = (256, 1024)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
+TILE = (1024, 512)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
 MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 SLAB = 2**22  # bytes of a parameter without layers that one thread fills
-PIECE = 2**27  # bytes of a parameter that the host holds at a time on their way to an accelerator
+PIECE = 2**26  # bytes of each of two parameters that the host holds at a time on their way to an accelerator
 
 
 if sys.platform == 'linux':
@@ -108,15 +108,20 @@ def read_params(
         array = files[name].array.astype(np.float32)
         _check_finite(array, folder, name)
         params |= axes.place({ours: array[0]}, mesh)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for ours, slot in families.slots_of(cfg).items():
+    with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(2) as ahead:
+
+        def assemble(ours: str, slot: Slot) -> jax.Array:
             letters = axes.letters(ours)
             shape = tuple(cfg.sizes[c] for c in letters)
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
             rough = frozen and ours in MATRICES and cfg.dtype == 'bfloat16'
             dtype = np.dtype(FLOATS['BF16' if rough else 'F32'])
             read = partial(_read, folder, files, slot, letters, cfg.sizes, pool, dtype)
-            params[ours] = _assemble(shape, dtype, sharding, read)
+            return _assemble(shape, dtype, sharding, read)
+
+        # Two at a time: while the last threads of one are busy, others begin the next.
+        slots = families.slots_of(cfg)
+        params |= zip(slots, ahead.map(assemble, slots, slots.values()))
     return params
 
 
@@ -190,6 +195,8 @@ def _read(
     """The part of a parameter within these spans, one a letter."""
     span = dict(zip(letters, spans))
     out = _pages([len(cut) for cut in spans], dtype)
+    # A bfloat16 is the upper half of a float32 whose lower half is zero, as new pages are.
+    upper = out.view(np.uint16).reshape(*out.shape, -1)[..., -1]
     order = order_of(slot)
     kept = [c for c in order if not c.isdigit()]
 
@@ -202,17 +209,17 @@ def _read(
             cuts.append(slice(start + tile[own[0]].start * rest, start + tile[own[0]].stop * rest))
         stored = files[name].array[tuple(cuts)].reshape([int(c) if c.isdigit() else len(tile[c]) for c in order])
         stored = stored[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
+        number, target = (np.uint16, upper) if files[name].kind == 'BF16' else (np.float32, out)
         # Rows that are powers of two apart would fall on the same few lines of the cache.
-        wide = np.empty([*stored.shape[:-1], stored.shape[-1] + 16], np.float32)[..., :-16]
-        wide[...] = stored
-        _check_finite(wide, folder, name)
+        padded = np.empty([*stored.shape[:-1], stored.shape[-1] + 32], number)[..., :-32]
+        padded[...] = stored.view(number) if number is np.uint16 else stored
+        _check_finite(padded, folder, name)
         at = tuple(slice(tile[c].start - span[c].start, tile[c].stop - span[c].start) for c in letters)
-        out[at] = wide.transpose([kept.index(c) for c in letters if c != 'L'])
+        target[at] = padded.transpose([kept.index(c) for c in letters if c != 'L'])
 
     def fill(slab: slice) -> None:
         _take_pages(out[slab])
-        first = letters[0]
-        for tile in _tiles(slot, {**span, first: span[first][slab]}, sizes):
+        for tile in _tiles(slot, span | {letters[0]: spans[0][slab]}, sizes):
             copy(tile)
 
     rows = 1 if letters[0] == 'L' else max(1, SLAB * len(out) // out.nbytes)
@@ -249,9 +256,12 @@ def _take_pages(slab: np.ndarray) -> None:
 
 
 def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:
-    """Raises `Mistake` where a number is NaN or infinite. Nearly always the sum, which is quick, tells that none is."""
-    total = np.einsum('ij->', array.reshape(-1, array.shape[-1]))
-    if not np.isfinite(total) and not np.isfinite(array).all():
+    """Raises `Mistake` where a number, of float32 or the bits of a bfloat16, is NaN or infinite."""
+    if array.dtype == np.uint16:  # no bits of a finite number, positive or negative, are as large as infinity's
+        finite = array.view(np.int16).max() < 0x7F80 and array.max() < 0xFF80
+    else:  # nearly always the sum, which is quick, tells that all are
+        finite = np.isfinite(np.einsum('ij->', array.reshape(-1, array.shape[-1]))) or np.isfinite(array).all()
+    if not finite:
         raise Mistake(f'{folder}: {name} holds NaN or infinity; the checkpoint is spoilt')
 
 
