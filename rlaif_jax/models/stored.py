@@ -248,7 +248,7 @@ def _pages(shape: list[int], dtype: np.dtype) -> np.ndarray:
 
 def _take_pages(slab: np.ndarray) -> None:
     """Has the system give the pages of a slab of `_pages` at once, where it can: one by one, as tiles are written across
-    them, takes twice as long. In C, as Python's own madvise would stop the other threads.
+    them, costs twice as much. By ctypes, as the standard library's madvise would stop the other threads.
     """
     if sys.platform == 'linux' and slab.nbytes >= 2**20:
         begin = -(-slab.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
