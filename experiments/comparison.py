@@ -37,6 +37,7 @@ from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import PRESETS, resolve
+from rlaif_jax.paths import typed
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['compare']
@@ -112,7 +113,7 @@ class Compare:
         """The prompts and responses of the file, those that were ranked where there are rankings; prompts of a simulated
         world with what is true of them.
         """
-        path = Path(self.responses).expanduser()
+        path = typed(self.responses)
         if not path.parent.exists() and (near := near_runs(path.parent)):
             raise Mistake(f'{path}: no such run; there is {near[0] / path.name}')
         prompts, written = responses.read(path)
@@ -214,7 +215,7 @@ def near_runs(folder: Path) -> list[Path]:
 
 def exported(policy: str) -> Path | str:
     """Where the model of a run folder is; anything else is a model by itself."""
-    folder = Path(policy).expanduser()
+    folder = typed(policy)
     run = RUN.fullmatch(folder.name)
     if not folder.exists() and (near := near_runs(folder)):
         raise Mistake(f'{policy}: no such run; there is {near[0]}')

@@ -311,3 +311,13 @@ def test_a_linked_stage_shows_its_files(tmp_path):
     for _ in range(2):  # again is no harm
         checkpoint.link(stage, folder)
     assert (folder / 'metrics.jsonl').read_text() == '{}\n' and (folder / 'export').is_dir()
+
+
+def test_what_somebody_put_beside_a_checkpoint_keeps_it(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (5, 10, 15):
+            checkpoints.save(step, make_state(step), block=True)
+            (tmp_path / 'checkpoints' / '5' / 'notes.txt').write_text('the best so far', encoding='utf-8')
+        checkpoints.drop(1)
+    assert os.listdir(tmp_path / 'checkpoints') == ['5']
+    assert (tmp_path / 'checkpoints' / '5' / 'notes.txt').exists()

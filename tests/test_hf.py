@@ -226,19 +226,18 @@ def test_transformers_reads_the_config(saved):
 # saving
 
 
-def test_a_save_replaces_what_is_there(lm, tmp_path):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'stale.safetensors').write_bytes(b'old')
+def test_a_save_replaces_what_an_earlier_save_left(lm, tmp_path):
+    save(lm, tmp_path / 'out', shard_bytes=4000)
     save(lm, tmp_path / 'out')
-    assert not (tmp_path / 'out' / 'stale.safetensors').exists()
+    assert not (tmp_path / 'out' / 'model.safetensors.index.json').exists()
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert (tmp_path / 'out').stat().st_mode & 0o055  # as readable as any new directory
     same(load(tmp_path / 'out').params, lm.params)
 
 
 def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'precious').write_text('here')
+    save(lm, tmp_path / 'out')
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()}
 
     def full(*args):
         raise OSError('no space left on device')
@@ -248,7 +247,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch
         with pytest.raises(OSError, match='no space'):
             save(lm, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ['out']
-    assert (tmp_path / 'out' / 'precious').read_text() == 'here'
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()} == before
 
 
 def test_a_save_loses_no_parameter(lm, tmp_path):

@@ -18,7 +18,6 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,7 +150,7 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Colle
     """
     place_of: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str], str] = {}
-    for where, row in files.located(Path(path)):
+    for where, row in files.located(path):
         prompt, rater = _prompt(row, where), str(_column(row, 'rater', where))
         if (prompt, rater) in seen:
             raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')

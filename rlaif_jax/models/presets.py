@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
+from rlaif_jax.paths import typed
 
 PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
 
@@ -95,7 +96,7 @@ def resolve(name: str | Path) -> Path:
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
-    folder = Path(name).expanduser()
+    folder = typed(name)
     if folder.is_dir():
         return folder
     if (PACKAGED / str(name) / 'config.json').exists():

@@ -13,9 +13,9 @@ temperature: what is optimised is what is sampled.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, checkpoint, generation, log
+from rlaif_jax import axes, checkpoint, generation, log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads, hf, lora, transformer
@@ -464,14 +464,14 @@ def run(
 
 
 def candidate(folder: Path, step: int) -> Path:
-    """The policy after `step` steps, if it is among the candidates."""
-    return Path(folder) / 'candidates' / str(step)
+    """The policy after `step` steps, if it is among the candidates; its figures lie beside it."""
+    return Path(folder) / 'candidates' / str(step) / 'export'
 
 
 def candidates(folder: Path) -> list[int]:
     """The steps of the checkpoints that were kept, the highest validation reward first."""
     steps = [int(path.name) for path in (Path(folder) / 'candidates').glob('*') if path.name.isdecimal()]
-    found = {step: checkpoint.finished(candidate(folder, step)) for step in steps}
+    found = {step: checkpoint.finished(candidate(folder, step).parent) for step in steps}
     return sorted((step for step in steps if found[step]), key=lambda step: (-found[step]['eval/reward'], step))
 
 
@@ -479,10 +479,13 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
     """Keep the policy as it is, and let go of the one of the lowest validation reward if they are too many."""
     about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
     hf.save(lm, candidate(folder, step), about=about)
-    checkpoint.finish(candidate(folder, step), numbers)
+    checkpoint.finish(candidate(folder, step).parent, numbers)
     if jax.process_index() == 0:
         for lesser in candidates(folder)[cfg.candidates :]:
-            shutil.rmtree(candidate(folder, lesser))
+            (candidate(folder, lesser).parent / 'result.json').unlink()
+            paths.remove(candidate(folder, lesser))
+            with suppress(OSError):  # not empty: what somebody put there stays
+                candidate(folder, lesser).parent.rmdir()
 
 
 def _check_kl(cfg: Config, step: int, kl: float, checkpoints: checkpoint.Checkpoints) -> None:
