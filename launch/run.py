@@ -31,9 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     from rlaif_jax.config import Mistake
     from rlaif_jax.paths import typed
 
+    log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = read_flags(parser(), arguments)
-        if flags.wandb:
+        if flags.wandb and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         for flag in ('data_dir', 'manual_dir'):  # read by data.published: where data lies does not change what is run
             if (folder := getattr(flags, flag)) is not None:

@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     `runner` is the program that runs a point.
     """
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # as launch/run.py does
+    log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = launcher.read_flags(parser(), arguments)
         folder, found = plan(flags)
