@@ -19,7 +19,7 @@ from experiments.arms import HARMLESS_RATES, WIN_RATES
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import (
@@ -89,6 +89,7 @@ class Compare:
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.policies):
             raise ValueError(f'{len(self.policies)} policies have {len(self.names)} names')
+        check_within(self, 1, MOST, 'max_new_tokens')
         if self.task not in WIN_RATES:
             raise ValueError(f'task = {self.task!r}: tasks are {", ".join(WIN_RATES)}')
         if self.responses and (self.policies or self.prompts):

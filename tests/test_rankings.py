@@ -157,7 +157,7 @@ def test_simulated_raters_agree_by_as_much_as_they_see_quality(responses):
     quiet, plain, deaf = (
         concordance(simulated(prompts, told, noise=noise, raters=4).rank_BMN) for noise in (0.0, 1.0, 1e6)
     )
-    assert (quiet.value, quiet.low) == (1, 1) and quiet.n > 140  # those of equal quality say nothing
+    assert quiet.value == 1 > quiet.low > 0.96 and quiet.n > 140  # those of equal quality say nothing
     assert deaf.low < 1 / 4 < deaf.high < plain.low < plain.high < 1
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
-from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap
+from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.win_rate import Judge
 
 __all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
@@ -76,6 +76,8 @@ def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, c
     w_B = w_B[~np.isnan(w_B)]
     if w_B.size < FEWEST:
         return Interval(float(w_B.mean()) if w_B.size else float('nan'), 0.0, 1.0, w_B.size)
+    if not resampled(w_B):  # nearly all the same, as where raters always agree
+        return bounded_interval(w_B, confidence)
     return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
 
 

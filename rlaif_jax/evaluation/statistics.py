@@ -17,7 +17,8 @@ import numpy as np
 from rlaif_jax.config import Mistake
 
 __all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 'plain', 't_quantile', 'votes', 'wilson',
+    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'plain',
+    't_quantile', 'votes', 'wilson',
 ]  # fmt: skip
 
 
@@ -65,8 +66,32 @@ def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(rate), float(low), float(high), int(n))
 
 
+def bounded_interval(
+    values_B: np.ndarray, confidence: float = 0.95, *, low: float = 0.0, high: float = 1.0
+) -> Interval:
+    """The mean of values within [low, high]: of votes of which some are ties, or averages over orders or raters.
+
+    The normal interval over prompts, to which z² are added, half of them at either end (Agresti and Coull 1998). So it
+    stays within the bounds, and has a width where all values are the same, too: two ties are [0.17, 0.83]. With no values
+    it is nan in all of [low, high]. Mistake: a value outside the bounds.
+    """
+    value_B = _column(values_B)
+    n, added = value_B.size, normal_quantile(confidence) ** 2
+    if ((value_B < low) | (value_B > high)).any():
+        raise Mistake(f'values lie in [{low}, {high}], not at {value_B[(value_B < low) | (value_B > high)][0]}')
+    if not n:
+        return Interval(float('nan'), low, high, 0)
+    centre = (value_B.sum() + added * (low + high) / 2) / (n + added)
+    squares = ((value_B - centre) ** 2).sum() + added / 2 * ((low - centre) ** 2 + (high - centre) ** 2)
+    half, mean = sqrt(added * squares) / (n + added), value_B.mean()
+    return Interval(float(mean), *map(float, (min(centre - half, mean), max(centre + half, mean))), n).clipped(
+        low, high
+    )
+
+
 def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean over prompts: for votes averaged over orders or raters, scores and lengths.
+    """Student's t interval of the mean over prompts: for scores and lengths, which know no bounds; votes do
+    (`bounded_interval`).
 
     The t quantile is used at every n, not only small ones. One value has an infinite interval; no value is nan in
     [-inf, inf]; equal values have an interval of no width. Values must be finite.
@@ -107,10 +132,11 @@ def bootstrap(
 
 
 def resampled(vote_B: np.ndarray) -> bool:
-    """Whether resamples of these votes, in [0, 1], can tell how sure their mean is: not where nearly all are the same, as
-    then nearly all resamples are, too.
+    """Whether resamples of these votes, in [0, 1], can tell how sure their mean is: not where nearly all are the same,
+    wins, losses or ties, as then nearly all resamples are, too.
     """
-    return bool(min(vote_B.sum(), (1 - vote_B).sum()) >= FEWEST)
+    most_alike = max(np.unique(vote_B, return_counts=True)[1], default=0)
+    return bool(min(vote_B.sum(), (1 - vote_B).sum(), len(vote_B) - most_alike) >= FEWEST)
 
 
 def draws(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:

@@ -28,7 +28,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, generation, log, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import HOTTEST, MOST, Mistake, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
@@ -80,18 +80,15 @@ class Config:
             raise ValueError(f'beta = {self.beta} must be in [0, 1]: it weighs KL against the score')
         if not self.most_kl > 0:
             raise ValueError(f'most_kl must be positive, not {self.most_kl}')
-        if not self.missing_end_penalty >= 0:
-            raise ValueError(f'missing_end_penalty must not be negative, not {self.missing_end_penalty}')
+        check_within(self, 0, 1e6, 'missing_end_penalty')
         if self.export_value and not networked(self):
             raise ValueError(f'export_value: a baseline of {self.baseline!r} has no value network')
-        if self.seed < 0:
-            raise ValueError(f'seed must not be negative, not {self.seed}')
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
-        counts = ('steps', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates')
-        for name in (*counts, 'save_every'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+        check_within(self, 0, MOST, 'seed')
+        if not 0 < self.temperature <= HOTTEST:
+            must = f'temperature must be positive, {HOTTEST} at most, not {self.temperature}'
+            raise ValueError(f'{must}: greedy responses explore nothing')
+        counts = 'steps', 'batch', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates'
+        check_within(self, 1, MOST, *counts, 'save_every')
         if self.batch % self.samples:
             raise ValueError(f'batch = {self.batch} does not fall into groups of samples = {self.samples}')
         if self.baseline == 'leave_one_out' and self.samples < 2:
