@@ -46,8 +46,8 @@ def check_within(config: Any, low: float, high: float, *names: str) -> None:
     """Raises Mistake naming the first of these fields of `config` whose number is not in [low, high]; NaN is in none."""
     for name in names:
         if not low <= (value := getattr(config, name)) <= high:
-            must = {0: 'must not be negative', 1: 'must be positive'}.get(low, f'must be {low} or more')
-            must = must if high in (MOST, float('inf')) and not value > high else f'must be {low} to {high}'
+            small = {0: 'must not be negative', 1: 'must be positive'}.get(low, f'must be {low} or more')
+            must = small if value < low else f'must be {low} to {high}'
             raise Mistake(f'{name} {must}, not {value}')
 
 

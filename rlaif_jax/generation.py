@@ -4,7 +4,7 @@ it for texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from rlaif_jax import axes
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
 from rlaif_jax.text import pad_left
 
@@ -182,6 +182,7 @@ def generate(
 
     The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model, or is none.
     """
+    check_given(lm, mesh)
     asked = {'max_new_tokens': max_new_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
     how = bind(Sampling(), asked | {'seed': seed, 'batch': batch})
     rows = lm.tokenizer.prompts(texts('prompts', prompts))
@@ -203,7 +204,8 @@ def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
 
 def listed(name: str, given: Any, one: Any) -> list[Any]:
     """What was given as a list. Raises `Mistake` for a single one, and for what cannot be listed."""
-    if isinstance(given, one) or not isinstance(given, Iterable):
+    alone = isinstance(given, one | Mapping | bytes) or (isinstance(given, np.ndarray) and not given.ndim)
+    if alone or not isinstance(given, Iterable):
         raise Mistake(
             f'{name} is a {type(given).__name__}, {given!r:.80}; give a list, also of one: [{name.rstrip("s")}]'
         )

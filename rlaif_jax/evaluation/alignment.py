@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, bounded_interval, mean_interval, wilson
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, bounded_interval, mean_interval, numbers, wilson
 
 __all__ = [
     'Agreement',
@@ -339,9 +339,9 @@ def _share(vote_B: np.ndarray, confidence: float) -> Interval:
 
 def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
     """The arrays as float64, checked: named rows of the same, positive length with values in [0, 1] or nan."""
-    found = [np.asarray(array_B, np.float64) for array_B in arrays_B.values()]
+    found = [numbers(name, array_B) for name, array_B in arrays_B.items()]
     shapes = {name: array_B.shape for name, array_B in zip(arrays_B, found)}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+    if len(set(shapes.values())) > 1:
         told = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
         raise Mistake(f'these are one number a pair and must be as many, not of shapes {told}')
     if not found[0].size:

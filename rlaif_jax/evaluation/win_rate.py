@@ -22,6 +22,7 @@ from rlaif_jax.evaluation.statistics import (
     binomial_test,
     bootstrap,
     bounded_interval,
+    check_resamples,
     plain,
     resampled,
     votes,
@@ -101,6 +102,7 @@ def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 10
     """
     vote_B = votes(win_B)
     vote_B = vote_B[~np.isnan(vote_B)]
+    check_resamples(resamples)
     if resamples and resampled(vote_B):
         return bootstrap(vote_B, np.mean, resamples=resamples, confidence=confidence)
     if np.isin(vote_B, (0, 1)).all():

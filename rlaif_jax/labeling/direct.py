@@ -21,9 +21,9 @@ from rlaif_jax.config import MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import texts
 from rlaif_jax.labeling import prompts as templates
-from rlaif_jax.labeling.prompts import Encoded
+from rlaif_jax.labeling.prompts import TASKS, Encoded
 from rlaif_jax.labeling.scoring import Scorer, read_answers
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 
 RATINGS = tuple(str(i) for i in range(1, 11))
 
@@ -40,6 +40,8 @@ class Config:
     batch: int = 64
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f'task = {self.task!r}: tasks are {", ".join(TASKS)}')
         if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
             raise ValueError('least_mass must be in [0, 1) and most_unscorable in (0, 1]')
         check_within(self, 1, MOST, 'batch', 'max_length')
@@ -133,6 +135,7 @@ def rate(
     However many answers are no ratings, all are returned; look at `.status` and `.reason`. Raises `Mistake` where
     prompts and responses are not lists of as many.
     """
+    check_given(lm, mesh)
     shown, written = texts('prompts', prompts), texts('responses', responses)
     if len(shown) != len(written):
         raise Mistake(f'{len(shown)} prompts and {len(written)} responses; give the prompt of each response')

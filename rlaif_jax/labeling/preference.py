@@ -29,7 +29,7 @@ from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.labeling.store import Record, Store, complete, key
 from rlaif_jax.models import hf
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
@@ -214,6 +214,7 @@ def label(
     However many pairs are unscorable, all come back; look at `.status` and `.reason`. Raises `Mistake` for an unknown
     field, task or technique, and for what is no pair. The prompt of a pair may be its text alone.
     """
+    check_given(lm, mesh)
     cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), _whole(pairs)
     return make_labeler(lm, cfg, mesh)(whole)
 

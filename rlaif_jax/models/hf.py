@@ -54,6 +54,16 @@ class LM:
     name: str
 
 
+def check_given(lm: Any, mesh: Any = None) -> None:
+    """Raises `Mistake` for what is no language model, or no mesh, in the place of one."""
+    if not isinstance(lm, LM):
+        raise Mistake(f'lm is a {type(lm).__name__}, {lm!r:.80}; rlaif_jax.load(path) gives a language model')
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise Mistake(
+            f'mesh is a {type(mesh).__name__}, {mesh!r:.80}; rlaif_jax.axes.make_mesh({{"data": 4}}) makes one'
+        )
+
+
 def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False) -> LM:
     """Read a Hugging Face directory, a hub id, or a packaged model (`micro_xs`) onto the mesh (default: the first
     device).
@@ -113,10 +123,13 @@ def save(
     (`paths.replacing`). Raises `Mistake` where anything else lies there, for a parameter that the family's layout has no
     place for, for a config that its config.json cannot say, and for a dtype that is no float of a model's.
     """
-    if dtype not in WRITTEN:
-        raise Mistake(f'dtype = {dtype!r}: parameters are written in {", ".join(WRITTEN)}')
+    check_given(lm)
+    if not isinstance(dtype, str) or dtype not in WRITTEN:
+        raise Mistake(f'dtype = {dtype!r:.80}: parameters are written in {", ".join(WRITTEN)}')
     if type(shard_bytes) is not int or shard_bytes < 1:
-        raise Mistake(f'shard_bytes = {shard_bytes!r}: a file holds a whole number of bytes, one at least')
+        raise Mistake(f'shard_bytes = {shard_bytes!r:.80}: a file holds a whole number of bytes, one at least')
+    if not isinstance(about, str):
+        raise Mistake(f'about = {about!r:.80}: what a model card says is text')
     adapted, lm = lm, replace(lm, config=replace(lm.config, lora_scale=1.0), params=lora.merge(lm.config, lm.params))
     if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D', *VALUE}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
