@@ -87,5 +87,5 @@ def test_every_module_says_what_it_is_for():
 def test_transformers_does_not_speak_of_pytorch_behind_our_import_and_goes_on_with_the_rest():
     code = 'import rlaif_jax, logging, transformers; logging.getLogger("transformers").warning("all else")'
     quiet = {name: value for name, value in os.environ.items() if not name.startswith('TRANSFORMERS_')}
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=quiet, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=quiet, capture_output=True, encoding='utf-8')
     assert (done.returncode, done.stdout) == (0, '') and done.stderr.splitlines() == ['[transformers] all else']

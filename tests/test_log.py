@@ -51,7 +51,7 @@ def test_a_line_cut_short_is_repaired(tmp_path, cut):
 
 def test_a_crash_while_a_file_is_rewritten_leaves_the_old_one(tmp_path, monkeypatch):
     run(tmp_path, range(3))
-    before = (tmp_path / 'metrics.jsonl').read_text()
+    before = (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8')
 
     def crash(*_):
         raise KeyboardInterrupt
@@ -59,7 +59,7 @@ def test_a_crash_while_a_file_is_rewritten_leaves_the_old_one(tmp_path, monkeypa
     monkeypatch.setattr(log.os, 'replace', crash)
     with pytest.raises(KeyboardInterrupt):
         log.Metrics(tmp_path, start_step=1)
-    assert (tmp_path / 'metrics.jsonl').read_text() == before
+    assert (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8') == before
 
 
 def test_each_line_is_on_disk_when_write_returns(tmp_path):

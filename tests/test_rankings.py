@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 
 def write(path, rows):
-    path.write_text('\n'.join(json.dumps(row) for row in rows) + '\n')
+    path.write_text('\n'.join(json.dumps(row) for row in rows) + '\n', encoding='utf-8')
     return path
 
 
@@ -206,7 +206,7 @@ GOOD = {'prompt_id': 'p', 'rater': 'ann', 'ranking': ['a', 'b']}
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path, row, says):
     path = tmp_path / 'rankings.jsonl'
-    path.write_text(f'{json.dumps(GOOD)}\n\n{json.dumps(row)}\n')
+    path.write_text(f'{json.dumps(GOOD)}\n\n{json.dumps(row)}\n', encoding='utf-8')
     with pytest.raises(Mistake, match=r'rankings.jsonl:3: .*' + says):
         read(path)
 

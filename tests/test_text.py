@@ -134,7 +134,7 @@ def test_the_end_of_a_turn_ends_a_response(chatty, tmp_path):
 def test_ends_are_those_of_the_first_file_that_says_them(chatty, tmp_path, said, ends):
     chatty().hf.save_pretrained(tmp_path)
     for name, value in said.items():
-        (tmp_path / name).write_text(json.dumps({'eos_token_id': value}))
+        (tmp_path / name).write_text(json.dumps({'eos_token_id': value}), encoding='utf-8')
     assert list(Tokenizer.load(tmp_path).ends) == (ends if said else [chatty().hf.eos_token_id])
 
 
