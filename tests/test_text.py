@@ -1,6 +1,7 @@
 """Laws of text and tokens: what users write is data, and what a policy may write holds no control tokens."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -127,15 +128,35 @@ def test_the_end_of_a_turn_ends_a_response(chatty, tmp_path):
     assert loaded.stops(2000)[end] and loaded.allowed(2000)[end] and loaded.eos == tokenizer.hf.eos_token_id
 
 
-@pytest.mark.parametrize(
-    'said, ends',
-    [({}, [2]), ({'config.json': [2, 5]}, [2, 5]), ({'generation_config.json': 5, 'config.json': [2, 7]}, [5])],
-)
-def test_ends_are_those_of_the_first_file_that_says_them(chatty, tmp_path, said, ends):
-    chatty().hf.save_pretrained(tmp_path)
-    for name, value in said.items():
-        (tmp_path / name).write_text(json.dumps({'eos_token_id': value}))
-    assert list(Tokenizer.load(tmp_path).ends) == (ends if said else [chatty().hf.eos_token_id])
+ENDINGS = {
+    'generation_config.json': [None, 5, [7, 5], [], [2]],
+    'config.json': [None, 2, [2, 5], 7],
+    'tokenizer_config.json': [None, '<eos>', '<|turn_end|>'],
+}
+
+
+@pytest.mark.parametrize('template', [None, '{% for m in messages %}[{{ m.content }}]{% endfor %}'])
+def test_what_training_writes_ends_a_response_whoever_says_so(chatty, tmp_path, template):
+    """Files that contradict each other name one end more, never one less."""
+    for case, (generation, config, eos) in enumerate(product(*ENDINGS.values())):
+        folder = tmp_path / str(case)
+        hf = chatty(template).hf
+        hf.eos_token = eos
+        hf.save_pretrained(folder)
+        for name, end in (('generation_config.json', generation), ('config.json', config)):
+            (folder / name).write_text(json.dumps({'eos_token_id': end}))
+        said = [*(generation if isinstance(generation, list) else [generation]), *(config if isinstance(config, list) else [config])]
+        said = {end for end in [*said, eos and hf.convert_tokens_to_ids(eos)] if end is not None}
+        if not said:
+            with pytest.raises(Mistake, match='names no end-of-sequence token'):
+                Tokenizer.load(folder)
+            continue
+        tokenizer = Tokenizer.load(folder)
+        assert set(tokenizer.ends) == said and len(tokenizer.ends) == len(said)
+        stop_V, allowed_V = tokenizer.stops(1200), tokenizer.allowed(1200)
+        for prompt in ('so\n\nTL;DR:', TALK):
+            ((*_, last),) = tokenizer.responses([prompt], ['done'])
+            assert last in tokenizer.ends and stop_V[last] and allowed_V[last]
 
 
 @pytest.mark.parametrize(
