@@ -38,7 +38,7 @@ KINDS = {
 say_once = functools.cache(log.say)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, wanted: str = 'a table of fields') -> dict[str, Any]:
     """The table in a JSON file, in UTF-8 or as its byte order mark says, whatever the locale. Raises FileNotFoundError
     where there is none, and `Mistake` where it is something else.
     """
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
         what = disguise(path) or f'not valid JSON ({error}); fetch the checkpoint again'
         raise Mistake(f'{path}: {what}') from None
     if not isinstance(raw, dict):
-        raise Mistake(f'{path}: not a table of fields; fetch the checkpoint again')
+        raise Mistake(f'{path}: not {wanted}; fetch the checkpoint again')
     return raw
 
 
@@ -58,10 +58,12 @@ def disguise(path: Path) -> str | None:
     """What a file is that is not what its name says, by its first bytes; None where they do not tell."""
     try:
         with open(path, 'rb') as file:
-            begins = file.read(200).lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+            begins = file.read(200)
     except OSError as error:
         return f'cannot be read ({error.strerror})'
-    return next((what for start, what in BEGINNINGS.items() if begins.startswith(start)), None if begins else 'empty')
+    text = begins.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
+    marked = 'it begins with a byte order mark; save it in UTF-8 without one' if begins.startswith(b'\xef\xbb\xbf') else None
+    return next((what for start, what in BEGINNINGS.items() if text.startswith(start)), marked)
 
 
 def instead(folder: Path) -> str:

@@ -20,11 +20,11 @@ from rlaif_jax.config import Mistake
 # Spaces, lines, digits, accents, an emoji, code: where tokenizers that are not the same tell themselves apart.
 PROBE = "Hello world, it's  12345 naïve Übung 中文 👍🏽\n\n\tdef f(x_1):\n        return x_1 ** 2 // 3  # ÷\r\n 's I'LL \u200bé"
 ROLES = (('user',), ('system', 'user'), ('user', 'assistant'))  # of dialogues that a template is tried on
-SLOW = {  # what holds a tokenizer that is not fast -> what converting it takes
-    'tokenizer.model': 'it needs sentencepiece, or tiktoken',
-    'vocab.json': 'with merges.txt',
-    'tekken.json': 'it needs mistral-common',
-    'tiktoken.model': 'it needs tiktoken',
+SLOW = {  # what holds a tokenizer that is not fast -> what it takes to convert it
+    'tokenizer.model': 'with sentencepiece installed, or tiktoken',
+    'tiktoken.model': 'with tiktoken installed',
+    'tekken.json': 'with mistral-common installed',
+    'vocab.json': 'with merges.txt beside it',
 }
 OPEN_THOUGHT = re.compile(r'<(think|thinking|thought|reason|reasoning)>(?!.*</\1>)', re.DOTALL)
 
@@ -274,7 +274,7 @@ class Tokenizer:
         """
         allowed_V = np.arange(vocab) < len(self.hf)
         allowed_V[[i for i in {*self._control, *self.hf.all_special_ids} if i < vocab]] = False
-        allowed_V[list(self.ends)] = True
+        allowed_V[[i for i in self.ends if i < vocab]] = True
         return allowed_V
 
     def stops(self, vocab: int) -> np.ndarray:
@@ -290,14 +290,16 @@ def _read(folder: Path, named: dict[str, Any]) -> Any:
     """The tokenizer of a directory whose tokenizer_config.json is `named`, under the class that this names. Where that
     makes another tokenizer of tokenizer.json than the file says, it is read as the file has it.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
     file = folder / 'tokenizer.json'
     if not file.is_file():
-        convert = 'once with transformers, AutoTokenizer.from_pretrained(folder).save_pretrained(folder), makes it'
         slow = next((name for name in SLOW if (folder / name).is_file()), None)
-        what = f'; {slow} is, of which {convert} ({SLOW[slow]})' if slow else ''
-        raise Mistake(f'{folder}: no tokenizer.json here{what}; only fast tokenizers are read')
+        what = f'; only fast tokenizers are read{foreign.instead(folder)}'
+        if slow:
+            convert = 'AutoTokenizer.from_pretrained(folder).save_pretrained(folder)'
+            what = f', but {slow}, of which transformers makes one ({SLOW[slow]}): {convert}'
+        raise Mistake(f'{folder}: no tokenizer.json here{what}')
     mapped = named.get('auto_map')
     if code := mapped.get('AutoTokenizer') if isinstance(mapped, dict) else mapped:
         names = ', '.join(str(name) for name in _listed(code) if name)
@@ -307,11 +309,11 @@ def _read(folder: Path, named: dict[str, Any]) -> Any:
         )
     try:
         raw = tokenizers.Tokenizer.from_file(str(file))
-        # Without a tokenizer_config.json there is no class to ask for.
-        kind = AutoTokenizer if named else PreTrainedTokenizerFast
-        hf = kind.from_pretrained(folder, trust_remote_code=False)
+        # An empty config: the class is that of tokenizer_config.json, whatever the kind of model.
+        hf = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
     except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
-        reason = foreign.disguise(file) or str(error).split('\n')[0][:300]
+        wrong = (foreign.disguise(path) for path in (file, folder / 'tokenizer_config.json') if path.is_file())
+        reason = next(filter(None, wrong), None) or str(error).split('\n')[0][:300]
         raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
     raw.no_truncation(), raw.no_padding()
     ids = raw.encode(PROBE, add_special_tokens=False).ids
