@@ -286,7 +286,10 @@ def _scale_write(cfg: Config) -> Raw:
 
 # Rotary positions
 
-USUAL = {'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rotary_pct': 'partial_rotary_factor'}  # words of some files
+USUAL = {  # words of some files
+    'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rope_local_base_freq': 'rope_theta',
+    'rotary_pct': 'partial_rotary_factor',
+}  # fmt: skip
 
 def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *tables: tuple[str, Raw]) -> Rope:
     """What several tables of rotary parameters, each with the name that it has in the file, say together in the words of
@@ -301,9 +304,9 @@ def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *t
                 continue
             if usual == 'rope_type' and value not in ('default', 'linear', 'llama3'):
                 raise f.unsupported(f'{where}: rope_type', value, 'default, linear, llama3')
-            if raw.setdefault(usual, value) != value:
+            if usual in raw and raw[usual] != value:
                 raise Mistake(f'{f.where}: {names[usual]} = {raw[usual]!r}, but {name} = {value!r}; say it once')
-            names.setdefault(usual, name)
+            raw[usual], names[usual] = value, name
     kind, factor, spared = raw.pop('rope_type', 'default'), 1.0, None
     part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
     if not part > 0 or fraction is None and part != 1:
@@ -386,7 +389,7 @@ def _two_ropes_read(f: Fields, known: Raw) -> Raw:
 
     def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
         within = (f'{name}.{kind}', new.get(kind) or {})
-        return _rotary(f, theta, None, known['max_length'], within, *more, ('', {'rope_theta': f.take(base, None)}))
+        return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
 
     far = rope(1_000_000.0, 'full_attention', 'rope_theta', old)
     near = rope(10_000.0, 'sliding_attention', 'rope_local_base_freq')

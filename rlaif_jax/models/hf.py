@@ -290,7 +290,7 @@ def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
         'inference_mode': True,
     }
     folder.mkdir()
-    (folder / 'adapter_config.json').write_text(json.dumps(config, indent=2) + '\n')
+    (folder / 'adapter_config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
     tensors = {name: np.ascontiguousarray(x.astype(jax.numpy.dtype(dtype))) for name, x in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
 
@@ -333,7 +333,7 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
         os.replace(folder / f'part-{i}', folder / file)
         weight_map |= dict.fromkeys(names, file)
     text = json.dumps({'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2)
-    (folder / 'model.safetensors.index.json').write_text(text + '\n')
+    (folder / 'model.safetensors.index.json').write_text(text + '\n', encoding='utf-8')
 
 
 def _write_shard(folder: Path, shard: dict[str, np.ndarray], where: list[list[str]]) -> None:
