@@ -79,7 +79,8 @@ def between(hf: Any, roles: Sequence[str]) -> list[str]:
     """What the template puts before, between and behind what these roles say. Raises `Mistake` where it fails, or does not
     show each message once, in order.
     """
-    marks = [f'<the> "message" {i} & what it\'s about' for i in range(len(roles))]  # which no template may write otherwise
+    # With what a template would have to write otherwise, for a page or as JSON: it may not.
+    marks = [f'<the> "message" {i} & what it\'s about' for i in range(len(roles))]
     text, parts = render(hf, list(zip(roles, marks))), []
     if wrong := [text.count(mark) for mark in marks if text.count(mark) != 1]:
         raise Mistake(f'{hf.name_or_path}: its chat template shows a message {wrong[0]} times, where once is wanted')

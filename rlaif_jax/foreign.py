@@ -62,7 +62,9 @@ def disguise(path: Path) -> str | None:
     except OSError as error:
         return f'cannot be read ({error.strerror})'
     text = begins.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    marked = 'it begins with a byte order mark; save it in UTF-8 without one' if begins.startswith(b'\xef\xbb\xbf') else None
+    marked = (
+        'it begins with a byte order mark; save it in UTF-8 without one' if begins.startswith(b'\xef\xbb\xbf') else None
+    )
     return next((what for start, what in BEGINNINGS.items() if text.startswith(start)), marked)
 
 
@@ -87,4 +89,6 @@ def instead(folder: Path) -> str:
         if names := sorted(path.name for path in folder.glob(pattern)):
             return f'; {words.format(names[0])}'
     names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
-    return f'; here {"is" if len(names) == 1 else "are"} {", ".join(names[:3]) or "no files at all"}' + ', …' * (len(names) > 3)
+    return f'; here {"is" if len(names) == 1 else "are"} {", ".join(names[:3]) or "no files at all"}' + ', …' * (
+        len(names) > 3
+    )

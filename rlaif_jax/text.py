@@ -16,9 +16,10 @@ import tokenizers
 from rlaif_jax import chat, foreign
 from rlaif_jax.config import Mistake
 
-
 # Spaces, lines, digits, accents, an emoji, code: where tokenizers that are not the same tell themselves apart.
-PROBE = "Hello world, it's  12345 naïve Übung 中文 👍🏽\n\n\tdef f(x_1):\n        return x_1 ** 2 // 3  # ÷\r\n 's I'LL \u200bé"
+PROBE = (
+    "Hello world, it's  12345 naïve Übung 中文 👍🏽\n\n\tdef f(x_1):\n        return x_1 ** 2  # ÷\r\n 's I'LL \u200bé"
+)
 ROLES = (('user',), ('system', 'user'), ('user', 'assistant'))  # of dialogues that a template is tried on
 SLOW = {  # what holds a tokenizer that is not fast -> what it takes to convert it
     'tokenizer.model': 'with sentencepiece installed, or tiktoken',
@@ -86,9 +87,9 @@ class Tokenizer:
         """The rows. Raises `Mistake` for a token that the embedding has no row for, which JAX would read as its last."""
         if self.vocab is not None and (worst := max(map(max, filter(None, rows)), default=0)) >= self.vocab:
             raise Mistake(
-                f'{self.hf.name_or_path or "tokenizer"}: {self.hf.convert_ids_to_tokens(worst)!r} is token {worst}, but the '
-                f'embedding has {self.vocab} rows (vocab_size in config.json); the tokenizer is of another model, or tokens '
-                'were added to it and not to the model (resize_token_embeddings)'
+                f'{self.hf.name_or_path}: {self.hf.convert_ids_to_tokens(worst)!r} is token {worst}, but the embedding has '
+                f'{self.vocab} rows (vocab_size in config.json); the tokenizer is of another model, or tokens were added to '
+                'it and not to the model (resize_token_embeddings)'
             )
         return rows
 
@@ -243,7 +244,9 @@ class Tokenizer:
 
         def encode(texts: list[str]) -> list[list[int]]:
             if control or all(self.hf.added_tokens_decoder[i].special for i in self._control):
-                return self._rooms(self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids'])
+                return self._rooms(
+                    self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']
+                )
             return self._rooms([row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)])
 
         if not behind or not self._prepends:

@@ -61,9 +61,7 @@ def adapted(random_params, tokenizer, folder):
     return dataclasses.replace(base, config=lora.adapted(cfg, SIZES), params=base.params | adapters)
 
 
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def qwen(folder):
@@ -72,7 +70,10 @@ def qwen(folder):
     words.normalizer = tokenizers.normalizers.NFC()
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN), 'isolated')
     level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    words.pre_tokenizer, words.decoder = tokenizers.pre_tokenizers.Sequence([split, level]), tokenizers.decoders.ByteLevel()
+    words.pre_tokenizer, words.decoder = (
+        tokenizers.pre_tokenizers.Sequence([split, level]),
+        tokenizers.decoders.ByteLevel(),
+    )
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special)
@@ -162,7 +163,9 @@ def agree(tasks, python):
         assert found == expected, (read['version'], name)
         if logits is not None:
             mask = np.array(task['mask'], bool)
-            np.testing.assert_allclose(theirs[mask], logits[mask], rtol=0, atol=2e-4, err_msg=f'{read["version"]} {name}')
+            np.testing.assert_allclose(
+                theirs[mask], logits[mask], rtol=0, atol=2e-4, err_msg=f'{read["version"]} {name}'
+            )
 
 
 @pytest.mark.skipif(not PYTHONS, reason='RLAIF_TRANSFORMERS names no Python with another transformers')

@@ -122,7 +122,7 @@ FOUND = {
         r'did you mean .*/checkpoint-500\?',
     ),
     'a run of ours': (within('export', 'seven7'), r'did you mean .*/export\?'),
-    'a run that is not finished': (only(**{'metrics.jsonl': b'', 'result.json': b'{}'}), "run's folder, without an export/"),
+    'a run that is not finished': (only(**{'metrics.jsonl': b'', 'a.json': b'{}'}), "run's folder, without an export/"),
     'checkpoints of Orbax': (only(**{'_CHECKPOINT_METADATA': b'{}'}), 'by Orbax; the model is in the export/ of its run'),
     "the hub's cache": (within('snapshots/0123'), r'did you mean .*/snapshots/0123\?'),
     'one folder too high': (within('final'), r'did you mean .*/final\?'),
@@ -160,7 +160,10 @@ FOUND = {
         r'tokenizer\.model, of which transformers makes one \(with sentencepiece.*save_pretrained',
     ),
     'a vocabulary and merges': (moved('tokenizer.json', 'vocab.json'), r'vocab\.json, of which transformers makes one'),
-    'a mark in tokenizer.json': (lambda f: holds('tokenizer.json', BOM + (f / 'tokenizer.json').read_bytes())(f), 'byte order mark'),
+    'a mark in tokenizer.json': (
+        lambda f: holds('tokenizer.json', BOM + (f / 'tokenizer.json').read_bytes())(f),
+        'byte order mark',
+    ),
     'module.': (renamed('module.{}'.format), r"begin with 'module\.', .*DataParallel"),
     '_orig_mod.': (renamed('_orig_mod.{}'.format), r"begin with '_orig_mod\.', .*torch\.compile"),
     'both wrappers': (renamed('module._orig_mod.{}'.format), r"begin with 'module\._orig_mod\.'"),
@@ -174,7 +177,7 @@ FOUND = {
     'a reward model': (more('score.weight'), r'score\.weight is of a reward model'),
     'an adapter within': (more('model.layers.0.self_attn.q_proj.lora_A.weight'), 'an adapter that is not merged'),
     'GPTQ': (more('model.layers.0.self_attn.q_proj.qweight', np.zeros((2, 2), np.int32)), 'quantized by GPTQ or AWQ'),
-    'GPTQ by its config': (says('config.json', quantization_config={'quant_method': 'gptq', 'bits': 4}), 'by gptq to 4 bits'),
+    'GPTQ by its config': (says('config.json', quantization_config={'quant_method': 'gptq', 'bits': 4}), 'gptq to 4 bits'),
     'AWQ by its config': (says('config.json', quantization_config={'quant_method': 'awq', 'w_bit': 4}), 'by awq to 4 bits'),
     'bitsandbytes': (says('config.json', quantization_config={'load_in_4bit': True}), 'by bitsandbytes'),
     'MLX': (says('config.json', quantization={'group_size': 64, 'bits': 4}), 'by MLX to 4 bits'),
@@ -243,7 +246,9 @@ def test_files_are_read_whatever_the_locale(folder):
     (folder / 'config.json').write_bytes(BOM + json.dumps(stored_text, ensure_ascii=False).encode())
     generation = json.loads((folder / 'generation_config.json').read_bytes())
     (folder / 'generation_config.json').write_text(json.dumps(generation | {'note': 'ß'}, ensure_ascii=False), 'utf-16')
-    code = f'import locale, rlaif_jax; print(rlaif_jax.load({str(folder)!r}).config.vocab, locale.getpreferredencoding())'
+    code = (
+        f'import locale, rlaif_jax; print(rlaif_jax.load({str(folder)!r}).config.vocab, locale.getpreferredencoding())'
+    )
     plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONPATH': os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, '-c', code], env=os.environ | plain, capture_output=True, text=True)
     assert done.stdout.split()[:1] == ['1152'] and 'UTF' not in done.stdout.upper(), done.stderr

@@ -291,6 +291,7 @@ USUAL = {  # words of some files
     'rotary_pct': 'partial_rotary_factor',
 }  # fmt: skip
 
+
 def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *tables: tuple[str, Raw]) -> Rope:
     """What several tables of rotary parameters, each with the name that it has in the file, say together in the words of
     any version of transformers; where two contradict each other, a `Mistake` names both. `theta` and `fraction` are
@@ -345,7 +346,9 @@ def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fra
 
     def read(f: Fields, known: Raw) -> Raw:
         words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
-        by_themselves = {word: f.take(word, None) for word in words}  # in the words of a family of its own, and the usual
+        by_themselves = {
+            word: f.take(word, None) for word in words
+        }  # in the words of a family of its own, and the usual
         return {'ropes': (_rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves)),)}
 
     def write(cfg: Config) -> Raw:

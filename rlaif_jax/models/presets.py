@@ -106,7 +106,9 @@ def resolve(name: str | Path) -> Path:
         return PACKAGED / str(name)
     if folder.is_file():
         what = foreign.disguise(folder) or 'a file, where a directory is wanted'
-        raise Mistake(f'{name}: {what}' + f'; did you mean {folder.parent}?' * (folder.parent / 'config.json').is_file())
+        raise Mistake(
+            f'{name}: {what}' + f'; did you mean {folder.parent}?' * (folder.parent / 'config.json').is_file()
+        )
     packaged = sorted(p.parent.name for p in PACKAGED.glob('*/config.json'))
     looks_like_path = str(name).startswith(('.', '/', '~')) or str(name).count('/') > 1
     if looks_like_path or '/' not in str(name):

@@ -74,7 +74,9 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
     if value:
         stored |= {VALUE['head_D']: (1, cfg.width), VALUE['head_bias']: (1,)}
     embed, head = family.slots['embed_VD'].name, family.slots['unembed_DV'].name
-    if cfg.tied and embed not in files and head in files:  # of two names for the same tensor some writers keep the other
+    if (
+        cfg.tied and embed not in files and head in files
+    ):  # of two names for the same tensor some writers keep the other
         files[embed] = files[head]
     if missing := sorted(set(stored) - set(files)):
         raise Mistake(
@@ -119,7 +121,14 @@ def untied(folder: Path, cfg: Config) -> Config:
 
 
 PICKLES = ('.bin', '.pt', '.pth')
-BESIDE = ('adapter_', 'training_args', 'optimizer', 'scheduler', 'rng_state', 'scaler')  # beginnings of those without a model
+BESIDE = (
+    'adapter_',
+    'training_args',
+    'optimizer',
+    'scheduler',
+    'rng_state',
+    'scaler',
+)  # beginnings of those without a model
 
 # What tensors are called in a checkpoint that is no language model, or not one as transformers writes it: by the end of a
 # name, and by how names begin.
@@ -157,7 +166,9 @@ def _told(names: set[str], embed: str, no_score: bool = False) -> str:
         return ''
     begins = found.removesuffix(embed if found.endswith(f'.{embed}') else tail)
     if not begins:
-        return f"; names begin without '{wanted}.': it is the base of a model without its head (AutoModel); save the whole"
+        return (
+            f"; names begin without '{wanted}.': it is the base of a model without its head (AutoModel); save the whole"
+        )
     return f'; names begin with {begins!r}' + next((f', {WRAPPERS[w]}' for w in WRAPPERS if w in begins), '')
 
 
@@ -355,8 +366,8 @@ def _open(folder: Path) -> dict[str, Stored]:
         raise Mistake(f'{folder}: {what}{foreign.instead(folder)}')
     if (folder / 'adapter_config.json').is_file():
         raise Mistake(
-            f'{folder}: it holds a model and an adapter (adapter_config.json); which is meant? Where the adapter is merged, '
-            'take its files away; else merge it'
+            f'{folder}: it holds a model and an adapter (adapter_config.json); which is meant? Where the adapter is merged '
+            'already, take its files away; else merge it'
         )
     files = {}
     for name in names:
