@@ -20,6 +20,7 @@ BEGINNINGS = {
     b'pk\x03\x04': 'an archive or a pickle of PyTorch, not safetensors',
     b'\x80': 'a pickle, which can run code when read; only safetensors are read',
 }
+MARK = b'\xef\xbb\xbf'  # of UTF-8, which some editors put before a text
 # What lies in a folder that holds no weights to read, and what to do about it.
 KINDS = {
     '*.gguf': '{} is a GGUF file, for llama.cpp; fetch the safetensors of the model that it was made from',
@@ -61,34 +62,36 @@ def disguise(path: Path) -> str | None:
             begins = file.read(200)
     except OSError as error:
         return f'cannot be read ({error.strerror})'
-    text = begins.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
-    marked = (
-        'it begins with a byte order mark; save it in UTF-8 without one' if begins.startswith(b'\xef\xbb\xbf') else None
-    )
-    return next((what for start, what in BEGINNINGS.items() if text.startswith(start)), marked)
+    text = begins.removeprefix(MARK).lstrip().lower()
+    if what := next((what for start, what in BEGINNINGS.items() if text.startswith(start)), None):
+        return what
+    return 'it begins with a byte order mark; save it in UTF-8 without one' if begins.startswith(MARK) else None
 
 
 def instead(folder: Path) -> str:
     """What lies in a folder that is no checkpoint, and what would help, as the end of a sentence: '; it holds …'."""
     if (folder / 'adapter_config.json').is_file():
         base = read_json(folder / 'adapter_config.json').get('base_model_name_or_path')
-        if (folder.parent / 'config.json').is_file():
+        if folder.name == 'adapter' and (folder.parent / 'config.json').is_file():  # as in an export of ours
             return f'; it is an adapter of {base}; it is merged already in the folder above it, {folder.parent}'
         return (
             f'; it is an adapter of {base}, which holds no model: merge it, from peft import AutoPeftModelForCausalLM as '
             f"M, then M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged'), with the tokenizer of "
             f'{base}'
         )
-    within = [path.parent for pattern in ('*', 'snapshots/*') for path in folder.glob(f'{pattern}/config.json')]
-    beside = [path / 'export' for path in folder.absolute().parents[:2] if (path / 'export/config.json').is_file()]
-    if found := [path for path in within if path.name == 'export'] or beside or within:
-        # Of a Trainer's folders the last one.
+    run = next((path.parent for path in (folder, folder.parent) if path.name == 'checkpoints'), folder)
+    patterns = ('*/config.json', 'snapshots/*/config.json')  # of a Trainer, or of the hub's cache
+    if (
+        found := [run / 'export']
+        if (run / 'export/config.json').is_file()
+        else [path.parent for pattern in patterns for path in folder.glob(pattern)]
+    ):
         number = lambda path: [int(n) for n in re.findall(r'\d+', path.name)]  # noqa: E731
         return f'; did you mean {max(found, key=number)}?'
     for pattern, words in KINDS.items():
         if names := sorted(path.name for path in folder.glob(pattern)):
             return f'; {words.format(names[0])}'
     names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
-    return f'; here {"is" if len(names) == 1 else "are"} {", ".join(names[:3]) or "no files at all"}' + ', …' * (
-        len(names) > 3
-    )
+    if not names:
+        return '; the folder is empty'
+    return f'; here {"is" if len(names) == 1 else "are"} {", ".join([*names[:3], *["…"] * (len(names) > 3)])}'

@@ -54,6 +54,11 @@ class Tokenizer:
             for end in _listed(raw.get('eos_token_id')):
                 if type(end) is not int or not 0 <= end < len(hf):
                     raise Mistake(f'{folder / name}: eos_token_id = {end!r} is no token of its tokenizer, of {len(hf)}')
+                if hf.convert_ids_to_tokens(end) not in hf.added_tokens_encoder:
+                    text = hf.decode([end])
+                    foreign.say_once(
+                        f'{folder / name}: eos_token_id = {end} is {text!r}, a piece of text: responses end at it'
+                    )
                 ends.append(end)
         ends += _listed(hf.eos_token_id)
         if not ends:
@@ -63,14 +68,14 @@ class Tokenizer:
         vocab = said['config.json'].get('vocab_size')
         found = cls(hf, tuple(ends), vocab if type(vocab) is int else None)
         found = replace(found, ends=tuple(dict.fromkeys([*ends, *_listed(found.closes)])))
-        found._check_control(folder)
+        found._check_rows(folder)
         return found
 
-    def _check_control(self, folder: Path) -> None:
+    def _check_rows(self, folder: Path) -> None:
         """Raises `Mistake` for a token without a row in the embedding that ends, begins or pads a text, or that the chat
         template writes. Says where that leaves the answer inside of a thought.
         """
-        self._rooms([[*self.ends, self.eos, self.pad, *self.start]])
+        self._with_rows([[*self.ends, self.eos, self.pad, *self.start]])
         for roles in ROLES if self.hf.chat_template else ():
             try:
                 around = self._around(roles)
@@ -83,13 +88,13 @@ class Tokenizer:
                     'responses are read inside of it'
                 )
 
-    def _rooms(self, rows: list[list[int]]) -> list[list[int]]:
+    def _with_rows(self, rows: list[list[int]]) -> list[list[int]]:
         """The rows. Raises `Mistake` for a token that the embedding has no row for, which JAX would read as its last."""
         if self.vocab is not None and (worst := max(map(max, filter(None, rows)), default=0)) >= self.vocab:
             raise Mistake(
                 f'{self.hf.name_or_path}: {self.hf.convert_ids_to_tokens(worst)!r} is token {worst}, but the embedding has '
-                f'{self.vocab} rows (vocab_size in config.json); the tokenizer is of another model, or tokens were added to '
-                'it and not to the model (resize_token_embeddings)'
+                f'{self.vocab} rows (vocab_size in config.json); the tokenizer is of another model, or was given tokens '
+                'that the model was not (resize_token_embeddings)'
             )
         return rows
 
@@ -244,10 +249,10 @@ class Tokenizer:
 
         def encode(texts: list[str]) -> list[list[int]]:
             if control or all(self.hf.added_tokens_decoder[i].special for i in self._control):
-                return self._rooms(
+                return self._with_rows(
                     self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']
                 )
-            return self._rooms([row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)])
+            return self._with_rows([row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)])
 
         if not behind or not self._prepends:
             return encode(whole)

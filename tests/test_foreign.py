@@ -126,7 +126,7 @@ FOUND = {
     'checkpoints of Orbax': (only(**{'_CHECKPOINT_METADATA': b'{}'}), 'by Orbax; the model is in the export/ of its run'),
     "the hub's cache": (within('snapshots/0123'), r'did you mean .*/snapshots/0123\?'),
     'one folder too high': (within('final'), r'did you mean .*/final\?'),
-    'no files': (only(), 'no files at all'),
+    'no files': (only(), 'the folder is empty'),
     'files of something else': (only(**{'a.txt': b'', 'b.txt': b''}), r'here are a\.txt, b\.txt'),
     'shards without an index': (
         moved('model.safetensors', 'model-00001-of-00002.safetensors'),

@@ -165,6 +165,18 @@ def test_what_training_writes_ends_a_response_whoever_says_so(chatty, tmp_path, 
             assert last in tokenizer.ends and stop_V[last] and allowed_V[last]
 
 
+def test_an_end_that_is_a_piece_of_text_is_said(chatty, tmp_path, capsys):
+    """As the number that a config has by default may be in a tokenizer that it was not made for."""
+    hf = chatty().hf
+    hf.save_pretrained(tmp_path)
+    word = chatty().encode([' boss'])[0][-1]
+    edited(tmp_path, 'config.json', eos_token_id=[hf.convert_tokens_to_ids('<|turn_end|>'), hf.eos_token_id])
+    assert Tokenizer.load(tmp_path) and capsys.readouterr().out == ''
+    edited(tmp_path, 'config.json', eos_token_id=word)
+    assert Tokenizer.load(tmp_path).ends == (word, hf.eos_token_id)
+    assert f'config.json: eos_token_id = {word} is {hf.decode([word])!r}, a piece of text' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     'template, says',
     [
