@@ -249,9 +249,9 @@ class Tokenizer:
 
         def encode(texts: list[str]) -> list[list[int]]:
             if control or all(self.hf.added_tokens_decoder[i].special for i in self._control):
-                return self._with_rows(
-                    self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']
-                )
+                split = not control  # not verbose: how long a text may be is not the tokenizer's to say
+                found = self.hf(texts, add_special_tokens=False, split_special_tokens=split, verbose=False)
+                return self._with_rows(found['input_ids'])
             return self._with_rows([row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)])
 
         if not behind or not self._prepends:
