@@ -420,13 +420,12 @@ def test_a_text_begins_with_what_stands_before_it(bytewise, tmp_path, single, eo
     assert row == [*tokenizer.start, *tokenizer.encode(['hello world'])[0]]
 
 
-def test_a_file_that_cuts_or_pads_texts_cuts_and_pads_none_of_ours(bytewise, tmp_path, caplog):
+def test_a_file_that_cuts_or_pads_texts_cuts_and_pads_none_of_ours(bytewise, tmp_path):
     words = tokenizers.Tokenizer.from_str(bytewise.to_str())
     words.enable_truncation(4)
     words.enable_padding(length=64)
     tokenizer = Tokenizer.load(saved(words, tmp_path, model_max_length=8))
     assert tokenizer.encode([PROBE]) == [bytewise.encode(PROBE, add_special_tokens=False).ids]
-    assert 'longer than' not in caplog.text  # how long a text may be is config.json's to say
 
 
 def test_control_tokens_have_rows_in_the_embedding(chatty, tmp_path):
