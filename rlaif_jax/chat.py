@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from rlaif_jax.config import Mistake
@@ -36,24 +39,48 @@ def turns(text: str) -> list[Turn] | None:
 
 def render(hf: Any, messages: Sequence[Turn], ask: bool = True) -> str:
     """Messages in the template of a `transformers` tokenizer; with `ask` up to where the checkpoint's own turn begins.
-    Raises `Mistake` where the template fails.
+    Raises `Mistake` where the template fails, or does not come to an end. It is code of a stranger: jinja's sandbox keeps
+    it from all but its text.
     """
     try:
-        return hf.apply_chat_template(
-            [{'role': role, 'content': content} for role, content in messages],
-            chat_template=DATE + hf.get_chat_template(), tokenize=False, add_generation_prompt=ask,
-            enable_thinking=False, date_string='26 Jul 2024',
-        )  # fmt: skip
+        with _steps():
+            return hf.apply_chat_template(
+                [{'role': role, 'content': content} for role, content in messages],
+                chat_template=DATE + hf.get_chat_template(), tokenize=False, add_generation_prompt=ask,
+                enable_thinking=False, date_string='26 Jul 2024',
+            )  # fmt: skip
     except Exception as error:  # of jinja, or raised by the template
         reason = str(error).split('\n')[0][:200]
         raise Mistake(f'{hf.name_or_path}: its chat template cannot be filled in ({reason})') from error
+
+
+@contextmanager
+def _steps(most: int = 10**6) -> Iterator[None]:
+    """Within it a template of jinja raises an error once it has run so many lines, as it does in a moment."""
+    left, before = most, sys.gettrace()
+
+    def count(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        nonlocal left
+        if frame.f_code.co_filename != '<template>':
+            return None
+        left -= 1
+        if left < 0:
+            raise RuntimeError(f'it runs on after {most:,} steps')
+        return count
+
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def between(hf: Any, roles: Sequence[str]) -> list[str]:
     """What the template puts before, between and behind what these roles say. Raises `Mistake` where it fails, or does not
     show each message once, in order.
     """
-    marks = [f'the message {i} goes here' for i in range(len(roles))]
+    # With what a template would have to write otherwise, for a page or as JSON: it may not.
+    marks = [f'<the> "message" {i} & what it\'s about' for i in range(len(roles))]
     text, parts = render(hf, list(zip(roles, marks))), []
     if wrong := [text.count(mark) for mark in marks if text.count(mark) != 1]:
         raise Mistake(f'{hf.name_or_path}: its chat template shows a message {wrong[0]} times, where once is wanted')

@@ -166,7 +166,7 @@ class Optional:
             self.it = make(importlib.import_module(self._module))
         except ModuleNotFoundError as missing:
             missed = missing.name or self._module
-            _say_once(
+            say_once(
                 f'{missed} is not installed: no {self._name}; the metrics are in metrics.jsonl (pip install {missed})'
             )
         except Exception as error:  # noqa: BLE001, of a program that is not ours; a run does without it
@@ -183,7 +183,7 @@ class Optional:
 
     def _fails(self, error: Exception) -> None:
         reason = f'{type(error).__name__}: {error}'.split('\n')[0][:200]
-        _say_once(
+        say_once(
             f'{self._name} does not work here ({reason}); the run goes on without, its metrics are in metrics.jsonl'
         )
 
@@ -195,11 +195,6 @@ def wandb_ready() -> bool:
     if login.it is False:
         say('W&B has no key here (`wandb login`, or WANDB_API_KEY); the metrics are in metrics.jsonl')
     return bool(login.it)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)
 
 
 # The screen
@@ -335,6 +330,12 @@ def ending(path: Path) -> Iterator[None]:
 def say(text: str) -> None:
     """Prints one line: above a live progress bar, not wrapped, and with no markup read into it."""
     show(_text(text), soft_wrap=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say`, the first time in a process that this is said."""
+    say(text)
 
 
 def error(text: str) -> None:

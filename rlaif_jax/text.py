@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,21 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from rlaif_jax import chat
+from rlaif_jax import chat, foreign, log
 from rlaif_jax.config import Mistake
+
+# Spaces, lines, digits, accents, an emoji, code: where tokenizers that are not the same tell themselves apart.
+PROBE = (
+    "Hello world, it's  12345 naïve Übung 中文 👍🏽\n\n\tdef f(x_1):\n        return x_1 ** 2  # ÷\r\n 's I'LL \u200bé"
+)
+ROLES = (('user',), ('system', 'user'), ('user', 'assistant'))  # of dialogues that a template is tried on
+SLOW = {  # what holds a tokenizer that is not fast -> what it takes to convert it
+    'tokenizer.model': 'with sentencepiece installed, or tiktoken',
+    'tiktoken.model': 'with tiktoken installed',
+    'tekken.json': 'with mistral-common installed',
+    'vocab.json': 'with merges.txt beside it',
+}
+OPEN_THOUGHT = re.compile(r'<(think|thinking|thought|reason|reasoning)>(?!.*</\1>)', re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,42 +36,67 @@ class Tokenizer:
 
     hf: Any  # transformers.PreTrainedTokenizerFast
     ends: tuple[int, ...]  # tokens that end a response
+    vocab: int | None = None  # V, rows of the embedding, of which each token is one; None: not known
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read `tokenizer.json` from a directory. Raises `Mistake` where there is none."""
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
+        """Read `tokenizer.json` from a directory, and what the files beside it say of it; no code of the checkpoint is run.
+        A response ends with any token that one of them calls the end. Raises `Mistake` where there is none, where it is
+        torn, or where a control token has no row in the embedding.
+        """
         folder = Path(folder)
-        if not (folder / 'tokenizer.json').exists():
-            raise Mistake(f'{folder}: no tokenizer.json here; only fast tokenizers are read')
-        named = folder / 'tokenizer_config.json'
-        # The class named by the checkpoint where there is one; AutoTokenizer never runs the repository's code unless
-        # told to.
-        said = None
-        try:
-            hf = (
-                AutoTokenizer.from_pretrained(folder)
-                if named.exists()
-                else PreTrainedTokenizerFast(tokenizer_file=str(folder / 'tokenizer.json'))
-            )
-            for name in ('generation_config.json', 'config.json'):  # the first that says so, as in transformers
-                if said is None and (folder / name).is_file():
-                    said = json.loads((folder / name).read_text()).get('eos_token_id')
-        except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
-            reason = str(error).split('\n')[0][:300]
-            raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
-        said = hf.eos_token_id if said is None else said
-        ends = said if isinstance(said, list) else [said]
-        if said is None or not ends:
+        said = {
+            name: foreign.read_json(folder / name) if (folder / name).is_file() else {}
+            for name in ('generation_config.json', 'config.json', 'tokenizer_config.json')
+        }
+        hf, ends = _read(folder, said.pop('tokenizer_config.json')), []
+        for name, raw in said.items():
+            for end in _listed(raw.get('eos_token_id')):
+                if type(end) is not int or not 0 <= end < len(hf):
+                    raise Mistake(f'{folder / name}: eos_token_id = {end!r} is no token of its tokenizer, of {len(hf)}')
+                if hf.convert_ids_to_tokens(end) not in hf.added_tokens_encoder:
+                    text = hf.decode([end])
+                    log.say_once(
+                        f'{folder / name}: eos_token_id = {end} is {text!r}, a piece of text: responses end at it'
+                    )
+                ends.append(end)
+        ends += _listed(hf.eos_token_id)
+        if not ends:
             raise Mistake(
                 f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json'
             )
-        if wrong := [end for end in ends if type(end) is not int or not 0 <= end < len(hf)]:
-            raise Mistake(f'{folder}: eos_token_id = {wrong[0]!r} is no token of its tokenizer, which has {len(hf)}')
-        found = cls(hf, tuple(ends))
-        closes = found.closes
-        return cls(hf, (*ends, closes)) if closes is not None and closes not in ends else found
+        vocab = said['config.json'].get('vocab_size')
+        found = cls(hf, tuple(ends), vocab if type(vocab) is int else None)
+        found = replace(found, ends=tuple(dict.fromkeys([*ends, *_listed(found.closes)])))
+        found._check_rows(folder)
+        return found
+
+    def _check_rows(self, folder: Path) -> None:
+        """Raises `Mistake` for a token without a row in the embedding that ends, begins or pads a text, or that the chat
+        template writes. Says where that leaves the answer inside of a thought.
+        """
+        self._with_rows([[*self.ends, self.eos, self.pad, *self.start]])
+        for roles in ROLES if self.hf.chat_template else ():
+            try:
+                around = self._around(roles)
+            except Mistake:  # of a template that fails, which is raised where it is needed
+                continue
+            self._rows(around)
+            if thought := OPEN_THOUGHT.search(around[-1]) if roles == ('user',) else None:
+                log.say_once(
+                    f'{folder}: its chat template opens {thought[0]} before the answer and does not close it; verdicts and '
+                    'responses are read inside of it'
+                )
+
+    def _with_rows(self, rows: list[list[int]]) -> list[list[int]]:
+        """The rows. Raises `Mistake` for a token that the embedding has no row for, which JAX would read as its last."""
+        if self.vocab is not None and (worst := max(map(max, filter(None, rows)), default=0)) >= self.vocab:
+            raise Mistake(
+                f'{self.hf.name_or_path}: {self.hf.convert_ids_to_tokens(worst)!r} is token {worst}, but the embedding has '
+                f'{self.vocab} rows (vocab_size in config.json); the tokenizer is of another model, or was given tokens '
+                'that the model was not (resize_token_embeddings)'
+            )
+        return rows
 
     @property
     def eos(self) -> int:
@@ -71,8 +110,14 @@ class Tokenizer:
 
     @cached_property
     def start(self) -> tuple[int, ...]:
-        """What the checkpoint wants before any text: `<bos>` for most Llamas, nothing for the micro world."""
-        return tuple(i for i in self.hf('', add_special_tokens=True)['input_ids'] if i not in self.ends)
+        """What the checkpoint wants before any text: `<bos>` for most Llamas, nothing for the micro world. Told by where it
+        stands: some begin with the token that ends a text, and some put one behind it.
+        """
+        text, whole = self._plain(PROBE), self.hf(PROBE, add_special_tokens=True)['input_ids']
+        at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), None)
+        if at is None:
+            raise Mistake(f'{self.hf.name_or_path}: its tokenizer makes other tokens of a text that stands by itself')
+        return tuple(whole[:at])
 
     @cached_property
     def turn(self) -> tuple[str, str] | None:
@@ -194,6 +239,8 @@ class Tokenizer:
           control: the text is our own; otherwise '<eos>' in it is five characters, not the control token.
           behind: the text goes on from other text, so it does not get the space that some tokenizers (Llama 2's) put
             before whatever they are given.
+
+        Raises `Mistake` for a token that the embedding has no row for.
         """
         if not texts:
             return []
@@ -202,8 +249,10 @@ class Tokenizer:
 
         def encode(texts: list[str]) -> list[list[int]]:
             if control or all(self.hf.added_tokens_decoder[i].special for i in self._control):
-                return self.hf(texts, add_special_tokens=False, split_special_tokens=not control)['input_ids']
-            return [row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)]
+                split = not control  # not verbose: how long a text may be is not the tokenizer's to say
+                found = self.hf(texts, add_special_tokens=False, split_special_tokens=split, verbose=False)
+                return self._with_rows(found['input_ids'])
+            return self._with_rows([row.ids for row in self._data.encode_batch(texts, add_special_tokens=False)])
 
         if not behind or not self._prepends:
             return encode(whole)
@@ -233,12 +282,63 @@ class Tokenizer:
         """
         allowed_V = np.arange(vocab) < len(self.hf)
         allowed_V[[i for i in {*self._control, *self.hf.all_special_ids} if i < vocab]] = False
-        allowed_V[list(self.ends)] = True
+        allowed_V[[i for i in self.ends if i < vocab]] = True
         return allowed_V
 
     def stops(self, vocab: int) -> np.ndarray:
         """(V,) bool: True for tokens that end a response."""
         return np.isin(np.arange(vocab), self.ends)
+
+
+def _listed(said: Any) -> list[Any]:
+    return said if isinstance(said, list) else [] if said is None else [said]
+
+
+def _read(folder: Path, named: dict[str, Any]) -> Any:
+    """The tokenizer of a directory whose tokenizer_config.json is `named`, under the class that this names. Where that
+    makes another tokenizer of tokenizer.json than the file says, it is read as the file has it.
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+
+    file = folder / 'tokenizer.json'
+    if not file.is_file():
+        slow = next((name for name in SLOW if (folder / name).is_file()), None)
+        what = f'; only fast tokenizers are read{foreign.instead(folder)}'
+        if slow:
+            convert = 'AutoTokenizer.from_pretrained(folder).save_pretrained(folder)'
+            what = f', but {slow}, of which transformers makes one ({SLOW[slow]}): {convert}'
+        raise Mistake(f'{folder}: no tokenizer.json here{what}')
+    mapped = named.get('auto_map')
+    if code := mapped.get('AutoTokenizer') if isinstance(mapped, dict) else mapped:
+        names = ', '.join(str(name) for name in _listed(code) if name)
+        raise Mistake(
+            f'{folder}: its tokenizer is code of its repository ({names}), which is never run; if tokenizer.json says all '
+            'that it does, take auto_map out of tokenizer_config.json'
+        )
+    try:
+        raw = tokenizers.Tokenizer.from_file(str(file))
+        # An empty config: the class is that of tokenizer_config.json, whatever the kind of model.
+        hf = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
+    except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
+        wrong = (foreign.disguise(path) for path in (file, folder / 'tokenizer_config.json') if path.is_file())
+        reason = next(filter(None, wrong), None) or str(error).split('\n')[0][:300]
+        raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
+    raw.no_truncation(), raw.no_padding()
+    ids = raw.encode(PROBE, add_special_tokens=False).ids
+    wanted = ids, raw.decode(ids, skip_special_tokens=False)
+
+    def differs(hf: Any) -> bool:
+        text = hf.decode(ids, clean_up_tokenization_spaces=False)
+        return (hf(PROBE, add_special_tokens=False)['input_ids'], text) != wanted
+
+    if differs(hf):
+        direct = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
+        what = f'{folder}: {type(hf).__name__} of transformers makes other tokens of a text than tokenizer.json does'
+        if differs(direct):
+            raise Mistake(f'{what}; try another version of transformers')
+        log.say_once(f'{what}; it is read as the file has it')
+        return direct
+    return hf
 
 
 def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:

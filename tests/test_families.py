@@ -425,3 +425,140 @@ def test_a_neox_file_may_say_its_rotary_positions_twice():
             families.read(twice | wrong, 'c')
     with pytest.raises(Mistake, match='partial_rotary_factor = 0.0'):
         families.read(NEOX | {'rotary_pct': 0.0}, 'c')
+
+
+# one fact in several places
+
+TABLES = ('rope_parameters', 'rope_scaling')
+BASES = {'llama_biased': 'rope_theta', 'pythia': 'rotary_emb_base', 'phi3': 'rope_theta', 'smollm3': 'rope_theta'}
+
+
+def scattered(rng, case):
+    """A config.json that says the same rotary positions in places drawn at random, each at least once; and what it says."""
+    said = {'rope_theta': 5e5} | small.LLAMA3
+    if case in ('pythia', 'phi3'):
+        said |= {'partial_rotary_factor': 0.5}
+    raw = {name: x for name, x in small.golden(case)['config'].items() if name not in (*TABLES, 'rotary_pct')}
+    tops = {
+        'rope_theta': BASES[case],
+        'partial_rotary_factor': 'rotary_pct' if case == 'pythia' else 'partial_rotary_factor',
+    }
+    tables = {name: {} for name in TABLES}
+    for word, value in said.items():
+        places = [name for name in (*TABLES, 'top') if rng.random() < 0.5 and (name != 'top' or word in tops)]
+        for place in places or [TABLES[rng.integers(2)]]:
+            if place == 'top':
+                raw[tops[word]] = value
+            else:
+                tables[place][str(rng.choice(['type', word])) if word == 'rope_type' else word] = value
+    return raw | {name: table or None for name, table in tables.items()}, said
+
+
+@pytest.mark.parametrize('case', BASES)
+def test_rotary_positions_may_be_said_in_pieces_and_twice_but_not_in_two_ways(case):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        raw, said = scattered(rng, case)
+        cfg = families.read(raw, 'config.json')
+        rope = Rope(5e5, said.get('partial_rotary_factor', 1.0), 8.0, (1.0, 4.0, 32))
+        assert cfg.ropes[0] == rope, raw
+        assert families.read(families.write(cfg), 'config.json') == cfg
+        # Another value in the other table: both are shown, each with its place.
+        word = str(rng.choice([word for word in said if word != 'rope_type']))
+        holding = [name for name in TABLES if word in (raw[name] or {})]
+        for name in TABLES if holding == [] else set(TABLES) - set(holding):
+            if not holding and word not in ('rope_theta', 'partial_rotary_factor'):
+                continue
+            spoilt = raw | {name: (raw[name] or {}) | {word: said[word] * 2}}
+            with pytest.raises(Mistake) as error:
+                families.read(spoilt, 'config.json')
+            assert {f'{name}.{word}', str(said[word]), str(said[word] * 2)} <= set(re.split('[ ,;]+', str(error.value)))
+
+
+@pytest.mark.parametrize(
+    'case, fields, tells',
+    [
+        ('llama', {'rope_theta': 1e4, 'rope_parameters': {'rope_theta': 5e5}}, r'rope_theta = 500000\.0, but rope_theta'),
+        ('llama', {'rope_scaling': {'type': 'default'}}, r"\.rope_type = 'linear', but rope_scaling\.type = 'd"),
+        ('gemma3', {'rope_theta': 1e4}, r'full_attention\.rope_theta = 1000000\.0, but rope_theta = 10000\.0'),
+        ('gemma3', {'rope_local_base_freq': 5.0}, r'_attention\.rope_theta = 10000\.0, but rope_local_base_freq = 5'),
+        ('gemma3', {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}, r'factor = 8\.0, but rope_scaling\.factor'),
+        ('phi3', {'partial_rotary_factor': 0.25}, r'partial_rotary_factor = 0\.75, but partial_rotary_factor = 0\.25'),
+        ('llama', {'rope_scaling': 'linear'}, r"rope_scaling = 'linear' is not supported; supported: a table"),
+        ('llama', {'rope_parameters': {'rope_theta': float('nan')}}, 'rotary positions need theta'),
+    ],
+)  # fmt: skip
+def test_a_contradiction_shows_both_values(case, fields, tells):
+    raw = small.golden(case)['config']
+    with pytest.raises(Mistake, match=tells):
+        families.read(raw | fields, 'config.json')
+
+
+NOTED = {
+    'unsloth_fixed': True, 'unsloth_version': '2025.3.1', 'unsloth_anything': [1], 'model_name': 'x/y', 'max_length': 4096,
+    'temperature': 0.6, 'top_p': 0.9, 'do_sample': True, 'num_labels': 1, 'torchscript': False, 'pruned_heads': {},
+    'use_bfloat16': False, 'tf_legacy_loss': False, 'finetuning_task': None, 'gradient_checkpointing': False,
+    '_attn_implementation': 'sdpa', '_commit_hash': None, 'tie_encoder_decoder': False, 'add_cross_attention': False,
+    'cross_attention_hidden_size': None, 'task_specific_params': None, 'max_sequence_length': 2048, 'num_beams': 1,
+    'repetition_penalty': 1.0, 'suppress_tokens': None, 'prefix': None, 'neftune_noise_alpha': 5, 'bos_token': '<s>',
+    'keys_to_ignore_at_inference': ['past_key_values'], 'quantization': None, 'quantization_config': {}, 'mean': 0.0,
+    'std': 1.0, 'normalize_reward': False, 'value_head_prefix': 'score', 'output_router_logits': False, 'ignore_index': 0,
+    'layer_norm_eps': 1e-5, 'rms_norm_eps': 1e-5, 'license': 'apache-2.0', 'use_flash_attn': True, 'torch_dtype': 'float16',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_what_tools_note_in_a_config_changes_nothing(case):
+    raw = small.golden(case)['config']
+    assert families.read(NOTED | raw, 'config.json') == families.read(raw, 'config.json')
+
+
+CHANGES = {
+    'mean': 0.5, 'std': 2.0, 'normalize_reward': True, 'pruned_heads': {'0': [1]}, 'add_cross_attention': True,
+    'output_router_logits': True, 'cross_attention_hidden_size': 8, 'use_mrope': True, 'logit_scale': 0.5, 'num_experts': 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', CHANGES)
+@pytest.mark.parametrize('case', ['llama', 'pythia', 'gemma3'])
+def test_what_may_change_the_numbers_is_taken_on_the_users_own_account_only(case, name, monkeypatch, capsys):
+    raw = small.golden(case)['config']
+    with pytest.raises(Mistake, match=f'{name}.*RLAIF_IGNORE_FIELDS={name}'):
+        families.read(raw | {name: CHANGES[name]}, 'config.json')
+    monkeypatch.setenv('RLAIF_IGNORE_FIELDS', f'other, {name}')
+    where = f'{case}/{name}/config.json'
+    assert families.read(raw | {name: CHANGES[name]}, where) == families.read(raw, where)
+    said = capsys.readouterr().out
+    assert said.splitlines() == [f'{where}: {name} = {CHANGES[name]!r} is ignored, as RLAIF_IGNORE_FIELDS says']
+    with pytest.raises(Mistake, match='alpha'):  # of one name, not of all
+        families.read(raw | {name: CHANGES[name], 'alpha': 1}, where)
+
+
+def test_a_word_in_a_table_can_be_ignored_too(monkeypatch):
+    raw = small.golden('llama')['config']
+    other = raw | {'rope_parameters': raw['rope_parameters'] | {'beta_fast': 32}}
+    with pytest.raises(Mistake, match=r'RLAIF_IGNORE_FIELDS=rope_parameters\.beta_fast'):
+        families.read(other, 'config.json')
+    monkeypatch.setenv('RLAIF_IGNORE_FIELDS', 'rope_parameters.beta_fast')
+    assert families.read(other, 'config.json') == families.read(raw, 'config.json')
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_every_token_that_is_made_has_a_row(checkpoint, micro_tokenizer, tmp_path, case):
+    """Of a tokenizer that has more tokens than the embedding has rows, too: what cannot be read is an error."""
+    folder = shutil.copytree(checkpoint(case), tmp_path / 'with words')
+    micro_tokenizer.hf.save_pretrained(folder)
+    lm, rng, refused = hf.load(folder), np.random.default_rng(1), 0
+    tokenizer = lm.tokenizer
+    assert tokenizer.eos in tokenizer.ends and max(*tokenizer.ends, tokenizer.pad) < lm.config.vocab
+    rare, common = 'so my boss is late', tokenizer.decode([[token] for token in range(4, lm.config.vocab)])
+    for _ in range(20):
+        text = ''.join(rng.choice([*common, rare] if rng.random() < 0.5 else common, 4))
+        try:
+            rows = [*tokenizer.prompts([text]), *tokenizer.responses([text], [text])]
+        except Mistake as mistake:
+            assert re.search(rf'is token \d+, but the embedding has {lm.config.vocab} rows', str(mistake))
+            refused += 1
+        else:
+            assert max(map(max, rows)) < lm.config.vocab
+    assert refused

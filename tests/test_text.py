@@ -1,14 +1,18 @@
 """Laws of text and tokens: what users write is data, and what a policy may write holds no control tokens."""
 
 import json
+import sys
+import time
+from itertools import product
 
 import numpy as np
 import pytest
+import tokenizers
 
 from rlaif_jax import chat
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.micro import tokenizer as micro
-from rlaif_jax.text import Tokenizer, pad_left, pad_right
+from rlaif_jax.text import PROBE, Tokenizer, pad_left, pad_right
 
 
 def test_control_tokens_are_never_allowed_named_or_not():
@@ -127,15 +131,50 @@ def test_the_end_of_a_turn_ends_a_response(chatty, tmp_path):
     assert loaded.stops(2000)[end] and loaded.allowed(2000)[end] and loaded.eos == tokenizer.hf.eos_token_id
 
 
-@pytest.mark.parametrize(
-    'said, ends',
-    [({}, [2]), ({'config.json': [2, 5]}, [2, 5]), ({'generation_config.json': 5, 'config.json': [2, 7]}, [5])],
-)
-def test_ends_are_those_of_the_first_file_that_says_them(chatty, tmp_path, said, ends):
-    chatty().hf.save_pretrained(tmp_path)
-    for name, value in said.items():
-        (tmp_path / name).write_text(json.dumps({'eos_token_id': value}), encoding='utf-8')
-    assert list(Tokenizer.load(tmp_path).ends) == (ends if said else [chatty().hf.eos_token_id])
+ENDINGS = {
+    'generation_config.json': [None, 5, [7, 5], [], [2]],
+    'config.json': [None, 2, [2, 5], 7],
+    'tokenizer_config.json': [None, '<eos>', '<|turn_end|>'],
+}
+
+
+@pytest.mark.parametrize('template', [None, '{% for m in messages %}[{{ m.content }}]{% endfor %}'])
+def test_what_training_writes_ends_a_response_whoever_says_so(chatty, tmp_path, template):
+    """Files that contradict each other name one end more, never one less."""
+    for case, (generation, config, eos) in enumerate(product(*ENDINGS.values())):
+        folder = tmp_path / str(case)
+        hf = chatty(template).hf
+        hf.eos_token = eos
+        hf.save_pretrained(folder)
+        for name, end in (('generation_config.json', generation), ('config.json', config)):
+            (folder / name).write_text(json.dumps({'eos_token_id': end}))
+        said = [
+            *(generation if isinstance(generation, list) else [generation]),
+            *(config if isinstance(config, list) else [config]),
+        ]
+        said = {end for end in [*said, eos and hf.convert_tokens_to_ids(eos)] if end is not None}
+        if not said:
+            with pytest.raises(Mistake, match='names no end-of-sequence token'):
+                Tokenizer.load(folder)
+            continue
+        tokenizer = Tokenizer.load(folder)
+        assert set(tokenizer.ends) == said and len(tokenizer.ends) == len(said)
+        stop_V, allowed_V = tokenizer.stops(1200), tokenizer.allowed(1200)
+        for prompt in ('so\n\nTL;DR:', TALK):
+            ((*_, last),) = tokenizer.responses([prompt], ['done'])
+            assert last in tokenizer.ends and stop_V[last] and allowed_V[last]
+
+
+def test_an_end_that_is_a_piece_of_text_is_said(chatty, tmp_path, capsys):
+    """As the number that a config has by default may be in a tokenizer that it was not made for."""
+    hf = chatty().hf
+    hf.save_pretrained(tmp_path)
+    word = chatty().encode([' boss'])[0][-1]
+    edited(tmp_path, 'config.json', eos_token_id=[hf.convert_tokens_to_ids('<|turn_end|>'), hf.eos_token_id])
+    assert Tokenizer.load(tmp_path) and capsys.readouterr().out == ''
+    edited(tmp_path, 'config.json', eos_token_id=word)
+    assert Tokenizer.load(tmp_path).ends == (word, hf.eos_token_id)
+    assert f'config.json: eos_token_id = {word} is {hf.decode([word])!r}, a piece of text' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -273,3 +312,212 @@ def test_pieces_are_what_is_encoded(chatty, template, monkeypatch):
 )
 def test_a_dialogue_is_told_by_its_text(text, turns):
     assert chat.turns(text) == turns
+
+
+# Checkpoints as strangers write them
+
+
+def edited(folder, name, **fields):
+    """Other fields in one of a tokenizer's files."""
+    path = folder / name
+    raw = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    path.write_text(json.dumps(raw | fields), encoding='utf-8')
+
+
+@pytest.mark.parametrize(
+    'mapped', [{'AutoTokenizer': ['mine.Mine', None]}, {'AutoTokenizer': [None, 'mine.Mine']}, ['mine.Mine']]
+)
+@pytest.mark.parametrize('kind', ['Mine', 'LlamaTokenizerFast', 'PreTrainedTokenizerFast', None])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(chatty, tmp_path, monkeypatch, mapped, kind):
+    chatty().hf.save_pretrained(tmp_path)
+    edited(tmp_path, 'tokenizer_config.json', tokenizer_class=kind, auto_map=mapped)
+    edited(
+        tmp_path,
+        'config.json',
+        model_type='mine',
+        auto_map={'AutoConfig': 'mine.Config', 'AutoModelForCausalLM': 'mine.M'},
+    )
+    ran = tmp_path / 'ran'
+    (tmp_path / 'mine.py').write_text(f"open({str(ran)!r}, 'w')\nMine = Config = M = None\n")
+    monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('a question on the terminal'))
+    with pytest.raises(Mistake, match=r'code of its repository \(mine\.Mine\), which is never run; .*auto_map'):
+        Tokenizer.load(tmp_path)
+    edited(tmp_path, 'tokenizer_config.json', auto_map={'AutoProcessor': 'mine.Mine'})
+    assert Tokenizer.load(tmp_path).encode(['my boss']) == chatty().encode(['my boss'])
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize('file', ['tokenizer_config.json', 'special_tokens_map.json', None])
+def test_a_tokenizer_without_a_class_is_what_its_file_says(chatty, tmp_path, file):
+    chatty().hf.save_pretrained(tmp_path)
+    (tmp_path / 'tokenizer_config.json').unlink()
+    if file:
+        edited(tmp_path, file, eos_token='<eos>')
+    else:
+        edited(tmp_path, 'generation_config.json', eos_token_id=2)
+    (tmp_path / 'chat_template.jinja').write_text(ENDS)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.eos == 2 and tokenizer.turn == ('<user> ', '<|turn_end|><bot>')
+
+
+BYTES = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+
+
+@pytest.fixture(scope='module')
+def bytewise():
+    """A tokenizer of bytes, as most of today's are."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = tokenizers.decoders.ByteLevel()
+    special = ['<|end|>', '<|begin|>', '<unk>', '<pad>']
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=BYTES, special_tokens=special, show_progress=False
+    )
+    words.train_from_iterator(['hello world, you are here again and again'] * 20, trainer)
+    return words
+
+
+def saved(words, folder, **named):
+    words.save(str(folder / 'tokenizer.json'))
+    edited(folder, 'tokenizer_config.json', **{'eos_token': '<|end|>', 'bos_token': '<|begin|>'} | named)
+    return folder
+
+
+@pytest.mark.parametrize(
+    'kind',
+    ['LlamaTokenizerFast', 'LlamaTokenizer', 'CodeLlamaTokenizer', 'GemmaTokenizer', 'GemmaTokenizerFast', 'GPT2Tokenizer',
+     'GPTNeoXTokenizerFast', 'Qwen2Tokenizer', 'PreTrainedTokenizerFast', 'TokenizersBackend', 'NobodysTokenizer'],
+)  # fmt: skip
+@pytest.mark.parametrize('model', ['llama', 'gemma', 'qwen2', 'phi3', 'mine'])
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+def test_tokens_are_those_of_the_file_whatever_class_it_names(bytewise, tmp_path, kind, model):
+    """transformers makes some tokenizers anew, and leaves out what the file has."""
+    folder = saved(bytewise, tmp_path, tokenizer_class=kind)
+    edited(folder, 'config.json', model_type=model)
+    tokenizer = Tokenizer.load(folder)
+    for text in (PROBE, 'hello world again', "  you're\n\n\there 12345"):
+        assert tokenizer.encode([text]) == [bytewise.encode(text, add_special_tokens=False).ids]
+    assert tokenizer.decode(tokenizer.encode([PROBE])) == [PROBE] and (tokenizer.ends, tokenizer.start) == ((0,), ())
+
+
+PROCESSORS = {  # what is put round a text -> what stands before it
+    ('<|begin|> $A', '<|end|>'): [1], ('<|end|> $A', '<|end|>'): [0], ('$A <|end|>', '<|end|>'): [],
+    ('<|begin|> $A <|end|>', '<|end|>'): [1], ('<|end|> $A <|end|>', '<|end|>'): [0],
+    ('<|begin|> <pad> $A', '<|begin|>'): [1, 3],
+    ('$A', '<|end|>'): [], ('<|begin|> <|begin|> $A', '<|begin|>'): [1, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('single, eos', PROCESSORS)
+def test_a_text_begins_with_what_stands_before_it(bytewise, tmp_path, single, eos):
+    """Not with what stands behind it, and also where it is the token that ends a text."""
+    words = tokenizers.Tokenizer.from_str(bytewise.to_str())
+    pairs = [(token, words.token_to_id(token)) for token in set(single.split()) - {'$A'}]
+    words.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=pairs)
+    tokenizer = Tokenizer.load(saved(words, tmp_path, eos_token=eos))
+    assert list(tokenizer.start) == PROCESSORS[single, eos]
+    (row,) = tokenizer.prompts(['hello world'])
+    assert row == [*tokenizer.start, *tokenizer.encode(['hello world'])[0]]
+
+
+def test_a_file_that_cuts_or_pads_texts_cuts_and_pads_none_of_ours(bytewise, tmp_path):
+    words = tokenizers.Tokenizer.from_str(bytewise.to_str())
+    words.enable_truncation(4)
+    words.enable_padding(length=64)
+    tokenizer = Tokenizer.load(saved(words, tmp_path, model_max_length=8))
+    assert tokenizer.encode([PROBE]) == [bytewise.encode(PROBE, add_special_tokens=False).ids]
+
+
+def test_control_tokens_have_rows_in_the_embedding(chatty, tmp_path):
+    """Whatever may be written: ends, padding, what begins a text, what the template puts round turns. Others need none."""
+    rng, roles = np.random.default_rng(3), ('eos_token', 'bos_token', 'pad_token')
+    for case in range(40):
+        hf = chatty(str(rng.choice([ENDS, ANSWER, SYSTEM])) if rng.random() < 0.5 else None).hf
+        hf.add_tokens([f'<|more{i}|>' for i in range(4)], special_tokens=True)
+        for role in roles:
+            if rng.random() < 0.5:
+                setattr(hf, role, f'<|more{rng.integers(4)}|>')
+        folder = tmp_path / str(case)
+        hf.save_pretrained(folder)
+        end = hf.convert_tokens_to_ids('<|turn_end|>')
+        rows = int(rng.integers(end - 1, len(hf) + 2))
+        edited(folder, 'config.json', vocab_size=rows, eos_token_id=int(rng.choice([2, end])))
+        needed = {hf.eos_token_id, hf.pad_token_id, json.loads((folder / 'config.json').read_text())['eos_token_id']}
+        needed |= {end} if hf.chat_template else set()
+        if max(needed) >= rows:
+            with pytest.raises(Mistake, match=f'but the embedding has {rows} rows') as error:
+                Tokenizer.load(folder)
+            assert any(f'is token {one},' in str(error.value) for one in needed if one >= rows)
+            continue
+        tokenizer = Tokenizer.load(folder)
+        texts = [TALK, 'so\n\nTL;DR:', 'S' + TALK]
+        made = [
+            *tokenizer.prompts(texts),
+            *tokenizer.responses(texts, ['a', ' b', '']),
+            [tokenizer.pad, *tokenizer.ends],
+        ]
+        assert max(map(max, made)) < rows and tokenizer.eos in tokenizer.ends
+        assert not tokenizer.allowed(rows)[len(hf) :].any()
+
+
+def test_a_text_whose_tokens_have_no_row_is_an_error(chatty, tmp_path):
+    hf = chatty().hf
+    hf.save_pretrained(tmp_path)
+    space = hf.convert_tokens_to_ids('    ')  # an added token of white space, which text may hold
+    edited(tmp_path, 'config.json', vocab_size=space)
+    tokenizer = Tokenizer.load(tmp_path)
+    for texts in (['a    b'], ['so', 'a    b', '']):
+        for behind in (False, True):
+            with pytest.raises(Mistake, match=f'is token {space}, but the embedding has {space} rows'):
+                tokenizer.encode(texts, behind=behind)
+    assert tokenizer.encode(['a b', '']) == chatty().encode(['a b', ''])
+
+
+HOSTILE = {
+    'a class': "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    'a class by name': "{{ messages|attr('__class__') }}",
+    'globals': "{{ cycler.__init__.__globals__.os.system('true') }}",
+    'a format': "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    'an import': "{% import 'os' as os %}{{ os }}",
+    'a file': "{% include '/etc/passwd' %}",
+    'other messages': '{{ messages.append(1) }}',
+    'a long range': '{% for i in range(10**9) %}{% endfor %}',
+    'loops in loops': '{% for i in range(9999) %}' * 4 + '{{ i }}' + '{% endfor %}' * 4,
+    'loops over text': "{% set t = 'x' * 9999 %}{% for i in t %}{% for j in t %}{{ loop.index }}{% endfor %}{% endfor %}",
+    'no end': '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
+    'no such filter': '{{ messages | nothing }}',
+}
+
+
+@pytest.mark.parametrize('template', HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_template_reaches_nothing_and_ends(chatty, template):
+    begun, traced = time.monotonic(), sys.gettrace()
+    with pytest.raises(Mistake, match='chat template'):
+        assert chatty(template + ENDS * ('class by' in template)).turn
+    assert time.monotonic() - begun < 20 and sys.gettrace() is traced
+
+
+@pytest.mark.parametrize('filter', ['e', 'escape', 'tojson', 'upper', 'title', "replace('<', '')", 'urlencode'])
+def test_a_template_that_writes_messages_otherwise_is_named(chatty, filter):
+    """What is said goes to the model as it is: through such a template it would not."""
+    with pytest.raises(Mistake, match='shows a message 0 times'):
+        assert chatty(ENDS.replace('m.content', f'm.content | {filter}')).turn
+
+
+@pytest.mark.parametrize(
+    'ends, open',
+    [
+        ('<think>', True),
+        ('<think>\n', True),
+        ('<thinking>\n\n', True),
+        ('<think>\n\n</think>\n\n', False),
+        ('', False),
+        ('<bot>', False),
+    ],
+)
+def test_an_answer_within_a_thought_is_said(chatty, tmp_path, capsys, ends, open):
+    chatty(ENDS.replace('<bot>', ends)).hf.save_pretrained(tmp_path)
+    for _ in range(2):
+        assert Tokenizer.load(tmp_path).turn == ('<user> ', f'<|turn_end|>{ends}')
+    said = capsys.readouterr().out
+    assert said.count(f'{tmp_path}: its chat template opens') == said.count('before the answer') == open

@@ -85,7 +85,7 @@ def remembering(tokenizer: Tokenizer, records: Sequence[Record], texts: Texts, n
     sample = [records[i] for i in range(0, len(records), max(len(records) // SAMPLE, 1))]
 
     def look() -> tuple[Remembering, bool]:
-        known = Remembering(tokenizer.hf, tokenizer.ends, tables(folder))
+        known = Remembering(tokenizer.hf, tokenizer.ends, tokenizer.vocab, tables(folder))
         return known, not any(_new(known, some, behind) for part in _parts(sample, texts) for some, behind in part)
 
     known, complete = look()
@@ -153,7 +153,7 @@ def _write(folder: Path, tokenizer: Tokenizer, records: Sequence[Record], texts:
     for path in folder.glob('*'):
         if path.is_dir() and _open(path) is None or path.name.startswith('.partial'):  # of a writer that was killed
             shutil.rmtree(path, ignore_errors=True)
-    known = Remembering(tokenizer.hf, tokenizer.ends, tables(folder))
+    known = Remembering(tokenizer.hf, tokenizer.ends, tokenizer.vocab, tables(folder))
     table = folder / uuid.uuid4().hex[:10]
     partial = folder / f'.partial-{table.name}'
     partial.mkdir()

@@ -14,23 +14,42 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config, Rope
 
 Raw = dict[str, Any]  # what config.json holds
 
-# Fields that do not change the mathematics of inference, whatever they hold.
+# Fields that do not change the mathematics of inference, whatever they hold: what a model is called and was trained with,
+# what transformers writes of every model, how to sample, and notes of tools.
 HARMLESS = {
     'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'unk_token_id',
     'dtype', 'torch_dtype', 'transformers_version', 'transformers.js_config', 'initializer_range', 'use_cache',
     'cache_implementation', 'pretraining_tp', 'attention_dropout', 'hidden_dropout', 'classifier_dropout', 'embd_pdrop',
     'resid_pdrop', '_name_or_path', 'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder',
     'is_decoder', 'output_attentions', 'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
-    'is_llama_config', '_attn_implementation_autoset',
+    'is_llama_config', '_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', '_commit_hash',
+    'num_labels', 'torchscript', 'use_bfloat16', 'tf_legacy_loss', 'finetuning_task', 'gradient_checkpointing',
+    'tie_encoder_decoder', 'task_specific_params', 'vocab_size_or_config_json_file', 'keys_to_ignore_at_inference',
+    'pad_to_multiple_of', 'bos_token', 'eos_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token_id', 'prefix',
+    'rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon',  # of the norm that the family does not have
+    # sampling
+    'max_length', 'min_length', 'max_new_tokens', 'min_new_tokens', 'do_sample', 'early_stopping', 'num_beams',
+    'num_beam_groups', 'num_return_sequences', 'diversity_penalty', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p',
+    'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size', 'encoder_no_repeat_ngram_size', 'bad_words_ids',
+    'suppress_tokens', 'begin_suppress_tokens', 'forced_bos_token_id', 'forced_eos_token_id', 'decoder_start_token_id',
+    'remove_invalid_values', 'exponential_decay_length_penalty', 'return_dict_in_generate', 'output_scores',
+    'penalty_alpha',
+    # tools
+    'model_name', 'base_model_name_or_path', 'license', 'neftune_noise_alpha', 'ignore_index', 'max_sequence_length',
+    'use_flash_attn', 'use_flash_attention', 'use_flash_attention_2', 'fused_bias_dropout', 'value_head_prefix',
+    'trust_remote_code', 'language', 'tags',
 }  # fmt: skip
+NOTES = ('unsloth_',)  # beginnings of more of them
 # Fields that are fine at some values only, for every family that has no other use for them.
 ONLY: Mapping[str, tuple[Any, ...]] = {
     'attention_bias': (False, None),
@@ -40,8 +59,18 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     'sliding_window': (None,),
     'use_mrope': (False, None),
     'use_bidirectional_attention': (False, None),
-    'quantization_config': (None,),
+    'quantization_config': (None, {}),
+    'quantization': (None, {}),
+    'pruned_heads': ({}, None),
+    'add_cross_attention': (False, None),
+    'cross_attention_hidden_size': (None,),
+    'output_router_logits': (False, None),
+    # A reward model whose scores go out as (score - mean) / std.
+    'normalize_reward': (False, None),
+    'mean': (0, None),
+    'std': (1, None),
 }
+IGNORED = 'RLAIF_IGNORE_FIELDS'  # names of fields, with commas between, that the user takes on their own account
 # theirs -> ours, taken as they are
 NUMBERS = {
     'vocab_size': 'vocab', 'num_hidden_layers': 'layers', 'hidden_size': 'width', 'num_attention_heads': 'heads',
@@ -68,16 +97,34 @@ class Fields:
     def unsupported(self, name: str, value: Any, supported: str) -> Mistake:
         return Mistake(f'{self.where}: {name} = {value!r} is not supported; supported: {supported}')
 
-    def unknown(self, name: str) -> Mistake:
-        return Mistake(f'{self.where}: unknown field {name!r}; it may change the mathematics, so it is not ignored')
+    def refuse(self, name: str, value: Any, why: str) -> None:
+        """Raises `Mistake` for a field, unless the user takes it on their own account."""
+        if name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
+            raise Mistake(f'{self.where}: {why}; {IGNORED}={name} in the environment ignores it, on your own account')
+        log.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
+
+    def unknown(self, name: str, value: Any) -> None:
+        self.refuse(name, value, f'unknown field {name!r}; it may change the mathematics, so it is not ignored')
 
     def finish(self) -> None:
         """Raises `Mistake` for a field that nobody took and that is not known to be harmless."""
         for name, value in self.left.items():
+            if name in ('quantization_config', 'quantization') and value not in ONLY[name]:
+                how = f'{name} = {value!r} is not supported: it is quantized {_quantized(value)}'
+                raise Mistake(f'{self.where}: {how}; fetch the model in bfloat16 or float32')
             if name in ONLY and value not in ONLY[name]:
-                raise Mistake(f'{self.where}: {name} = {value!r} is not supported (only {ONLY[name][0]!r})')
-            if name not in HARMLESS | set(ONLY):
-                raise self.unknown(name)
+                self.refuse(name, value, f'{name} = {value!r} is not supported (only {ONLY[name][0]!r})')
+            elif name not in HARMLESS | set(ONLY) and not name.startswith(NOTES):
+                self.unknown(name, value)
+
+
+def _quantized(value: Any) -> str:
+    """By what, as far as the field says it."""
+    known = value if isinstance(value, dict) else {}
+    loading = 'bitsandbytes' if any(key.startswith('load_in_') for key in known) else None
+    method = known.get('quant_method') or loading or ('MLX' if 'group_size' in known else 'a tool it does not name')
+    bits = known.get('bits') or known.get('w_bit')
+    return f'by {method}' + f' to {bits} bits' * bool(bits)
 
 
 class Trait(NamedTuple):
@@ -239,30 +286,48 @@ def _scale_write(cfg: Config) -> Raw:
 
 # Rotary positions
 
+USUAL = {  # words of some files
+    'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rope_local_base_freq': 'rope_theta',
+    'rotary_pct': 'partial_rotary_factor',
+}  # fmt: skip
 
-def _read_rope(f: Fields, raw: Raw, known: Raw, name: str, theta: float, fraction: float | None = None) -> Rope:
-    """A table of rotary parameters, in the words of any version of transformers. `theta` and `fraction` are what holds
-    where the table does not say; without a fraction the family turns whole heads.
+
+def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *tables: tuple[str, Raw]) -> Rope:
+    """What several tables of rotary parameters, each with the name that it has in the file, say together in the words of
+    any version of transformers; where two contradict each other, a `Mistake` names both. `theta` and `fraction` are
+    what holds where none says it; without a fraction the family turns whole heads.
     """
-    raw = {'rope_theta': theta, 'rope_type': raw.get('type', 'default')} | raw
-    raw.pop('type', None)
-    kind, factor, spared = raw.pop('rope_type'), 1.0, None
-    part = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction)
-    theta = raw.pop('rope_theta')
-    if kind not in ('default', 'linear', 'llama3'):
-        raise f.unsupported(f'{name}: rope_type', kind, 'default, linear, llama3')
-    if not part > 0:
-        raise f.unsupported(f'{name}: partial_rotary_factor', part, 'more than 0')
-    if fraction is None and part != 1:
-        raise f.unsupported(f'{name}: partial_rotary_factor', part, '1')
+    raw, names = {}, {}
+    for where, table in tables:
+        for word, value in table.items():
+            usual, name = USUAL.get(word, word), f'{where}.{word}'.lstrip('.')
+            if value is None:
+                continue
+            if usual == 'rope_type' and value not in ('default', 'linear', 'llama3'):
+                raise f.unsupported(f'{where}: rope_type', value, 'default, linear, llama3')
+            if usual in raw and raw[usual] != value:
+                raise Mistake(f'{f.where}: {names[usual]} = {raw[usual]!r}, but {name} = {value!r}; say it once')
+            raw[usual], names[usual] = value, name
+    kind, factor, spared = raw.pop('rope_type', 'default'), 1.0, None
+    part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
+    if not part > 0 or fraction is None and part != 1:
+        raise f.unsupported('partial_rotary_factor', part, '1' if fraction is None else 'more than 0')
     if kind != 'default':
         factor = float(raw.pop('factor'))
     if kind == 'llama3':
-        length = raw.pop('original_max_position_embeddings', known['max_length'])
+        length = raw.pop('original_max_position_embeddings', max_length)
         spared = (float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), int(length))
-    for unknown in raw:
-        raise f.unknown(f'{name}.{unknown}')
+    for word, value in raw.items():
+        f.unknown(names[word], value)
     return Rope(float(theta), float(part), factor, spared)
+
+
+def _tables(f: Fields) -> list[tuple[str, Raw]]:
+    """The tables of rotary parameters: today's, and that of transformers before version 5."""
+    tables = [(name, f.take(name, None) or {}) for name in ('rope_parameters', 'rope_scaling')]
+    if wrong := [(name, table) for name, table in tables if not isinstance(table, dict)]:
+        raise f.unsupported(*wrong[0], 'a table')
+    return tables
 
 
 def _scaling(rope: Rope) -> Raw:
@@ -280,16 +345,11 @@ def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fra
     """
 
     def read(f: Fields, known: Raw) -> Raw:
-        new, old = f.take('rope_parameters', None) or {}, f.take('rope_scaling', None) or {}
-        name = 'rope_scaling' if old else 'rope_parameters'
-        turned, said = f.take(base, theta), f.take(part, fraction) if part else None
-        for usual, ours in (
-            ('rope_theta', turned),
-            ('partial_rotary_factor', said),
-        ):  # of a family with names of its own
-            if usual not in (base, part) and ours is not None and (other := f.take(usual, ours)) != ours:
-                raise f.unsupported(usual, other, f'{ours}, as {base if usual == "rope_theta" else part} says')
-        return {'ropes': (_read_rope(f, old or new, known, name, turned, said),)}
+        words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
+        by_themselves = {
+            word: f.take(word, None) for word in words
+        }  # in the words of a family of its own, and the usual
+        return {'ropes': (_rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves)),)}
 
     def write(cfg: Config) -> Raw:
         rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])
@@ -326,12 +386,16 @@ def _still_write(cfg: Config) -> Raw:
 
 def _two_ropes_read(f: Fields, known: Raw) -> Raw:
     """Gemma 3: layers with a window, which are read already, have rotary positions of their own."""
-    new, old = f.take('rope_parameters', None) or {}, f.take('rope_scaling', None) or {}
-    theta, local = f.take('rope_theta', 1_000_000.0), f.take('rope_local_base_freq', 10_000.0)
+    (name, new), old = _tables(f)
     for unknown in set(new) - {'full_attention', 'sliding_attention'}:
-        raise f.unknown(f'rope_parameters.{unknown}')
-    far = _read_rope(f, (new.get('full_attention') or {}) | old, known, 'rope_scaling', theta)
-    near = _read_rope(f, new.get('sliding_attention') or {}, known, 'rope_parameters', local)
+        f.unknown(f'{name}.{unknown}', new[unknown])
+
+    def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
+        within = (f'{name}.{kind}', new.get(kind) or {})
+        return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
+
+    far = rope(1_000_000.0, 'full_attention', 'rope_theta', old)
+    near = rope(10_000.0, 'sliding_attention', 'rope_local_base_freq')
     windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
     return {'ropes': _cycle([near if window else far for window in windows])}
 

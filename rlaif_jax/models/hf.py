@@ -20,12 +20,12 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, paths
+from rlaif_jax import axes, foreign, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import Absent, resolve
-from rlaif_jax.models.stored import SCORE, VALUE, Sizes, find_tensors, order_of, read_params, shape_of
+from rlaif_jax.models.stored import SCORE, VALUE, Sizes, find_tensors, order_of, read_params, shape_of, untied
 from rlaif_jax.models.transformer import Config, Params
 from rlaif_jax.text import Tokenizer
 
@@ -74,7 +74,7 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     missing, torn, of another shape, or would change the mathematics if ignored.
     """
     folder = resolve(path_or_hub_id)
-    config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
+    config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
     params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen)
     return LM(config, params, tokenizer, str(path_or_hub_id))
 
@@ -86,7 +86,7 @@ def load_value(
     `heads.value`. Raises `Mistake` as `load` does, also for a model without such a head.
     """
     folder = resolve(path_or_hub_id)
-    config, tokenizer = read_config(folder, dtype=dtype), Tokenizer.load(folder)
+    config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
     params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, value=True)
     head = {name: params.pop(name) for name in VALUE}
     return LM(config, params, tokenizer, str(path_or_hub_id)), head
@@ -156,10 +156,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.ndarray | None = None) -> jax.Array:
-    """Next-token logits, `(B, T, V)` float32, of rows padded on the right (mask_BT False on padding; default: none)."""
-    token_BT = jax.numpy.asarray(token_BT)
-    valid_BT = jax.numpy.ones(token_BT.shape, bool) if mask_BT is None else jax.numpy.asarray(mask_BT)
-    return _logits(lm.config, lm.params, token_BT, valid_BT)
+    """Next-token logits, `(B, T, V)` float32, of rows padded on the right (mask_BT False on padding; default: none). Raises
+    `Mistake` for what is no rectangle of tokens of the model.
+    """
+    try:
+        token_BT = token_BT if isinstance(token_BT, jax.Array) else np.array(token_BT)
+        mask_BT = np.ones(token_BT.shape, bool) if mask_BT is None else jax.numpy.asarray(mask_BT, bool)
+    except ValueError:
+        raise Mistake('token_BT, mask_BT: rows of unlike length; pad them on the right with any token') from None
+    if token_BT.ndim != 2 or token_BT.dtype.kind not in 'iu' or token_BT.shape != mask_BT.shape:
+        found = f'token_BT is {token_BT.shape} of {token_BT.dtype}, mask_BT {mask_BT.shape}'
+        raise Mistake(f'{found}; both are (B, T), tokens are whole numbers')
+    if not token_BT.size:
+        return jax.numpy.zeros((*token_BT.shape, lm.config.vocab))
+    real_BT = jax.numpy.where(mask_BT, token_BT, 0)
+    if not 0 <= real_BT.min() <= real_BT.max() < lm.config.vocab:
+        raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {real_BT.min()} to {real_BT.max()}')
+    return _logits(lm.config, lm.params, token_BT, mask_BT)
 
 
 @partial(jax.jit, static_argnames='cfg')
@@ -172,16 +185,12 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
     """`config.json` as our `Config`. An unknown field, or a known one at a value we do not compute, is a `Mistake` that
     names it.
     """
+    if dtype not in ('float32', 'bfloat16'):
+        raise Mistake(f'dtype = {dtype!r} is not supported; supported: float32, bfloat16')
     path = folder / 'config.json'
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise Mistake(f'{folder}: no config.json here; a Hugging Face directory has one') from None
-    except (OSError, ValueError) as error:  # of which a bad character or a bad number is one
-        raise Mistake(f'{path}: not valid JSON ({error}); fetch the checkpoint again') from None
-    if not isinstance(raw, dict):
-        raise Mistake(f'{path}: not a table of fields; fetch the checkpoint again')
-    return families.read(raw, str(path), dtype)
+    if not path.is_file():
+        raise Mistake(f'{folder}: no config.json here{foreign.instead(folder)}')
+    return families.read(foreign.read_json(path), str(path), dtype)
 
 
 def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32', *, score: bool = False) -> dict[str, Any]:
@@ -194,6 +203,7 @@ def write_config(cfg: Config, tokenizer: Tokenizer, dtype: str = 'float32', *, s
         'eos_token_id': ends[0] if len(ends) == 1 else ends,
         'pad_token_id': tokenizer.pad,
         'dtype': dtype,
+        'torch_dtype': dtype,  # its name before transformers 4.56
     }
 
 
@@ -218,12 +228,18 @@ def _join(parts: list[tuple[Slot, str, np.ndarray]], sizes: Sizes) -> np.ndarray
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The tokenizer under the class name that every version of transformers knows; version 5 alone has its own."""
+    """The tokenizer in words that transformers 4 and 5 know, and under the class that takes tokenizer.json as it is: others
+    make parts of it anew, each version in its own way.
+    """
     tokenizer.hf.save_pretrained(folder)
     path = folder / 'tokenizer_config.json'
-    config = json.loads(path.read_text())
-    if config.get('tokenizer_class') == 'TokenizersBackend':
-        path.write_text(json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2) + '\n')
+    config = foreign.read_json(path)
+    for word in ('backend', 'is_local', 'local_files_only'):  # notes of version 5 on how it was read
+        config.pop(word, None)
+    if isinstance(config.get('extra_special_tokens'), list):  # by name of what they are for, in version 4
+        config['additional_special_tokens'] = config.pop('extra_special_tokens')
+    text = json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2)
+    path.write_text(text + '\n', encoding='utf-8')
 
 
 def _together(cfg: Config) -> dict[str, list[str]]:

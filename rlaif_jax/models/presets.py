@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from rlaif_jax import foreign
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.paths import typed
@@ -96,11 +98,18 @@ def resolve(name: str | Path) -> Path:
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
+    if not isinstance(name, str | os.PathLike) or not str(name).strip():
+        raise Mistake(f'a model is a directory, a packaged model or one of the hub, not {name!r}')
     folder = typed(name)
     if folder.is_dir():
         return folder
     if (PACKAGED / str(name) / 'config.json').exists():
         return PACKAGED / str(name)
+    if folder.is_file():
+        what = foreign.disguise(folder) or 'a file, where a directory is wanted'
+        raise Mistake(
+            f'{name}: {what}' + f'; did you mean {folder.parent}?' * (folder.parent / 'config.json').is_file()
+        )
     packaged = sorted(p.parent.name for p in PACKAGED.glob('*/config.json'))
     looks_like_path = str(name).startswith(('.', '/', '~')) or str(name).count('/') > 1
     if looks_like_path or '/' not in str(name):
@@ -125,7 +134,7 @@ def _downloaded(hub_id: str) -> Path:
         raise Absent(f'{hub_id}: not on this machine; a run downloads it') from None
     index = folder / 'model.safetensors.index.json'
     try:
-        shards = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        shards = sorted(set(json.loads(index.read_bytes())['weight_map'].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         shards = ['model.safetensors']
     if not all((folder / name).exists() for name in ('config.json', 'tokenizer.json', *shards)):

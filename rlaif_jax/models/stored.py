@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from rlaif_jax import axes
+from rlaif_jax import axes, foreign, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, transformer
 from rlaif_jax.models.families import Slot
@@ -72,16 +73,22 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
         stored[SCORE] = (1, cfg.width)
     if value:
         stored |= {VALUE['head_D']: (1, cfg.width), VALUE['head_bias']: (1,)}
+    embed, head = family.slots['embed_VD'].name, family.slots['unembed_DV'].name
+    if (
+        cfg.tied and embed not in files and head in files
+    ):  # of two names for the same tensor some writers keep the other
+        files[embed] = files[head]
     if missing := sorted(set(stored) - set(files)):
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
+            f'{_told(set(files), embed, score and missing == [SCORE])}'
         )
     known_extra = set(VALUE.values())
-    known_extra |= {family.slots['unembed_DV'].name} if cfg.tied else set()  # some writers store a tied head twice
+    known_extra |= {head} if cfg.tied else set()  # some writers store a tied head twice
     if extra := sorted(n for n in set(files) - set(stored) - known_extra if not n.endswith(family.ignored)):
         raise Mistake(
             f'{folder}: the checkpoint holds {len(extra)} tensors that its config.json does not explain, '
-            f'first {extra[0]}'
+            f'first {extra[0]}{_told(set(extra), embed)}'
         )
     for name, shape in stored.items():
         kind, found, _ = files[name]
@@ -90,6 +97,79 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
         if kind not in FLOATS:
             raise Mistake(f'{folder}: {name} holds {kind}, not floats; quantized checkpoints are not read')
     return files
+
+
+def untied(folder: Path, cfg: Config) -> Config:
+    """The config of a checkpoint that says that it is tied, with the head that it holds where that is not the embedding:
+    who ties by word alone passes a tensor over. Reads no further than to the first difference.
+    """
+    slots = families.of(cfg).slots
+    files = _open(folder)
+    one, other = (files.get(slots[name].name) for name in ('embed_VD', 'unembed_DV'))
+    if not cfg.tied or one is None or other is None or not {one.kind, other.kind} <= set(FLOATS):
+        return cfg
+    rows = max(1, SLAB // (one.data.nbytes // max(one.shape[0], 1) or 1))
+    if one.shape == other.shape and all(
+        np.array_equal(*(x.array[i : i + rows].astype(np.float32) for x in (one, other)))
+        for i in range(0, one.shape[0], rows)
+    ):
+        return cfg
+    log.say_once(
+        f"{folder}: tie_word_embeddings = true, but {slots['unembed_DV'].name} is not the embedding; it is the model's head"
+    )
+    return replace(cfg, tied=False)
+
+
+PICKLES = ('.bin', '.pt', '.pth')
+BESIDE = (
+    'adapter_',
+    'training_args',
+    'optimizer',
+    'scheduler',
+    'rng_state',
+    'scaler',
+)  # beginnings of those without a model
+
+# What tensors are called in a checkpoint that is no language model, or not one as transformers writes it: by the end of a
+# name, and by how names begin.
+ENDINGS = {
+    SCORE: "a reward model's head: it is no language model; rlaif_jax.training.reward_model.load reads it",
+    'classifier.weight': "a classifier's head: it is no language model",
+    '.qweight': 'quantized by GPTQ or AWQ; fetch the model in bfloat16 or float32',
+    '.absmax': 'quantized by bitsandbytes; fetch the model in bfloat16 or float32',
+    '.weight_scale': 'quantized to 8 bits; fetch the model in bfloat16 or float32',
+    '.weight_scale_inv': 'quantized to 8 bits; fetch the model in bfloat16 or float32',
+    '.scales': 'quantized by MLX; fetch the model in bfloat16 or float32',
+    '.lora_A.weight': 'an adapter that is not merged; merge_and_unload of peft merges it',
+    '.lora_A.default.weight': 'an adapter that is not merged; merge_and_unload of peft merges it',
+}
+WRAPPERS = {
+    'module.': 'the wrapper of DataParallel or DeepSpeed; save its .module',
+    '_orig_mod.': 'the wrapper of torch.compile; save its ._orig_mod',
+    '_fsdp_wrapped_module.': 'the wrapper of FSDP; save the model with its full state',
+    'base_model.model.': 'a model of peft, not merged; merge_and_unload merges it',
+    'language_model.': 'a part of a model of images and text; save that part by itself',
+    'transformer.': 'the names of another family',
+}
+
+
+def _told(names: set[str], embed: str, no_score: bool = False) -> str:
+    """What the tensors of a checkpoint tell of it, as the end of a sentence; `embed` is the embedding's name."""
+    if no_score:
+        return '; it is a language model, not a reward model'
+    for ending, what in ENDINGS.items():
+        if found := next((name for name in sorted(names) if name.endswith(ending)), None):
+            return f'; {found} is of {what}'
+    wanted, _, tail = embed.partition('.')
+    found = next((name for name in sorted(names) if name.endswith(tail) and name != embed), None)
+    if found is None:
+        return ''
+    begins = found.removesuffix(embed if found.endswith(f'.{embed}') else tail)
+    if not begins:
+        return (
+            f"; names begin without '{wanted}.': it is the base of a model without its head (AutoModel); save the whole"
+        )
+    return f'; names begin with {begins!r}' + next((f', {WRAPPERS[w]}' for w in WRAPPERS if w in begins), '')
 
 
 def read_params(
@@ -272,19 +352,23 @@ def _open(folder: Path) -> dict[str, Stored]:
     if single.exists():  # before an index, as transformers has it
         names = [single.name]
     elif index.exists():
-        try:
-            where = dict(json.loads(index.read_text())['weight_map'])
-            names = sorted(set(where.values()))
-            [folder / name for name in names]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again') from None
-    elif pickles := sorted(p.name for pattern in ('*.bin', '*.pt', '*.pth') for p in folder.glob(pattern)):
+        where = foreign.read_json(index, 'the index of a checkpoint').get('weight_map')
+        if not isinstance(where, dict) or not all(type(n) is str and Path(n).name == n for n in where.values()):
+            raise Mistake(f'{index}: not the index of a checkpoint; fetch it again')
+        names = sorted(set(where.values()))
+    elif pickles := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES and not p.name.startswith(BESIDE)):
         raise Mistake(
             f'{folder}: {pickles[0]} is a pickle, which can run code when read; only safetensors are read. Convert it '
             'once with transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)'
         )
     else:
-        raise Mistake(f'{folder}: no model.safetensors here (nor model.safetensors.index.json)')
+        what = 'no model.safetensors here (nor model.safetensors.index.json)'
+        raise Mistake(f'{folder}: {what}{foreign.instead(folder)}')
+    if (folder / 'adapter_config.json').is_file():
+        raise Mistake(
+            f'{folder}: it holds a model and an adapter (adapter_config.json); which is meant? Where the adapter is merged '
+            'already, take its files away; else merge it'
+        )
     files = {}
     for name in names:
         try:
@@ -292,7 +376,8 @@ def _open(folder: Path) -> dict[str, Stored]:
         except FileNotFoundError:
             raise Mistake(f'{folder}: {name} is named in the index but is not here; fetch it again') from None
         except safetensors.SafetensorError as error:
-            raise Mistake(f'{folder / name}: not a whole safetensors file ({error}); fetch it again') from None
+            what = foreign.disguise(folder / name) or f'not a whole safetensors file ({error}); fetch it again'
+            raise Mistake(f'{folder / name}: {what}') from None
         # A tensor that is in two files is the one that the index names.
         files |= {tensor: stored for tensor, stored in _map(folder / name).items() if where.get(tensor, name) == name}
     return files

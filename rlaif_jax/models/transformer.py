@@ -50,7 +50,7 @@ class Rope:
     spared: tuple[float, float, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.theta <= 0 or self.factor <= 0 or not 0 < self.fraction <= 1:
+        if not (0 < self.theta < math.inf and self.factor > 0 and 0 < self.fraction <= 1):
             raise ValueError(f'rotary positions need theta > 0, factor > 0 and a fraction in (0, 1], not {self}')
 
 

@@ -513,9 +513,11 @@ def _with_pad(tokenizer: Tokenizer) -> Tokenizer:
     taken = {*tokenizer.ends, tokenizer.eos, *tokenizer.start, tokenizer.hf.bos_token_id}
     if tokenizer.hf.pad_token_id is not None and tokenizer.pad not in taken:
         return tokenizer
-    control = [i for i, token in sorted(tokenizer.hf.added_tokens_decoder.items()) if token.special and i not in taken]
+    added = sorted(tokenizer.hf.added_tokens_decoder.items())
+    there = len(tokenizer.hf) if tokenizer.vocab is None else tokenizer.vocab
+    control = [i for i, token in added if token.special and i not in taken and i < there]
     if not control:
         raise Mistake('the tokenizer has no token to pad with that ends no response; add a pad_token to the model')
     changed = copy.deepcopy(tokenizer.hf)
     changed.pad_token = changed.convert_ids_to_tokens(control[0])
-    return Tokenizer(changed, tokenizer.ends)
+    return replace(tokenizer, hf=changed)

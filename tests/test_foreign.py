@@ -1,0 +1,336 @@
+"""Laws of what is no checkpoint, or not one that we read: the error tells what was found there, and what helps."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import rlaif_jax
+from rlaif_jax import log
+from rlaif_jax.config import Mistake
+from rlaif_jax.models import hf, stored
+from rlaif_jax.models.hf import LM, load
+from rlaif_jax.models.transformer import Config
+from rlaif_jax.training import reward_model
+
+SIZES = Config(vocab=1152, layers=1, width=8, heads=2, kv_heads=1, head_dim=4, ffn=12, tied=False)
+LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1150288\n'
+HTML = b'\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>'
+BOM = b'\xef\xbb\xbf'
+
+
+@pytest.fixture
+def folder(random_params, micro_tokenizer, tmp_path):
+    """A checkpoint, to be spoilt."""
+    hf.save(LM(SIZES, random_params(SIZES), micro_tokenizer, 'tiny'), tmp_path / 'model')
+    return tmp_path / 'model'
+
+
+def tensors(folder):
+    return safetensors.numpy.load_file(folder / 'model.safetensors')
+
+
+def renamed(new):
+    """Each tensor under another name."""
+
+    def spoil(folder):
+        found = {new(name): x for name, x in tensors(folder).items()}
+        safetensors.numpy.save_file(found, folder / 'model.safetensors')
+
+    return spoil
+
+
+def more(name, x=None):
+    """One tensor more."""
+
+    def spoil(folder):
+        found = tensors(folder) | {name: np.zeros((1, SIZES.width), np.float32) if x is None else x}
+        safetensors.numpy.save_file(found, folder / 'model.safetensors')
+
+    return spoil
+
+
+def only(**files):
+    """Nothing but these files."""
+
+    def spoil(folder):
+        for path in folder.iterdir():
+            path.unlink()
+        [(folder / name).write_bytes(data) for name, data in files.items()]
+
+    return lambda folder: spoil(folder)
+
+
+def moved(name, to):
+    def spoil(folder):
+        (folder / to).parent.mkdir(exist_ok=True)
+        (folder / name).rename(folder / to)
+
+    return spoil
+
+
+def within(*names):
+    """The whole checkpoint in folders below; nothing else here."""
+
+    def spoil(folder):
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        only()(folder)
+        for name in names:
+            (folder / name).mkdir(parents=True)
+            [(folder / name / file).write_bytes(data) for file, data in files.items()]
+
+    return spoil
+
+
+def holds(name, data):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def says(name, **fields):
+    def spoil(folder):
+        raw = json.loads((folder / name).read_text(encoding='utf-8'))
+        (folder / name).write_text(json.dumps(raw | fields), encoding='utf-8')
+
+    return spoil
+
+
+def both(*spoils):
+    return lambda folder: [spoil(folder) for spoil in spoils]
+
+
+ADAPTER = {'adapter_config.json': b'{"base_model_name_or_path": "someone/base"}', 'adapter_model.safetensors': b''}
+FOUND = {
+    'an adapter': (only(**ADAPTER), r'an adapter of someone/base.*merge_and_unload'),
+    'an adapter of pickles': (
+        only(**ADAPTER | {'adapter_model.bin': b'\x80', 'training_args.bin': b'PK'}),
+        'an adapter of someone/base',
+    ),
+    'an adapter that has a config': (
+        both(moved('model.safetensors', 'adapter_model.safetensors'), holds('adapter_config.json', b'{}')),
+        'an adapter of None',
+    ),
+    'a model and an adapter': (holds('adapter_config.json', b'{}'), r'a model and an adapter \(adapter_config\.json\)'),
+    'GGUF alone': (only(**{'tiny-Q4.gguf': b'GGUF'}), r'tiny-Q4\.gguf is a GGUF file'),
+    'GGUF for weights': (both(moved('model.safetensors', 'tiny.gguf')), r'tiny\.gguf is a GGUF file'),
+    'GGUF under another name': (holds('model.safetensors', b'GGUF\3\0\0\0'), r'model\.safetensors: a GGUF file'),
+    "a Trainer's folder": (
+        both(within('checkpoint-90', 'checkpoint-500', 'runs'), holds('training_args.bin', b'PK')),
+        r'did you mean .*/checkpoint-500\?',
+    ),
+    'a run of ours': (within('export', 'seven7'), r'did you mean .*/export\?'),
+    'a run that is not finished': (only(**{'metrics.jsonl': b'', 'a.json': b'{}'}), "run's folder, without an export/"),
+    'checkpoints of Orbax': (only(**{'_CHECKPOINT_METADATA': b'{}'}), 'by Orbax; the model is in the export/ of its run'),
+    "the hub's cache": (within('snapshots/0123'), r'did you mean .*/snapshots/0123\?'),
+    'one folder too high': (within('final'), r'did you mean .*/final\?'),
+    'no files': (only(), 'the folder is empty'),
+    'files of something else': (only(**{'a.txt': b'', 'b.txt': b''}), r'here are a\.txt, b\.txt'),
+    'shards without an index': (
+        moved('model.safetensors', 'model-00001-of-00002.safetensors'),
+        r'one of several files, whose model\.safetensors\.index\.json',
+    ),
+    'weights under another name': (
+        moved('model.safetensors', 'pytorch_model.safetensors'),
+        'name it model.safetensors if it is the whole model',
+    ),
+    'weights of Flax': (moved('model.safetensors', 'flax_model.msgpack'), r'flax_model\.msgpack is of Flax'),
+    'a pickle': (moved('model.safetensors', 'pytorch_model.bin'), r'pytorch_model\.bin is a pickle'),
+    'a pickle under another name': (holds('model.safetensors', b'PK\x03\x04' + bytes(90)), 'a pickle of PyTorch'),
+    **{
+        f'{kind} for {name}': (holds(name, data), f'{name}.*{what}' if 'token' not in name else what)
+        for kind, data, what in (('LFS', LFS, 'Git LFS pointer.*git lfs pull'), ('HTML', HTML, 'a page of HTML'))
+        for name in ('config.json', 'tokenizer_config.json', 'tokenizer.json', 'model.safetensors')
+    },
+    'an index that is a page': (
+        both(moved('model.safetensors', 'a.safetensors'), holds('model.safetensors.index.json', HTML)),
+        r'index\.json: a page of HTML',
+    ),
+    'an index that leads away': (
+        both(
+            moved('model.safetensors', 'a.safetensors'),
+            holds('model.safetensors.index.json', b'{"weight_map": {"model.norm.weight": "../a.safetensors"}}'),
+        ),
+        r'index\.json: not the index',
+    ),
+    'SentencePiece': (
+        moved('tokenizer.json', 'tokenizer.model'),
+        r'tokenizer\.model, of which transformers makes one \(with sentencepiece.*save_pretrained',
+    ),
+    'a vocabulary and merges': (moved('tokenizer.json', 'vocab.json'), r'vocab\.json, of which transformers makes one'),
+    'a mark in tokenizer.json': (
+        lambda f: holds('tokenizer.json', BOM + (f / 'tokenizer.json').read_bytes())(f),
+        'byte order mark',
+    ),
+    'module.': (renamed('module.{}'.format), r"begin with 'module\.', .*DataParallel"),
+    '_orig_mod.': (renamed('_orig_mod.{}'.format), r"begin with '_orig_mod\.', .*torch\.compile"),
+    'both wrappers': (renamed('module._orig_mod.{}'.format), r"begin with 'module\._orig_mod\.'"),
+    'peft': (renamed('base_model.model.{}'.format), r"begin with 'base_model\.model\.', .*merge_and_unload"),
+    'a model without its head': (renamed(lambda name: name.removeprefix('model.')), r"begin without 'model\.'.*AutoModel"),
+    'images and text': (
+        renamed(lambda name: f'model.language_model.{name.removeprefix("model.")}'),
+        r"begin with 'model\.language_model\.', .*images and text",
+    ),
+    'images and text as of old': (renamed('language_model.{}'.format), r"begin with 'language_model\.', .*images and text"),
+    'a reward model': (more('score.weight'), r'score\.weight is of a reward model'),
+    'an adapter within': (more('model.layers.0.self_attn.q_proj.lora_A.weight'), 'an adapter that is not merged'),
+    'GPTQ': (more('model.layers.0.self_attn.q_proj.qweight', np.zeros((2, 2), np.int32)), 'quantized by GPTQ or AWQ'),
+    'GPTQ by its config': (says('config.json', quantization_config={'quant_method': 'gptq', 'bits': 4}), 'gptq to 4 bits'),
+    'AWQ by its config': (says('config.json', quantization_config={'quant_method': 'awq', 'w_bit': 4}), 'by awq to 4 bits'),
+    'bitsandbytes': (says('config.json', quantization_config={'load_in_4bit': True}), 'by bitsandbytes'),
+    'MLX': (says('config.json', quantization={'group_size': 64, 'bits': 4}), 'by MLX to 4 bits'),
+    'eight bits': (
+        lambda f: more('model.norm.weight', tensors(f)['model.norm.weight'].astype(np.int8))(f),
+        r'model\.norm\.weight holds I8, not floats',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('read', [load, hf.check], ids=['load', 'check'])
+@pytest.mark.parametrize('spoil, tells', FOUND.values(), ids=FOUND.keys())
+def test_an_error_tells_what_was_found(folder, spoil, tells, read):
+    spoil(folder)
+    with pytest.raises(Mistake, match=tells) as error:
+        read(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_a_language_model_is_no_reward_model(folder):
+    with pytest.raises(Mistake, match=r'first score\.weight; it is a language model'):
+        reward_model.load(folder)
+
+
+def test_our_own_adapter_leads_to_the_model_above_it(folder):
+    (folder / 'adapter').mkdir()
+    (folder / 'adapter/adapter_config.json').write_text('{"base_model_name_or_path": "someone/base"}')
+    with pytest.raises(Mistake, match=rf'an adapter of someone/base; it is merged already in .*{folder}'):
+        load(folder / 'adapter')
+
+
+def test_checkpoints_of_a_run_lead_to_its_export(folder):
+    within('export')(folder)
+    (folder / 'checkpoints/40').mkdir(parents=True)
+    for name in ('checkpoints', 'checkpoints/40'):
+        with pytest.raises(Mistake, match=rf'did you mean {folder}/export\?'):
+            load(folder / name)
+
+
+@pytest.mark.parametrize('name', ['', ' ', None, 123, 1.5, ['micro_xs'], True])
+def test_what_is_no_name_is_no_model(name):
+    for read in (load, hf.check, hf.load_value, reward_model.load):
+        with pytest.raises(Mistake, match='a model is a directory, a packaged model or one of the hub, not'):
+            read(name)
+
+
+def test_a_file_is_no_folder(folder):
+    for name in ('model.safetensors', 'config.json'):
+        with pytest.raises(Mistake, match=rf'{name}: a file, .*; did you mean {folder}\?'):
+            load(folder / name)
+    (folder.parent / 'tiny.gguf').write_bytes(b'GGUF')
+    with pytest.raises(Mistake, match=r'tiny\.gguf: a GGUF file'):
+        load(folder.parent / 'tiny.gguf')
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'int8', 'auto', None, np.float32])
+def test_products_are_in_float32_or_bfloat16(folder, dtype):
+    for read in (load, hf.load_value, reward_model.load):
+        with pytest.raises(Mistake, match='dtype = .* is not supported; supported: float32, bfloat16'):
+            read(folder, dtype=dtype)
+
+
+def test_files_are_read_whatever_the_locale(folder):
+    """And with the byte order mark that some editors put before them."""
+    stored_text = json.loads((folder / 'config.json').read_bytes()) | {'_name_or_path': '模型/é'}
+    (folder / 'config.json').write_bytes(BOM + json.dumps(stored_text, ensure_ascii=False).encode())
+    generation = json.loads((folder / 'generation_config.json').read_bytes())
+    (folder / 'generation_config.json').write_text(json.dumps(generation | {'note': 'ß'}, ensure_ascii=False), 'utf-16')
+    code = (
+        f'import locale, rlaif_jax; print(rlaif_jax.load({str(folder)!r}).config.vocab, locale.getpreferredencoding())'
+    )
+    plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | plain, capture_output=True, text=True)
+    assert done.stdout.split()[:1] == ['1152'] and 'UTF' not in done.stdout.upper(), done.stderr
+
+
+# one fact in two places
+
+
+def test_a_head_that_is_not_the_embedding_is_the_models_head(folder, capsys):
+    """Whatever the config says of it, as transformers has it; one that is the embedding is it."""
+    wanted = rlaif_jax.logits(load(folder), [[5, 6, 7]])
+    log.say_once.cache_clear()
+    says('config.json', tie_word_embeddings=True)(folder)
+    lm = load(folder)
+    assert not lm.config.tied and 'lm_head.weight is not the embedding' in capsys.readouterr().out
+    np.testing.assert_array_equal(rlaif_jax.logits(lm, [[5, 6, 7]]), wanted)
+    assert hf.check(folder).tied  # a plan reads no tensors
+    embed = tensors(folder)['model.embed_tokens.weight']
+    for head in (embed, embed.astype('float64')):
+        more('lm_head.weight', head)(folder)
+        assert load(folder).config.tied and 'unembed_DV' not in load(folder).params
+    for row, column in ((0, 0), (1151, 7), (700, 3)):
+        other = embed.copy()
+        other[row, column] += 2**-20 + abs(other[row, column]) * 2**-20
+        more('lm_head.weight', other)(folder)
+        assert not load(folder).config.tied
+    more('lm_head.weight', embed[1:])(folder)
+    with pytest.raises(Mistake, match=r'lm_head\.weight has shape \(1151, 8\)'):
+        load(folder)
+    assert capsys.readouterr().out == ''  # said once
+
+
+def test_of_two_names_for_a_tied_embedding_either_is_enough(folder):
+    says('config.json', tie_word_embeddings=True)(folder)
+    embed = tensors(folder)['model.embed_tokens.weight']
+    renamed(lambda name: 'lm_head.weight' if 'embed_tokens' in name else name)(folder)
+    del_head = tensors(folder)
+    safetensors.numpy.save_file(del_head | {'lm_head.weight': embed}, folder / 'model.safetensors')
+    lm = load(folder)
+    assert lm.config.tied
+    np.testing.assert_array_equal(lm.params['embed_VD'], embed)
+
+
+def test_a_head_is_read_no_further_than_it_has_to_be(folder, monkeypatch):
+    says('config.json', tie_word_embeddings=True)(folder)
+    read, array = [], stored.Stored.array
+    monkeypatch.setattr(stored, 'SLAB', 100 * 4 * SIZES.width)
+    monkeypatch.setattr(stored.Stored, 'array', property(lambda self: Counted(array.fget(self), read)))
+    stored.untied(folder, hf.read_config(folder))
+    assert read == [slice(0, 100)] * 2
+
+
+class Counted:
+    """An array that notes what is asked of it."""
+
+    def __init__(self, array, read):
+        self.array, self.read = array, read
+
+    def __getitem__(self, at):
+        self.read.append(at)
+        return self.array[at]
+
+
+@pytest.mark.parametrize(
+    'tokens, tells',
+    [
+        ([[5, 1152]], 'tokens are 0 to 1151, not 5 to 1152'),
+        ([[-1, 5]], 'not -1 to 5'),
+        ([[5, 6], [7]], 'rows of unlike length'),
+        ([5, 6], r'token_BT is \(2,\)'),
+        ([[0.5, 1.0]], r'of float64'),
+        ([['a']], r'whole numbers'),
+    ],
+)
+def test_logits_are_of_the_models_tokens(folder, tokens, tells):
+    with pytest.raises(Mistake, match=tells):
+        rlaif_jax.logits(load(folder), tokens)
+
+
+def test_what_stands_in_the_padding_does_not_matter(folder):
+    lm = load(folder)
+    padded = rlaif_jax.logits(lm, [[5, 6, -100]], [[True, True, False]])
+    np.testing.assert_allclose(padded[:, :2], rlaif_jax.logits(lm, [[5, 6]]), rtol=0, atol=1e-6)
+    with pytest.raises(Mistake, match='mask_BT'):
+        rlaif_jax.logits(lm, [[5, 6]], [[True]])
