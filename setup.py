@@ -37,6 +37,6 @@ setup(
         'gpu': ['jax[cuda12]'],
         'test': ['pytest>=8', 'pytest-xdist>=3.6'],
         'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.8'],
-        'wandb': ['wandb'],
+        'wandb': ['wandb>=0.31'],
     },
 )

@@ -19,7 +19,7 @@ from experiments.arms import HARMLESS_RATES, WIN_RATES
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import (
@@ -37,6 +37,7 @@ from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import PRESETS, resolve
+from rlaif_jax.paths import typed
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['compare']
@@ -88,6 +89,7 @@ class Compare:
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.policies):
             raise ValueError(f'{len(self.policies)} policies have {len(self.names)} names')
+        check_within(self, 1, MOST, 'max_new_tokens')
         if self.task not in WIN_RATES:
             raise ValueError(f'task = {self.task!r}: tasks are {", ".join(WIN_RATES)}')
         if self.responses and (self.policies or self.prompts):
@@ -112,7 +114,7 @@ class Compare:
         """The prompts and responses of the file, those that were ranked where there are rankings; prompts of a simulated
         world with what is true of them.
         """
-        path = Path(self.responses).expanduser()
+        path = typed(self.responses)
         if not path.parent.exists() and (near := near_runs(path.parent)):
             raise Mistake(f'{path}: no such run; there is {near[0] / path.name}')
         prompts, written = responses.read(path)
@@ -214,7 +216,7 @@ def near_runs(folder: Path) -> list[Path]:
 
 def exported(policy: str) -> Path | str:
     """Where the model of a run folder is; anything else is a model by itself."""
-    folder = Path(policy).expanduser()
+    folder = typed(policy)
     run = RUN.fullmatch(folder.name)
     if not folder.exists() and (near := near_runs(folder)):
         raise Mistake(f'{policy}: no such run; there is {near[0]}')

@@ -27,7 +27,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
 from rlaif_jax.data.micro.lexicon import SLOTS
@@ -107,6 +107,12 @@ class Curriculum:
     answer_weight: float = 1.0  # ratings and preferences
     verdict_weight: float = 0.3  # what is this fact, is it right, wrong or missing? alone, and in rationales
     text_weight: float = 0.05  # posts and candidates, as plain next-token prediction
+
+    def __post_init__(self) -> None:
+        check_within(self, 1, MOST, 'length', 'shots_every')
+        check_within(self, 0, MOST, 'naming', 'reading')
+        check_within(self, 0, 1, 'claims', 'summarization', 'ratings', 'text')
+        check_within(self, 0, 1e6, 'answer_weight', 'verdict_weight', 'text_weight')
 
 
 @dataclass
@@ -366,6 +372,8 @@ class Pretrain:
     def __post_init__(self) -> None:
         if self.model not in PRESETS:
             raise Mistake(f'model = {self.model!r}: no such preset; presets are {", ".join(PRESETS)}')
+        check_within(self, 0, MOST, 'seed')
+        check_within(self, 1, MOST, 'evaluation_pairs')
         if not loader.simulated(self.data.source):
             raise Mistake(
                 f'the packaged models are made of the simulated world, not of {self.data.source}: --scale=micro'

@@ -12,6 +12,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import Sampled, Supervised
 from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import MOST, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
@@ -115,6 +116,9 @@ class SFT:
     mesh: Mesh
     dtype: Dtype
     task = 'summarization'
+
+    def __post_init__(self) -> None:
+        check_within(self, 1, MOST, 'max_prompt', 'max_new_tokens')
 
     def start(self) -> Supervised:
         return Supervised(

@@ -13,7 +13,7 @@ from experiments.labeling import toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -47,8 +47,7 @@ class RewardModels:
         if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
             raise ValueError(f'arms = {self.arms}: {lacking[0]} has no reward model without a policy')
         arms.check(self)
-        if self.test_pairs < 1:
-            raise ValueError(f'test_pairs must be positive, not {self.test_pairs}')
+        check_within(self, 1, MOST, 'test_pairs')
 
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}

@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import HOTTEST, MOST, Mistake, check_within
 from rlaif_jax.evaluation import win_rate
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
@@ -31,8 +31,7 @@ class Data:
     held_out: int = 512  # pairs of the validation split: they choose among a reward model's checkpoints
 
     def __post_init__(self) -> None:
-        if min(self.train, self.validation, self.test, self.pairs, self.held_out) < 1:
-            raise ValueError('train, validation, test, pairs and held_out must be positive')
+        check_within(self, 1, MOST, 'train', 'validation', 'test', 'pairs', 'held_out')
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,10 @@ class Mesh:
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if wrong := [size for size in (self.data, self.fsdp, self.tensor) if size != -1 and not 0 < size <= MOST]:
+            raise ValueError(f'sizes are positive, or -1 for all devices that are left, not {wrong[0]}')
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ class Evaluation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.prompts < 1 or self.batch < 1 or self.temperature < 0 or not 0 < self.confidence < 1:
-            raise ValueError('prompts and batch must be positive, temperature not negative, confidence between 0 and 1')
-        if self.resamples < 0:
-            raise ValueError(f'resamples must not be negative, not {self.resamples}')
+        check_within(self, 1, MOST, 'prompts', 'batch')
+        check_within(self, 0, MOST, 'resamples', 'seed')
+        check_within(self, 0, HOTTEST, 'temperature')
+        if not 0 < self.confidence < 1:
+            raise ValueError(f'confidence must be between 0 and 1, not {self.confidence}')
 
     def reported(self) -> win_rate.Config:
         """How its rates are reported."""

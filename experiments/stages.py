@@ -23,7 +23,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import checkpoint, log
+from rlaif_jax import checkpoint, log, paths
 from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
@@ -312,8 +312,8 @@ class Optimised:
             )
         best = max(rates, key=lambda step: rates[step].value)
         log.say(f'chosen: step {best}')
-        shutil.rmtree(folder / 'export')
-        shutil.copytree(reinforce.candidate(folder, best), folder / 'export')
+        with paths.replacing(folder / 'export') as new:
+            shutil.copytree(reinforce.candidate(folder, best), new, dirs_exist_ok=True)
         return {'step': best, 'win rates': {step: rate.value for step, rate in rates.items()}}
 
     def task(self) -> str:

@@ -29,18 +29,20 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
     from rlaif_jax import axes, log
     from rlaif_jax.config import Mistake
+    from rlaif_jax.paths import typed
 
+    log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = read_flags(parser(), arguments)
-        if flags.wandb:
+        if flags.wandb and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         for flag in ('data_dir', 'manual_dir'):  # read by data.published: where data lies does not change what is run
-            if folder := getattr(flags, flag):
-                os.environ[f'RLAIF_{flag.upper()}'] = folder
+            if (folder := getattr(flags, flag)) is not None:
+                os.environ[f'RLAIF_{flag.upper()}'] = str(typed(folder))
         if flags.list:
             return show_experiments()
         name, config, text = read_config(flags)
-        folder = Path(flags.workdir).expanduser() if flags.workdir else default_folder(flags, name, config, text)
+        folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         axes.ask_for_devices(asdict(config.mesh))
         return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
     except Mistake as mistake:
@@ -104,11 +106,12 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     import experiments
     from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
+    from rlaif_jax.paths import typed
 
     in_files: dict[str, Any] = {}
     for file in flags.bindings:
         try:
-            in_files |= parse(Path(file).read_text(encoding='utf-8'), file)
+            in_files |= parse(typed(file).read_text(encoding='utf-8-sig'), file)
         except OSError as error:
             raise Mistake(f'--bindings={file}: {error.strerror or error}') from None
         except UnicodeDecodeError:
@@ -150,13 +153,19 @@ def show_experiments() -> int:
 
 
 def start_jax() -> None:
-    """Programs compiled once are kept for the next run."""
+    """Programs compiled once are kept for the next run, where the user has a place for them."""
     import jax
 
-    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'rlaif_jax' / 'programs'
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update('jax_compilation_cache_dir', str(cache))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    from rlaif_jax import log, paths
+
+    if jax.config.jax_compilation_cache_dir:
+        return
+    cache = paths.cache()
+    if cache is None or not paths.writable(cache / 'rlaif_jax' / 'programs'):
+        log.say('compiled programs are not kept: there is no cache folder to write in (XDG_CACHE_HOME names one)')
+        return
+    jax.config.update('jax_compilation_cache_dir', str(cache / 'rlaif_jax' / 'programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def dry_run(name: str, config: Any, text: str, folder: Path) -> int:

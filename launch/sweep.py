@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the 
 from launch import run as launcher  # noqa: E402
 from launch import sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
-from rlaif_jax import checkpoint, log  # noqa: E402
+from rlaif_jax import checkpoint, log, paths  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, zipped  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     `runner` is the program that runs a point.
     """
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # as launch/run.py does
+    log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = launcher.read_flags(parser(), arguments)
         folder, found = plan(flags)
@@ -155,8 +156,8 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
 
     own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
     chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
-    if flags.workdir:
-        return (folder := Path(flags.workdir).expanduser()), points(sweep, [*chosen, *own], folder)
+    if flags.workdir is not None:
+        return (folder := paths.typed(flags.workdir)), points(sweep, [*chosen, *own], folder)
     words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
     always = changed(sweep, chosen, own)
     parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(always)] if always else [])]

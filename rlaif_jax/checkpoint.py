@@ -33,10 +33,13 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from rlaif_jax import paths
 from rlaif_jax.config import Mistake, differences, digest
 from rlaif_jax.log import say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
+SIZES = 'sizes.json'  # of the files of a saved step
+UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
 
 
 # The run folder
@@ -47,17 +50,40 @@ def stage_folder(root: Path, name: str, config: Any) -> Path:
     return Path(root) / 'stages' / f'{name}-{digest(config)}'
 
 
+# What runs and stages write into their folder, besides config.gin.
+WRITTEN = (
+    'result.json', 'report.txt', 'metrics.jsonl', 'samples.jsonl', 'responses.jsonl', 'labels.parquet', 'alignment.csv',
+    'comparisons.csv', 'sweep.csv', 'test_samples.jsonl', 'test_samples.md', 'alignment.png', 'lengths.png', 'matrix.png',
+    'training.png', 'tensorboard', 'wandb', 'checkpoints', 'candidates', 'export', 'value', 'package', 'policies', 'models',
+)  # fmt: skip
+
+
 def open_folder(folder: Path, config_text: str) -> None:
-    """Makes `folder` and writes config.gin; raises Mistake if it already belongs to a config with other bindings."""
+    """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, or
+    holds what a run would write over and no run has written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.gin'
     if not path.exists():
+        if found := [name for name in WRITTEN if os.path.lexists(folder / name)]:
+            raise Mistake(
+                f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; give another --workdir'
+            )
         write_whole(path, config_text)
-    elif changed := differences(path.read_text(encoding='utf-8'), config_text):
+        return
+    try:
+        text = path.read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
+    if changed := differences(text, config_text):
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
         raise Mistake(f'{lines}\ngive another --workdir, or delete it')
+    if finished(folder) is None:  # which would train first, and only then find that there is no place for the model
+        for name in ('export', 'value'):
+            if not (folder / name).is_symlink():  # to a stage, which looks for itself
+                paths.check_replaceable(folder / name)
 
 
 def link(stage: Path, folder: Path) -> None:
@@ -160,7 +186,7 @@ class Checkpoints:
             self.wait()
             checkpointer, args = self._orbax()
             if jax.process_index() == 0:
-                for unfinished in self.folder.glob('*.orbax-checkpoint-tmp*'):  # of a process that was killed
+                for unfinished in self.folder.glob('[0-9]*.orbax-checkpoint-tmp*'):  # of a process that was killed
                     shutil.rmtree(unfinished, ignore_errors=True)
             checkpointer.save(self.folder / str(step), args=args.PyTreeSave(state), force=True)
             self._written = self._saving = step
@@ -226,14 +252,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             oldest = self.steps()[-self._keep :][0]
             for old in [old for old in self._all_steps() if old < oldest]:
-                shutil.rmtree(self.folder / str(old), ignore_errors=True)
+                self._remove(old)
 
     def drop(self, first: int) -> None:
         """Takes back the steps from `first` on, which turned out to be no good."""
         self.wait()
         if jax.process_index() == 0:
             for step in [step for step in self._all_steps() if step >= first]:
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                self._remove(step)
         self._written = None
 
     def close(self) -> None:
@@ -271,20 +297,33 @@ class Checkpoints:
         for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
             sizes = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob('*') if file.is_file()}
             sizes.pop('_CHECKPOINT_METADATA', None)  # gets its time stamp later
-            write_whole(path / 'sizes.json', to_json(sizes))
+            write_whole(path / SIZES, to_json(sizes))
+
+    def _remove(self, step: int) -> None:
+        """Removes a step. What somebody put beside its files keeps it, and them."""
+        path = self.folder / str(step)
+        try:
+            own = {*json.loads((path / SIZES).read_text(encoding='utf-8')), *UNSIZED}
+        except (OSError, ValueError, TypeError):
+            own = set()
+        there = {str(file.relative_to(path)) for file in path.rglob('*') if file.is_symlink() or not file.is_dir()}
+        if there <= own:
+            for name in sorted(there, key=lambda name: name == SIZES):  # the list goes last: who is killed can go on
+                (path / name).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
 
     def _damage(self, step: int) -> str:
         """What is wrong with the files of a step, or ''."""
         path = self.folder / str(step)
         try:
-            sizes = json.loads((path / 'sizes.json').read_text())
+            sizes = json.loads((path / SIZES).read_text(encoding='utf-8'))
             for name, size in sizes.items():
                 if (found := (path / name).stat().st_size) != size:
                     return f'{name} has {found} bytes of {size}'
         except FileNotFoundError as error:
             return f'{Path(error.filename).relative_to(path)} is missing'
         except ValueError:
-            return 'sizes.json is not JSON'
+            return f'{SIZES} is not JSON'
         return ''
 
     def _all_steps(self) -> list[int]:

@@ -38,6 +38,19 @@ class Mistake(ValueError):
     """An error for the person who typed something: its text says what was wrong, where, and the nearest right thing."""
 
 
+MOST = 2**31 - 1  # the largest number that every library below counts with; beyond it two seeds would be one run
+HOTTEST = 1000.0  # the highest temperature: by far every token is as likely as any other
+
+
+def check_within(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises Mistake naming the first of these fields of `config` whose number is not in [low, high]; NaN is in none."""
+    for name in names:
+        if not low <= (value := getattr(config, name)) <= high:
+            small = {0: 'must not be negative', 1: 'must be positive'}.get(low, f'must be {low} or more')
+            must = small if value < low else f'must be {low} to {high}'
+            raise Mistake(f'{name} {must}, not {value}')
+
+
 # Text to bindings
 
 

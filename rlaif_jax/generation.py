@@ -4,7 +4,8 @@ it for texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,14 +15,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
 from rlaif_jax.text import pad_left
 
 BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How `generate` continues prompts, checked."""
+
+    max_new_tokens: int = 128  # 0: nothing
+    temperature: float = 0.9  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # 1: all
+    seed: int = 0
+    batch: int = 64  # prompts
+
+    def __post_init__(self) -> None:
+        check_within(self, 0, MOST, 'max_new_tokens', 'top_k', 'seed')
+        check_within(self, 1, MOST, 'batch')
+        check_within(self, 0, HOTTEST, 'temperature')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'top_p is a share of the probability, above 0 and 1 at most, not {self.top_p}')
 
 
 class Sample(NamedTuple):
@@ -162,12 +182,13 @@ def generate(
 
     The same call gives the same texts. Raises `Mistake` for a prompt that does not fit the model, or is none.
     """
+    check_given(lm, mesh)
+    asked = {'max_new_tokens': max_new_tokens, 'temperature': temperature, 'top_k': top_k, 'top_p': top_p}
+    how = bind(Sampling(), asked | {'seed': seed, 'batch': batch})
     rows = lm.tokenizer.prompts(texts('prompts', prompts))
-    out = extend(
-        lm, rows, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        batch=batch, mesh=mesh, advance=advance,
-    )  # fmt: skip
-    return lm.tokenizer.decode(out)
+    if not how.max_new_tokens:
+        return [''] * len(rows)
+    return lm.tokenizer.decode(extend(lm, rows, mesh=mesh, advance=advance, **asdict(how)))
 
 
 def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
@@ -183,7 +204,8 @@ def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
 
 def listed(name: str, given: Any, one: Any) -> list[Any]:
     """What was given as a list. Raises `Mistake` for a single one, and for what cannot be listed."""
-    if isinstance(given, one) or not isinstance(given, Iterable):
+    alone = isinstance(given, one | Mapping | bytes) or (isinstance(given, np.ndarray) and not given.ndim)
+    if alone or not isinstance(given, Iterable):
         raise Mistake(
             f'{name} is a {type(given).__name__}, {given!r:.80}; give a list, also of one: [{name.rstrip("s")}]'
         )
@@ -209,6 +231,8 @@ def extend(
     axes.check_batch('batch', batch, mesh)
     before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
     room = lm.config.max_length - max_new_tokens - before
+    if room < 1:
+        raise Mistake(f'max_new_tokens = {max_new_tokens}: the model was made for {lm.config.max_length} tokens in all')
     for i, row in enumerate(rows):
         if not 0 < len(row) <= room:
             raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it may have 1 to {room}')

@@ -7,6 +7,7 @@
 Nothing here knows jax: numbers come in, lines go out. Where several hosts share a run, only the first one logs.
 """
 
+import codecs
 import functools
 import hashlib
 import importlib
@@ -18,8 +19,8 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -38,6 +39,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+NARROW = 20  # columns
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
@@ -76,8 +78,10 @@ class Metrics:
 
     Metrics of a step are of the one behind `step` others, samples are what it is like after `step` of them; what is known
     before any step stands at -1. A run resumed at `start_step` forgets what an earlier one wrote of later ones, and a
-    line cut short by a crash, so that every step is there once. Without tensorboardX (or wandb) installed it says so and
-    writes the rest.
+    line cut short by a crash, so that every step is there once.
+
+    metrics.jsonl is what a run is judged by. TensorBoard and W&B are for looking: one that is not installed, or fails, is
+    named once and done without.
     """
 
     def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool | None = None):
@@ -86,14 +90,19 @@ class Metrics:
         start_step = start_step or -1  # from the start: nothing is kept
         self._lines = _open_lines(folder / 'metrics.jsonl', start_step)
         self._samples = _open_lines(folder / 'samples.jsonl', start_step + 1)
-        self._board = self._wandb = None
-        if module := _optional('tensorboardX', 'TensorBoard'):
-            self._board = module.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
         if wandb is None:  # as the launcher's --wandb asks
             wandb = os.environ.get('RLAIF_JAX_WANDB') == '1'
-        if wandb and (module := _optional('wandb', 'W&B')):
-            same = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:16]  # a folder is one run there
-            self._wandb = module.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')
+        self._board = Optional('TensorBoard', 'tensorboardX')
+        self._board.open(
+            lambda board: board.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
+        )
+        self._wandb = Optional('W&B', 'wandb', wandb)
+        same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[
+            :16
+        ]  # one run a folder
+        self._wandb.open(
+            lambda wandb: wandb.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one line {"step", "time" (Unix seconds), name: value, ...}, flushed; what is not finite is null."""
@@ -103,11 +112,8 @@ class Metrics:
         self._lines.write(to_json({'step': int(step), 'time': round(time.time(), 3), **numbers}) + '\n')
         self._lines.flush()
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
-        if self._board:
-            for name, value in finite.items():
-                self._board.add_scalar(name, value, int(step))
-        if self._wandb:
-            self._wandb.log(finite, step=max(int(step), 0))  # it takes no negative one
+        self._board.use(lambda board: [board.add_scalar(name, value, int(step)) for name, value in finite.items()])
+        self._wandb.use(lambda run: run.log(finite, step=max(int(step), 0)))  # it takes no negative one
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds one line {"step", ...} to samples.jsonl for each row, flushed: `step` steps are done."""
@@ -118,10 +124,8 @@ class Metrics:
     def close(self) -> None:
         self._lines.close()
         self._samples.close()
-        if self._board:
-            self._board.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._board.use(lambda board: board.close())
+        self._wandb.use(lambda run: run.finish())
 
     def __enter__(self) -> Self:
         return self
@@ -147,28 +151,161 @@ def _is_before(line: str, start_step: int) -> bool:
         return False
 
 
-@functools.cache  # so that it is said once
-def _optional(module: str, what: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        say(f'{module} is not installed: no {what}; the metrics are in metrics.jsonl (pip install {module})')
-        return None
+class Optional:
+    """A program that shows metrics, if it is there and works: whatever it raises is said once, and ends its part."""
+
+    def __init__(self, name: str, module: str, wanted: bool = True):
+        self._name, self._module, self._wanted = name, module, wanted
+        self.it: Any = None
+
+    def open(self, make: Callable[[Any], Any]) -> None:
+        """Takes what `make(module)` makes into use."""
+        if not self._wanted:
+            return
+        try:
+            self.it = make(importlib.import_module(self._module))
+        except ModuleNotFoundError as missing:
+            missed = missing.name or self._module
+            _say_once(
+                f'{missed} is not installed: no {self._name}; the metrics are in metrics.jsonl (pip install {missed})'
+            )
+        except Exception as error:  # noqa: BLE001, of a program that is not ours; a run does without it
+            self._fails(error)
+
+    def use(self, what: Callable[[Any], Any]) -> None:
+        if self.it is None:
+            return
+        try:
+            what(self.it)
+        except Exception as error:  # noqa: BLE001
+            self.it = None
+            self._fails(error)
+
+    def _fails(self, error: Exception) -> None:
+        reason = f'{type(error).__name__}: {error}'.split('\n')[0][:200]
+        _say_once(
+            f'{self._name} does not work here ({reason}); the run goes on without, its metrics are in metrics.jsonl'
+        )
+
+
+def wandb_ready() -> bool:
+    """Whether W&B is here and has a key, without a question at the terminal. Says what is missing."""
+    login = Optional('W&B', 'wandb')
+    login.open(lambda wandb: os.environ.get('WANDB_MODE') in ('offline', 'disabled') or wandb.login(prompt=False))
+    if login.it is False:
+        say('W&B has no key here (`wandb login`, or WANDB_API_KEY); the metrics are in metrics.jsonl')
+    return bool(login.it)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 # The screen
 
 
+# What stands for a sign that a terminal cannot show.
+PLAIN = str.maketrans({
+    '–': '-', '—': '-', '−': '-', '…': '...', '’': "'", '‘': "'", '“': '"', '”': '"', '×': 'x', '·': '-', '±': '+-',
+    '→': '->', '≥': '>=', '≤': '<=', 'β': 'beta', 'π': 'pi', '§': 'section ', '½': '1/2', '█': '#', '━': '-', '╸': '-',
+    '╺': '-', '│': '|', '─': '-',
+})  # fmt: skip
+
+
+class Screen(io.TextIOBase):
+    """Standard output, or standard error, as a stream that stops no run: where it cannot be written to, as into a pipe that
+    was closed or a terminal that is gone, what is said is lost, and the run goes on.
+    """
+
+    def __init__(self, name: str):
+        self._name = name
+
+    @property
+    def _stream(self) -> TextIO | None:  # asked each time, as tests and notebooks put another one in its place
+        stream = getattr(sys, self._name)
+        return getattr(stream, 'rich_proxied_file', stream)  # a live bar has what is printed come to us first
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self._stream, 'encoding', None) or 'utf-8'
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it was closed
+            if self._stream:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._stream:
+                self._stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):  # what is still to be written goes nowhere, also as Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError('there is no such stream')
+        return self._stream.fileno()
+
+
+def _plain_signs(error: UnicodeError) -> tuple[str, int]:
+    """A codec's way out: other signs for those that the encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end].translate(PLAIN)
+    return signs.encode(error.encoding, 'replace').decode(error.encoding), error.end
+
+
+codecs.register_error('rlaif_jax.signs', _plain_signs)
+
+
+def show_any_sign(*streams: TextIO | None) -> None:
+    """Lets text streams write, in place of a sign that their encoding lacks, another."""
+    for stream in streams:
+        if hasattr(stream, 'reconfigure') and stream.errors != 'rlaif_jax.signs':
+            stream.reconfigure(errors='rlaif_jax.signs')
+
+
 @functools.cache
 def console() -> Console:
-    """The one console that everything goes through, on stdout; 120 columns wide where there is no terminal to ask.
+    """The one console that everything goes through, on stdout; 120 columns wide where there is no terminal to ask, 80 where
+    that knows of none.
 
     A notebook's `!python …` has one by name only: it shows all that is written and moves no cursor, so a live bar would
     fill the cell with thousands of lines. What notebooks set for their processes, JPY_PARENT_PID, gives it away.
     """
-    terminal = sys.stdout.isatty() and 'JPY_PARENT_PID' not in os.environ
-    width = None if terminal or 'COLUMNS' in os.environ else 120
-    return Console(highlight=False, width=width, force_terminal=terminal, force_jupyter=False)
+    return _console('stdout')
+
+
+def _console(name: str) -> Console:
+    show_any_sign(getattr(sys, name))
+    screen = Screen(name)
+    terminal = screen.isatty() and 'JPY_PARENT_PID' not in os.environ
+    return Console(
+        file=screen, highlight=False, width=_width(screen, terminal), force_terminal=terminal, force_jupyter=False
+    )
+
+
+def _width(screen: Screen, terminal: bool) -> int | None:
+    """Columns of the screen; None for those of a terminal, which may change. Less than `NARROW` is nobody's screen, but
+    what containers and services say.
+    """
+    asked = os.environ.get('COLUMNS', '')
+    if asked.isdecimal() and int(asked) >= NARROW:
+        return int(asked)
+    if not terminal:
+        return 120
+    with suppress(OSError, ValueError):
+        if os.get_terminal_size(screen.fileno()).columns >= NARROW and not asked:
+            return None
+    return 80
 
 
 _endings: list[list[str]] = []  # of each `ending` that is open: what was printed since the last progress bar
@@ -202,7 +339,7 @@ def say(text: str) -> None:
 
 def error(text: str) -> None:
     """Prints one message to stderr, as it stands."""
-    Console(stderr=True, highlight=False).print(_text(f'error: {text}'), soft_wrap=True)
+    _console('stderr').print(_text(f'error: {text}'), soft_wrap=True)
 
 
 def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ CASES: dict[str, tuple[str, dict]] = {
 
 def golden(case: str) -> dict:
     """What transformers said: `config`, `shapes` ('{}' is the layer), and `logits`, (rows, positions, tokens)."""
-    return json.loads((GOLDEN / f'{case}.json').read_text())
+    return json.loads((GOLDEN / f'{case}.json').read_text(encoding='utf-8'))
 
 
 def tokens() -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +90,7 @@ def weight(name: str, shape: list[int], seed: str = '') -> np.ndarray:
 def write(folder: Path, config: dict, shapes: dict[str, list[int]], seed: str = '') -> Path:
     """A checkpoint as transformers writes one, without a tokenizer."""
     folder.mkdir()
-    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'config.json').write_text(json.dumps(config), encoding='utf-8')
     names = {
         name.format(i): shape
         for name, shape in shapes.items()

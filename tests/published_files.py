@@ -50,7 +50,7 @@ def cache(folder, name, splits):
     for split, rows in splits.items():
         write(folder / f'{name}-{split}.arrow', rows)
     info = {'splits': {split: {'name': split, 'num_examples': len(rows)} for split, rows in splits.items()}}
-    (folder / 'dataset_info.json').write_text(json.dumps(info))
+    (folder / 'dataset_info.json').write_text(json.dumps(info), encoding='utf-8')
 
 
 @contextlib.contextmanager

@@ -391,7 +391,7 @@ def test_a_figure_says_what_it_lacks(tmp_path, monkeypatch):
         (lambda: agreement([0.5, 1.5], [1, 0]), 'preference_B.*1.5'),
         (lambda: agreement([0.5, 0.5], [1, 2]), 'human_B.*2'),
         (lambda: agreement([0.5], [1, 0]), r'preference_B \(1,\), human_B \(2,\)'),
-        (lambda: agreement([[0.5]], [[1]]), 'one number a pair'),
+        (lambda: agreement([[0.5]], [[1]]), 'one row of numbers'),
         (lambda: agreement([0.5], [1], confidence=95), 'confidence'),
         (lambda: calibration([0.5], [1], bins=0), 'bin'),
         (lambda: report('a', [0.5], [1], first_shown_B=[0.5]), 'without second_shown_B'),

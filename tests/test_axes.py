@@ -143,7 +143,7 @@ def test_a_cpu_is_as_many_devices_as_a_mesh_asks_for(sizes, flags, devices):
     told = f'from rlaif_jax import axes; axes.ask_for_devices({sizes}); axes.make_mesh({sizes})'
     program = f'{told}; import jax; print(len(jax.devices()))'
     env = os.environ | {'XLA_FLAGS': flags, 'PYTHONPATH': os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, encoding='utf-8')
     assert (run.stdout, run.returncode) == (f'{devices}\n', 0), run.stderr
 
 
@@ -151,5 +151,5 @@ def test_who_asks_for_devices_too_late_is_told_by_the_mesh():
     asked = "axes.ask_for_devices({'data': 3}); axes.make_mesh({'data': 3})"
     program = f'import jax; jax.devices(); from rlaif_jax import axes; {asked}'
     env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, encoding='utf-8')
     assert run.returncode == 1 and 'needs 3 devices in whole rows; there are 1' in run.stderr

@@ -85,7 +85,7 @@ def test_a_folder_serves_one_config(tmp_path):
     folder = tmp_path / 'a' / 'b'
     checkpoint.open_folder(folder, 'beta = 0.05\nsteps = 100\n')
     checkpoint.open_folder(folder, '# a comment\n\nsteps = 100\nbeta = 0.05\n')
-    assert (folder / 'config.gin').read_text() == 'beta = 0.05\nsteps = 100\n'
+    assert (folder / 'config.gin').read_text(encoding='utf-8') == 'beta = 0.05\nsteps = 100\n'
     with pytest.raises(Mistake, match=r'(?s)another config.*beta.*0\.05.*0\.1.*--workdir'):
         checkpoint.open_folder(folder, 'beta = 0.1\nsteps = 100\n')
     with pytest.raises(Mistake, match='and 4 more'):
@@ -96,7 +96,7 @@ def test_a_run_is_finished_when_its_result_is_there(tmp_path):
     assert checkpoint.finished(tmp_path / 'absent') is None
     checkpoint.finish(tmp_path, {'win_rate': np.float32(0.5), 'kl': float('nan')})
     assert checkpoint.finished(tmp_path) == {'win_rate': 0.5, 'kl': None}
-    (tmp_path / 'result.json').write_text('{"win')
+    (tmp_path / 'result.json').write_text('{"win', encoding='utf-8')
     with pytest.raises(Mistake, match='result.json'):
         checkpoint.finished(tmp_path)
 
@@ -288,7 +288,7 @@ def test_a_save_that_fails_in_the_background_is_a_mistake(tmp_path, monkeypatch)
 def test_sizes_are_of_every_file_that_counts(written):
     path = written / 'checkpoints' / '20'
     files = {str(file.relative_to(path)) for file in path.rglob('*') if file.is_file()}
-    unlisted = files - set(json.loads((path / 'sizes.json').read_text()))
+    unlisted = files - set(json.loads((path / 'sizes.json').read_text(encoding='utf-8')))
     assert unlisted <= {'sizes.json', 'commit_success.txt', '_CHECKPOINT_METADATA'}
 
 
@@ -307,7 +307,17 @@ def test_a_linked_stage_shows_its_files(tmp_path):
     stage, folder = tmp_path / 'stages' / 'sft', tmp_path / 'run'
     (stage / 'export').mkdir(parents=True)
     folder.mkdir()
-    (stage / 'metrics.jsonl').write_text('{}\n')
+    (stage / 'metrics.jsonl').write_text('{}\n', encoding='utf-8')
     for _ in range(2):  # again is no harm
         checkpoint.link(stage, folder)
-    assert (folder / 'metrics.jsonl').read_text() == '{}\n' and (folder / 'export').is_dir()
+    assert (folder / 'metrics.jsonl').read_text(encoding='utf-8') == '{}\n' and (folder / 'export').is_dir()
+
+
+def test_what_somebody_put_beside_a_checkpoint_keeps_it(tmp_path):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step in (5, 10, 15):
+            checkpoints.save(step, make_state(step), block=True)
+            (tmp_path / 'checkpoints' / '5' / 'notes.txt').write_text('the best so far', encoding='utf-8')
+        checkpoints.drop(1)
+    assert os.listdir(tmp_path / 'checkpoints') == ['5']
+    assert (tmp_path / 'checkpoints' / '5' / 'notes.txt').exists()

@@ -104,14 +104,14 @@ def test_make_the_golden_numbers(theirs, tmp_path, case):
 
     kind, fields = small.CASES[case]
     AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields)).save_pretrained(tmp_path / 'random')
-    config = json.loads((tmp_path / 'random' / 'config.json').read_text())
+    config = json.loads((tmp_path / 'random' / 'config.json').read_text(encoding='utf-8'))
     del config['transformers_version']
     stored = safetensors.numpy.load_file(tmp_path / 'random' / 'model.safetensors')
     shapes = {re.sub(r'layers\.\d+\.', 'layers.{}.', name): list(x.shape) for name, x in stored.items()}
     logit_BTV = their_logits(theirs(small.write(tmp_path / 'theirs', config, shapes)))
     some = [logit_BTV[b, 2:length:5, ::8].round(5).tolist() for b, length in enumerate((small.LENGTH, small.SHORT))]
     text = json.dumps({'config': config, 'shapes': shapes, 'logits': some})
-    (small.GOLDEN / f'{case}.json').write_text(text + '\n')
+    (small.GOLDEN / f'{case}.json').write_text(text + '\n', encoding='utf-8')
 
 
 # there and back
@@ -290,8 +290,8 @@ def truncated(folder):
 
 
 def other_type(folder):
-    raw = json.loads((folder / 'config.json').read_text())
-    (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_moe'}))
+    raw = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_moe'}), encoding='utf-8')
     return f"{raw['model_type']}_moe' is not supported; nearest: .*{raw['model_type']}"
 
 

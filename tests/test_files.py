@@ -216,7 +216,7 @@ def test_files_that_are_not_there(tmp_path):
 
 def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path, monkeypatch):
     files.check_writable(tmp_path / 'new' / 'a.jsonl')
-    (tmp_path / 'file').write_text('')
+    (tmp_path / 'file').write_text('', encoding='utf-8')
     for wrong in 'a.csv', 'file/a.jsonl':
         with pytest.raises(Mistake, match=re.escape(str(tmp_path / wrong))):
             files.check_writable(tmp_path / wrong)
@@ -228,7 +228,7 @@ def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path, monkey
 def test_reading_lines_needs_neither_jax_nor_pyarrow():
     code = 'import sys, rlaif_jax.data.files; print({"jax", "pyarrow"} & set(sys.modules))'
     ran = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, cwd=os.path.dirname(__file__) + '/..'
+        [sys.executable, '-c', code], capture_output=True, encoding='utf-8', cwd=os.path.dirname(__file__) + '/..'
     )
     assert ran.stdout == 'set()\n', ran.stderr
 
@@ -356,7 +356,7 @@ def test_prompts_and_their_references():
 def test_a_bad_row_comes_along(tmp_path):
     path = tmp_path / 'a.jsonl'
     rows = [{'prompt': 'p', 'chosen': 'a', 'rejected': b, 'more': i} for i, b in enumerate(['b', None, ''])]
-    path.write_text('\n' + '\n\n'.join(map(json.dumps, rows)))
+    path.write_text('\n' + '\n\n'.join(map(json.dumps, rows)), encoding='utf-8')
     entries = files.pairs(path, 'helpful')
     assert [entry.row for entry in entries] == rows
     assert [entry.record is None for entry in entries] == [False, True, False]
@@ -424,7 +424,7 @@ def test_summaries_with_labels(shared, tmp_path):
 
 def test_a_copy_beside_a_file_is_not_taken_for_it(tmp_path):
     for name in ('train.backup.jsonl', 'train.jsonl', 'train.old.parquet'):
-        (tmp_path / name).write_text('{}')
+        (tmp_path / name).write_text('{}', encoding='utf-8')
     assert files.shards(tmp_path, 'train') == [tmp_path / 'train.jsonl']
     (tmp_path / 'train.jsonl').unlink()
     assert files.shards(tmp_path, 'train') == []

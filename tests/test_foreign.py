@@ -220,7 +220,7 @@ def test_checkpoints_of_a_run_lead_to_its_export(folder):
 @pytest.mark.parametrize('name', ['', ' ', None, 123, 1.5, ['micro_xs'], True])
 def test_what_is_no_name_is_no_model(name):
     for read in (load, hf.check, hf.load_value, reward_model.load):
-        with pytest.raises(Mistake, match='a model is a directory, a packaged model or one of the hub, not'):
+        with pytest.raises(Mistake, match='a path is text, not|is no path'):
             read(name)
 
 

@@ -54,7 +54,8 @@ def same(a, b):
 
 @pytest.fixture(scope='module')
 def stories(shared):
-    return load(shared / 'stories260k'), json.loads((shared / 'stories260k' / 'golden.json').read_text())
+    golden = json.loads((shared / 'stories260k' / 'golden.json').read_text(encoding='utf-8'))
+    return load(shared / 'stories260k'), golden
 
 
 def test_a_real_model_says_what_its_reference_says(stories):
@@ -94,7 +95,9 @@ def test_a_real_model_goes_out_as_it_came_in(stories, shared, tmp_path):
     assert (again.tokenizer.start, again.tokenizer.ends) == (lm.tokenizer.start, lm.tokenizer.ends)
     assert again.tokenizer.encode(['Once upon a </s>']) == lm.tokenizer.encode(['Once upon a </s>'])
     same(again.params, lm.params)
-    before, after = (json.loads((p / 'config.json').read_text()) for p in (shared / 'stories260k', tmp_path / 'out'))
+    before, after = (
+        json.loads((p / 'config.json').read_text(encoding='utf-8')) for p in (shared / 'stories260k', tmp_path / 'out')
+    )
     assert {key: after[key] for key in before} == before
 
 
@@ -110,7 +113,7 @@ def test_a_checkpoint_in_several_files_is_the_same(lm, tmp_path, shard_bytes):
     for path in files if index.exists() else []:
         stored = safetensors.numpy.load_file(path)
         assert len(stored) == 1 or sum(x.nbytes for x in stored.values()) <= shard_bytes
-        where = json.loads(index.read_text())['weight_map']
+        where = json.loads(index.read_text(encoding='utf-8'))['weight_map']
         assert all(where[name] == path.name for name in stored)
     again = load(tmp_path / 'out')
     assert again.config == CFG
@@ -209,7 +212,7 @@ def test_bfloat16_goes_out_and_comes_in_exactly(lm, tmp_path):
 )
 def test_a_config_comes_back(micro_tokenizer, tmp_path, more):
     cfg = dataclasses.replace(CFG, **more)
-    (tmp_path / 'config.json').write_text(json.dumps(hf.write_config(cfg, micro_tokenizer)))
+    (tmp_path / 'config.json').write_text(json.dumps(hf.write_config(cfg, micro_tokenizer)), encoding='utf-8')
     assert hf.read_config(tmp_path) == cfg
 
 
@@ -226,19 +229,18 @@ def test_transformers_reads_the_config(saved):
 # saving
 
 
-def test_a_save_replaces_what_is_there(lm, tmp_path):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'stale.safetensors').write_bytes(b'old')
+def test_a_save_replaces_what_an_earlier_save_left(lm, tmp_path):
+    save(lm, tmp_path / 'out', shard_bytes=4000)
     save(lm, tmp_path / 'out')
-    assert not (tmp_path / 'out' / 'stale.safetensors').exists()
+    assert not (tmp_path / 'out' / 'model.safetensors.index.json').exists()
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert (tmp_path / 'out').stat().st_mode & 0o055  # as readable as any new directory
     same(load(tmp_path / 'out').params, lm.params)
 
 
 def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'precious').write_text('here')
+    save(lm, tmp_path / 'out')
+    before = {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()}
 
     def full(*args):
         raise OSError('no space left on device')
@@ -248,7 +250,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch
         with pytest.raises(OSError, match='no space'):
             save(lm, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ['out']
-    assert (tmp_path / 'out' / 'precious').read_text() == 'here'
+    assert {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()} == before
 
 
 def test_a_save_loses_no_parameter(lm, tmp_path):
@@ -265,8 +267,8 @@ def change(name, **fields):
     """Other fields in a JSON file; None takes one away."""
 
     def spoil(folder):
-        raw = json.loads((folder / name).read_text()) | fields
-        (folder / name).write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
+        raw = json.loads((folder / name).read_text(encoding='utf-8')) | fields
+        (folder / name).write_text(json.dumps({k: v for k, v in raw.items() if v is not None}), encoding='utf-8')
 
     return spoil
 
@@ -298,13 +300,13 @@ def pickles_only(folder):
 def index(weight_map):
     def spoil(folder):
         (folder / 'model.safetensors').unlink()  # which goes before an index
-        (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+        (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}), encoding='utf-8')
 
     return spoil
 
 
 def write(name, text):
-    return lambda folder: (folder / name).write_text(text)
+    return lambda folder: (folder / name).write_text(text, encoding='utf-8')
 
 
 BAD = {
@@ -386,7 +388,7 @@ def test_a_name_leads_to_a_packaged_model_or_the_nearest(saved, tmp_path, monkey
 def test_importing_the_package_imports_nothing_heavy(tmp_path):
     code = 'import rlaif_jax, sys; print([m for m in ("jax", "flax", "transformers", "numpy") if m in sys.modules])'
     root = Path(rlaif_jax.__file__).parents[1]
-    out = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=60)
+    out = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, encoding='utf-8', timeout=60)
     assert (out.stdout.strip(), out.returncode) == ('[]', 0), out.stderr
 
 
@@ -421,10 +423,11 @@ def test_a_tensor_in_two_files_is_the_one_that_the_index_names(saved, tmp_path):
     for name, held in (('a.safetensors', tensors), ('b.safetensors', old | {'more': old['model.norm.weight']})):
         safetensors.numpy.save_file(held, folder / name, metadata={'format': 'pt'})
     where = dict.fromkeys(tensors, 'a.safetensors')
-    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}), encoding='utf-8')
     np.testing.assert_array_equal(hf.load(folder).params['final_norm_D'], tensors['model.norm.weight'])
     (folder / 'model.safetensors.index.json').write_text(
-        json.dumps({'weight_map': where | {'model.norm.weight': 'b.safetensors', 'more': 'b.safetensors'}})
+        json.dumps({'weight_map': where | {'model.norm.weight': 'b.safetensors', 'more': 'b.safetensors'}}),
+        encoding='utf-8',
     )
     with pytest.raises(Mistake, match='does not explain, first more'):
         hf.load(folder)

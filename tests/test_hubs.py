@@ -85,7 +85,7 @@ def test_a_run_says_so_and_no_more(tmp_path):
     """In a process of its own, where nothing else has loaded the hub's library."""
     command = [sys.executable, ROOT / 'launch/run.py', '--experiment=tldr_direct', '--scale=gemma2']
     more = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path), 'XLA_FLAGS': ''}
-    run = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    run = subprocess.run(command, env=os.environ | more, capture_output=True, encoding='utf-8')
     assert run.returncode == 2
     assert re.fullmatch(
         r'error: google/gemma-2-2b: could not be downloaded: the hub cannot be reached, .*\n', run.stderr
@@ -104,7 +104,7 @@ def test_without_a_network_what_was_downloaded_is_used_and_nothing_less(sharded,
     snapshot = repository / 'snapshots' / ('0123456789' * 4)
     shutil.copytree(sharded, snapshot)
     (repository / 'refs').mkdir()
-    (repository / 'refs/main').write_text(snapshot.name)
+    (repository / 'refs/main').write_text(snapshot.name, encoding='utf-8')
     assert hf.load('someone/model').config == SIZES
     shards = sorted(path.name for path in snapshot.glob('*.safetensors'))
     for name in ('config.json', 'tokenizer.json', 'model.safetensors.index.json', *shards):
@@ -141,8 +141,10 @@ def test_shards_that_an_index_does_not_name_are_not_read(sharded, tmp_path):
     folder = shutil.copytree(sharded, tmp_path / 'more')
     index = folder / 'model.safetensors.index.json'
     first = sorted(folder.glob('*.safetensors'))[0].name
-    named = json.loads(index.read_text())['weight_map']
-    index.write_text(json.dumps({'weight_map': {name: file for name, file in named.items() if file != first}}))
+    named = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+    index.write_text(
+        json.dumps({'weight_map': {name: file for name, file in named.items() if file != first}}), encoding='utf-8'
+    )
     with pytest.raises(Mistake, match='the checkpoint lacks .* tensors that its config.json asks for'):
         hf.check(folder)
 
@@ -193,6 +195,6 @@ def test_a_download_that_breaks_off_leaves_whole_files_only(served, monkeypatch,
 def test_what_a_killed_download_leaves_is_not_taken_for_the_file(served):
     served.mkdir(parents=True)
     for name in tldr.Posts.COPIES[0].files:
-        (served / f'.{name}.partial').write_text(json.dumps(POST) + '\n')
+        (served / f'.{name}.partial').write_text(json.dumps(POST) + '\n', encoding='utf-8')
     assert len(loader.source('tldr', 'train', 9)) == 5
     assert sorted(path.name for path in served.iterdir()) == sorted(tldr.Posts.COPIES[0].files)

@@ -17,7 +17,15 @@ MODULES = {
 }
 # From the bottom to the top; a module stands at its longest match. What shares a rung may import each other, in no circle.
 LADDER = (
-    ('rlaif_jax.axes', 'rlaif_jax.config', 'rlaif_jax.chat', 'rlaif_jax.text', 'rlaif_jax.foreign', 'rlaif_jax.log'),
+    (
+        'rlaif_jax.axes',
+        'rlaif_jax.config',
+        'rlaif_jax.paths',
+        'rlaif_jax.foreign',
+        'rlaif_jax.chat',
+        'rlaif_jax.text',
+        'rlaif_jax.log',
+    ),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
     ('rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
     ('rlaif_jax.labeling',),
@@ -87,5 +95,5 @@ def test_every_module_says_what_it_is_for():
 def test_transformers_does_not_speak_of_pytorch_behind_our_import_and_goes_on_with_the_rest():
     code = 'import rlaif_jax, logging, transformers; logging.getLogger("transformers").warning("all else")'
     quiet = {name: value for name, value in os.environ.items() if not name.startswith('TRANSFORMERS_')}
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=quiet, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=quiet, capture_output=True, encoding='utf-8')
     assert (done.returncode, done.stdout) == (0, '') and done.stderr.splitlines() == ['[transformers] all else']

@@ -53,7 +53,7 @@ def run(*arguments):
 
 def test_a_column_of_the_file_that_has_one_of_our_names_stays(tmp_path, labeler, calls):
     source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
-    source.write_text(json.dumps(ROWS[0] | {'weight': 'theirs', 'status': 3}) + '\n')
+    source.write_text(json.dumps(ROWS[0] | {'weight': 'theirs', 'status': 3}) + '\n', encoding='utf-8')
     command = [
         '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
         f'output={target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
@@ -66,7 +66,7 @@ def test_a_column_of_the_file_that_has_one_of_our_names_stays(tmp_path, labeler,
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
 def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, capsys):
     source, target = tmp_path / 'in.jsonl', tmp_path / f'out.{suffix}'
-    source.write_text(''.join(json.dumps(row) + '\n' for row in ROWS))
+    source.write_text(''.join(json.dumps(row) + '\n' for row in ROWS), encoding='utf-8')
     command = [
         '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
         f'output={target}', 'task=summarization', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
@@ -91,14 +91,17 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     target.unlink()
     assert run(*command) == 0 and len(calls) == 2  # made again from the store
     assert files.read_rows(target) == rows
-    source.write_text(source.read_text() + json.dumps(ROWS[0] | {'chosen': ' a new one.'}) + '\n')
+    source.write_text(
+        source.read_text(encoding='utf-8') + json.dumps(ROWS[0] | {'chosen': ' a new one.'}) + '\n', encoding='utf-8'
+    )
     assert run(*command) == 0 and len(calls) == 3  # only what is new is asked
     assert files.read_rows(target)[:3] == rows
 
 
 def test_the_line_of_the_readme_is_a_pair(tmp_path):
-    (line,) = re.findall(r'```json\n(.*)\n```', (Path(files.__file__).parents[2] / 'README.md').read_text())
-    (tmp_path / 'in.jsonl').write_text(line + '\n')
+    readme = (Path(files.__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
+    (line,) = re.findall(r'```json\n(.*)\n```', readme)
+    (tmp_path / 'in.jsonl').write_text(line + '\n', encoding='utf-8')
     (entry,) = files.pairs(tmp_path / 'in.jsonl', 'summarization')
     assert entry.record.first == json.loads(line)['chosen'] and entry.record.preference == 1.0
 
@@ -137,10 +140,10 @@ def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
     few = ['pairs=12', 'label.batch=8', 'label.least_mass=0.0', f'labelers=["{labeler}"]', 'label.max_rationale=4']
     assert run('--experiment=labeling_swap', f'--workdir={tmp_path / "swap"}', *few) == 0
     assert len(calls) == 24  # two techniques
-    result = json.loads((tmp_path / 'swap' / 'result.json').read_text())
+    result = json.loads((tmp_path / 'swap' / 'result.json').read_text(encoding='utf-8'))
     assert result['simulated'] and set(result['cells']) == {'base_0shot', 'detailed_cot_0shot'}
     assert (tmp_path / 'swap' / 'alignment.png').read_bytes()[:4] == b'\x89PNG'
-    assert (tmp_path / 'swap' / 'alignment.csv').read_text().count('\n') == 3
+    assert (tmp_path / 'swap' / 'alignment.csv').read_text(encoding='utf-8').count('\n') == 3
     assert run('--experiment=labeling_sizes', f'--workdir={tmp_path / "sizes"}', *few) == 0
     assert len(calls) == 24  # its cell was made by the other study
 
@@ -157,7 +160,7 @@ def test_a_study_counts_its_own_labels_beside_another_process(tmp_path, labeler,
     few = ['pairs=12', 'label.batch=8', 'label.least_mass=0.0', f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
     for name, hits in (('one', 0), ('again', 100)):
         assert run('--experiment=labeling_swap', f'--workdir={tmp_path / name}', *few) == 0
-        (cell,) = json.loads((tmp_path / name / 'result.json').read_text())['cells'].values()
+        (cell,) = json.loads((tmp_path / name / 'result.json').read_text(encoding='utf-8'))['cells'].values()
         assert float(cell['cached %']) == hits
 
 

@@ -51,7 +51,7 @@ def test_a_line_cut_short_is_repaired(tmp_path, cut):
 
 def test_a_crash_while_a_file_is_rewritten_leaves_the_old_one(tmp_path, monkeypatch):
     run(tmp_path, range(3))
-    before = (tmp_path / 'metrics.jsonl').read_text()
+    before = (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8')
 
     def crash(*_):
         raise KeyboardInterrupt
@@ -59,7 +59,7 @@ def test_a_crash_while_a_file_is_rewritten_leaves_the_old_one(tmp_path, monkeypa
     monkeypatch.setattr(log.os, 'replace', crash)
     with pytest.raises(KeyboardInterrupt):
         log.Metrics(tmp_path, start_step=1)
-    assert (tmp_path / 'metrics.jsonl').read_text() == before
+    assert (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8') == before
 
 
 def test_each_line_is_on_disk_when_write_returns(tmp_path):
@@ -100,10 +100,10 @@ def test_tensorboard_reads_the_same_numbers(tmp_path):
 def test_without_tensorboardx_or_wandb_the_lines_are_written_and_it_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    log._optional.cache_clear()
+    log._say_once.cache_clear()
     run(tmp_path, range(2), wandb=True)
     run(tmp_path, range(2, 4), wandb=True)
-    log._optional.cache_clear()
+    log._say_once.cache_clear()
     assert len(lines(tmp_path / 'metrics.jsonl')) == 4 and not (tmp_path / 'tensorboard').exists()
     said = capsys.readouterr().out
     assert said.count('tensorboardX is not installed') == said.count('wandb is not installed') == 1
@@ -114,10 +114,10 @@ def test_wandb_gets_the_same_numbers_and_a_folder_is_one_run(tmp_path, monkeypat
     one = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
     fake = types.SimpleNamespace(init=lambda **options: ids.append(options['id']) or one)
     monkeypatch.setitem(sys.modules, 'wandb', fake)
-    log._optional.cache_clear()
+    log._say_once.cache_clear()
     run(tmp_path, [0], wandb=True)
     run(tmp_path, [1], wandb=True)
-    log._optional.cache_clear()
+    log._say_once.cache_clear()
     assert logged == [(0, {'objective/kl': 0}), (1, {'objective/kl': 0.5})] and ids[0] == ids[1]
 
 

@@ -119,7 +119,8 @@ def test_peft_reads_the_adapter_on_top_of_the_base(peft, base, tmp_path, case, t
     cfg = everywhere(lm.config) if targets == 'all' else replace(CFG, targets=('value', 'query'))
     changed = adapted(lm, cfg, moved(lora.init(cfg, lm.config, jax.random.key(0))))
     hf.save(changed, tmp_path / 'out')
-    assert json.loads((tmp_path / 'out/adapter/adapter_config.json').read_text())['base_model_name_or_path'] == lm.name
+    config = json.loads((tmp_path / 'out/adapter/adapter_config.json').read_text(encoding='utf-8'))
+    assert config['base_model_name_or_path'] == lm.name
     theirs = AutoModelForCausalLM.from_pretrained(lm.name, attn_implementation='eager')
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / 'out/adapter').eval()
     stored = set(safetensors.numpy.load_file(tmp_path / 'out/adapter/adapter_model.safetensors'))
@@ -275,7 +276,8 @@ def test_a_reward_model_trains_adapters_and_its_head(tiny_labeler, tmp_path):
         changed = name in ('query_LDNH', 'key_LDKH', 'value_LDKH', 'out_LNHD')
         assert changed != np.array_equal(trained.params['trunk'][name], x), name
     assert (trained.params['head']['head_D'] != 0).all()
-    assert json.loads((tmp_path / 'export/adapter/adapter_config.json').read_text())['task_type'] == 'SEQ_CLS'
+    config = json.loads((tmp_path / 'export/adapter/adapter_config.json').read_text(encoding='utf-8'))
+    assert config['task_type'] == 'SEQ_CLS'
 
 
 def test_two_dicts_as_one():

@@ -74,7 +74,7 @@ def test_the_tasks_are_the_same_in_every_process():
         cwd=Path(__file__).parents[1],
         capture_output=True,
         check=True,
-        text=True,
+        encoding='utf-8',
     )
     assert json.loads(there.stdout) == json.loads(json.dumps(here))
 

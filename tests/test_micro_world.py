@@ -98,7 +98,7 @@ def test_the_world_is_the_same_in_every_process():
             cwd=Path(__file__).parents[1],
             capture_output=True,
             check=True,
-            text=True,
+            encoding='utf-8',
         )
         assert there.stdout.strip() == here
 

@@ -38,7 +38,7 @@ def run(folder, manual, experiment, **bindings) -> dict:
     typed = [f'{path}={value}' for path, value in (SMALL | bindings).items()]
     flags = [f'--experiment={experiment}', '--scale=smollm2', f'--manual_dir={manual}', f'--workdir={folder}']
     assert launcher.main([*flags, *typed]) == 0
-    return json.loads((folder / 'result.json').read_text())
+    return json.loads((folder / 'result.json').read_text(encoding='utf-8'))
 
 
 def lines(path):

@@ -160,7 +160,7 @@ def test_a_download_that_broke_off_is_to_be_fetched(bare, micro_tokenizer, rando
     snapshot = bare.parent / 'hub/models--someone--model/snapshots/0123456789012345678901234567890123456789'
     hf.save(hf.LM(model, random_params(model), micro_tokenizer, 'm'), snapshot, shard_bytes=10_000)
     (snapshot.parents[1] / 'refs').mkdir()
-    (snapshot.parents[1] / 'refs/main').write_text(snapshot.name)
+    (snapshot.parents[1] / 'refs/main').write_text(snapshot.name, encoding='utf-8')
     with downloading_nothing():
         assert hf.check('someone/model').width == 8
         for name in ('config.json', 'tokenizer.json', sorted(snapshot.glob('*.safetensors'))[0].name):

@@ -154,7 +154,7 @@ def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, m
     monkeypatch.setattr(stages.reward_model, 'load', lambda *_, **__: None)
     made.run(tmp_path, None)
     assert seen == [loader.pairs('micro_tldr', cfg.task, 'train', human) + labels]
-    result = json.loads((made.folder(tmp_path) / 'result.json').read_text())
+    result = json.loads((made.folder(tmp_path) / 'result.json').read_text(encoding='utf-8'))
     assert (result['human'], result['pairs']) == (human, human + ai)
     assert (made.ai is None) == (share == 1) and (share == 1 or made.ai.pairs == ai)
 
@@ -241,7 +241,7 @@ def test_people_and_a_labeler_together(models, tmp_path, capsys):
     for model in root.glob('stages/reward_model-*'):
         assert AutoConfig.from_pretrained(model / 'export').num_labels == 1
     for policy in root.glob('stages/reinforce-*'):
-        chosen = json.loads((policy / 'result.json').read_text())['step']
+        chosen = json.loads((policy / 'result.json').read_text(encoding='utf-8'))['step']
         assert sorted(reinforce.candidates(policy)) == [2, 4] and chosen in (2, 4)
         assert (policy / 'export/model.safetensors').read_bytes() == (
             reinforce.candidate(policy, chosen) / 'model.safetensors'
@@ -508,7 +508,7 @@ def test_all_policies_get_the_prompts_that_the_shortest_can_read(
 def test_a_run_with_other_fields_is_named_where_the_plain_one_is_not_there(tmp_path):
     there = tmp_path / 'tldr_rlaif-micro-s0-1a2b3c'
     there.mkdir()
-    (there / 'config.gin').write_text('')
+    (there / 'config.gin').write_text('', encoding='utf-8')
     with pytest.raises(Mistake, match='no such run; there is .*/tldr_rlaif-micro-s0-1a2b3c$'):
         comparison.exported(str(tmp_path / 'tldr_rlaif-micro-s0'))
     cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'tldr_rlaif-micro-s0/responses.jsonl')})
@@ -517,10 +517,10 @@ def test_a_run_with_other_fields_is_named_where_the_plain_one_is_not_there(tmp_p
 
 
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
-    (tmp_path / 'config.gin').write_text('')
+    (tmp_path / 'config.gin').write_text('', encoding='utf-8')
     with pytest.raises(Mistake, match='not finished'):
         comparison.exported(str(tmp_path))
-    (tmp_path / 'result.json').write_text('{}')
+    (tmp_path / 'result.json').write_text('{}', encoding='utf-8')
     with pytest.raises(Mistake, match='no policy of its own'):
         comparison.exported(str(tmp_path))
     (tmp_path / 'export').mkdir()

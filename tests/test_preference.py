@@ -324,7 +324,7 @@ def test_whatever_a_label_depends_on_is_in_its_key(labelers, tmp_path, asked_of)
     store = Store(tmp_path / 'labels.jsonl')
     pairs, other = [PAIRS[0]], tmp_path / 'templates'
     shutil.copytree(prompts.NAMED['micro'], other)
-    with open(other / 'summarization' / 'base.txt', 'a') as file:
+    with open(other / 'summarization' / 'base.txt', 'a', encoding='utf-8') as file:
         file.write('Please.\n')
     for count, (labeler, more) in enumerate(
         [

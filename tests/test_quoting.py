@@ -124,11 +124,13 @@ def test_turns_are_structure_only_where_one_says_so():
 
 
 def test_real_posts_and_dialogues_come_through(shared):
-    posts = [json.loads(line) for line in (shared / 'tldr_pairs' / 'pairs.jsonl').read_text().splitlines()]
+    posts = [
+        json.loads(line) for line in (shared / 'tldr_pairs' / 'pairs.jsonl').read_text(encoding='utf-8').splitlines()
+    ]
     texts = [post[name] for post in posts for name in ('prompt', 'response_1', 'response_2')]
     assert len(texts) == 72 and [text for text in texts if quote(text, (*SUMMARY, *RATING, *TURNS))[0] != text] == []
 
-    with gzip.open(shared / 'hh_harmless' / 'test.jsonl.gz', 'rt') as file:
+    with gzip.open(shared / 'hh_harmless' / 'test.jsonl.gz', 'rt', encoding='utf-8') as file:
         dialogues = [side for line in file for side in json.loads(line).values()][:2000]
     contexts, responses = zip(*(dialogue.rsplit('\n\nAssistant:', 1) for dialogue in dialogues))
     assert sum(quote(text, (*RESPONSE, *RATING))[1] > 0 for text in contexts) <= 2

@@ -575,7 +575,7 @@ def test_a_run_whose_kl_runs_away_stops_and_says_what_to_change(run):
 def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
     run(steps=6, save_every=1)
     measured = []  # (steps done, KL of the policy then), in the order in which it is measured
-    for row in map(json.loads, (tmp_path / 'metrics.jsonl').read_text().splitlines()):
+    for row in map(json.loads, (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()):
         measured += [(row['step'], row['objective/kl'])] if 'objective/kl' in row else []
         measured += [(row['step'] + 1, row['eval/kl'])] if 'eval/kl' in row else []
     limit, bad = next(

@@ -343,7 +343,7 @@ def learned(toy, tmp_path_factory):
 
 
 def lines(folder):
-    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
     return [{name: x for name, x in row.items() if name != 'time'} for row in rows]
 
 
@@ -385,7 +385,7 @@ def test_it_learns_what_is_preferred(learned):
     assert all(0 <= row['rewards/accuracies'] <= 1 for row in logged if 'reward_model/loss' in row)
     # 16 of the 80 pairs nobody could label: about a fifth of each batch.
     assert 1 < np.mean([row['reward_model/without_label'] for row in logged if 'reward_model/loss' in row]) < 6
-    assert (folder / 'samples.jsonl').read_text().count('first_score') == 16
+    assert (folder / 'samples.jsonl').read_text(encoding='utf-8').count('first_score') == 16
     assert float(model.params['head']['head_bias']) == 0
 
 
@@ -426,7 +426,7 @@ def test_the_step_of_the_lowest_held_out_loss_is_returned(toy, tmp_path, monkeyp
     assert len(kept) == 2
     jax.tree.map(np.testing.assert_array_equal, model.params, kept[1])
     assert [row['eval/best_step'] for row in lines(tmp_path) if 'eval/loss' in row] == [12, 24, 24, 24]
-    assert 'after 24 of 48 steps' in (tmp_path / 'export' / 'README.md').read_text()
+    assert 'after 24 of 48 steps' in (tmp_path / 'export' / 'README.md').read_text(encoding='utf-8')
 
 
 def test_a_run_that_cannot_be_is_refused(toy, tmp_path):

@@ -85,7 +85,7 @@ def stage(folder: Path) -> Path:
 
 def lines(path: Path) -> list[dict]:
     """Metrics without what differs from run to run: times."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     return [{key: x for key, x in row.items() if key != 'time' and not key.startswith('seconds/')} for row in rows]
 
 
@@ -96,7 +96,7 @@ def same(one: Path, other: Path) -> None:
         assert lines(a / 'metrics.jsonl') == lines(b / 'metrics.jsonl')
     assert [row['step'] for row in lines(one / 'metrics.jsonl')] == list(range(-1, RL_STEPS))
     for name in ('samples.jsonl', 'test_samples.jsonl', 'responses.jsonl', 'result.json'):
-        assert (one / name).read_text() == (other / name).read_text()
+        assert (one / name).read_text(encoding='utf-8') == (other / name).read_text(encoding='utf-8')
 
 
 # What a run leaves
@@ -111,7 +111,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     assert list((finished / 'tensorboard').glob('events.*'))
     assert {path.name for path in (finished / 'checkpoints').iterdir()} == {'4', '6'}
     assert {path.name for path in stage(finished).iterdir()} >= {'config.gin', 'metrics.jsonl', 'export', 'result.json'}
-    result = json.loads((finished / 'result.json').read_text())
+    result = json.loads((finished / 'result.json').read_text(encoding='utf-8'))
     assert result['simulated'] is True and list(result['comparisons']['d-RLAIF vs SFT']) == ['raters', 'oracle']
 
 
@@ -127,7 +127,7 @@ def test_metrics_have_the_names_that_people_look_for(finished):
         assert row['sampler/mismatch'] < 1e-4 and row['skipped/policy'] == 0 == row['val/unscorable']
     assert abs(rows[0]['objective/kl']) < 1e-4 < abs(rows[-1]['objective/kl'])
     assert [row['step'] for row in rows if 'eval/score' in row] == [2, 5]
-    samples = [json.loads(line) for line in (finished / 'samples.jsonl').read_text().splitlines()]
+    samples = [json.loads(line) for line in (finished / 'samples.jsonl').read_text(encoding='utf-8').splitlines()]
     assert set(samples[0]) == {'step', 'prompt', 'sft', 'policy', 'score'} and {s['step'] for s in samples} == {3, 6}
     assert len([row['sft/loss'] for row in lines(stage(finished) / 'metrics.jsonl')]) == SFT_STEPS
 
@@ -146,7 +146,7 @@ def test_the_export_is_read_by_transformers_and_by_us(finished, models):
 def test_a_finished_run_is_not_run_again(finished, command, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.name != '.lock'}
     assert launcher.main(command(finished)) == 0
-    printed, report = capsys.readouterr().out, (finished / 'report.txt').read_text()
+    printed, report = capsys.readouterr().out, (finished / 'report.txt').read_text(encoding='utf-8')
     assert 'already finished' in printed and report.rstrip() in printed
     assert re.search(r'd-RLAIF vs SFT\s+raters +\d+\.\d \[', report) and 'step' not in report
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -158,7 +158,7 @@ def test_a_finished_run_is_not_run_again(finished, command, capsys):
 def test_config_gin_repeats_a_run(finished, tmp_path, capsys):
     again = tmp_path / 'again'
     assert launcher.main([f'--bindings={finished}/config.gin', f'--workdir={again}']) == 0
-    assert (again / 'config.gin').read_text() == (finished / 'config.gin').read_text()
+    assert (again / 'config.gin').read_text(encoding='utf-8') == (finished / 'config.gin').read_text(encoding='utf-8')
     same(again, finished)
 
 
@@ -248,7 +248,7 @@ def test_what_a_crash_leaves_half_written_is_ignored(finished, command, tmp_path
     (steps / '6').rename(steps / '6.orbax-checkpoint-tmp-7')
     shutil.copytree(steps / '4', steps / '5')
     (steps / '5' / 'sizes.json').unlink()
-    with open(folder / 'metrics.jsonl', 'r+') as file:
+    with open(folder / 'metrics.jsonl', 'r+', encoding='utf-8') as file:
         file.truncate((folder / 'metrics.jsonl').stat().st_size - 100)
     assert launcher.main(command(folder)) == 0
     printed = capsys.readouterr().out
@@ -257,7 +257,7 @@ def test_what_a_crash_leaves_half_written_is_ignored(finished, command, tmp_path
 
 
 def start(arguments: list[str], out: Path) -> subprocess.Popen:
-    with open(out, 'w') as file:
+    with open(out, 'w', encoding='utf-8') as file:
         return subprocess.Popen(
             [sys.executable, str(ROOT / 'launch/run.py'), *arguments], stdout=file, stderr=subprocess.STDOUT
         )
@@ -270,7 +270,7 @@ def wait_for(process: subprocess.Popen, ready) -> None:
 
 
 def count(path: Path) -> int:
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding='utf-8').splitlines()) if path.exists() else 0
 
 
 @pytest.mark.slow
@@ -280,9 +280,9 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
     arguments = command(folder)
 
     process = start(arguments, out)
-    wait_for(process, lambda: 'plan' in out.read_text())
+    wait_for(process, lambda: 'plan' in out.read_text(encoding='utf-8'))
     process.terminate()
-    assert process.wait(60) == 130 and 'the same command goes on' in out.read_text().lower()
+    assert process.wait(60) == 130 and 'the same command goes on' in out.read_text(encoding='utf-8').lower()
 
     for of_stage, steps, before in ((stage, SFT_STEPS, 0), (lambda folder: folder, RL_STEPS, 1)):  # a line of SFT
         step = rng.randrange(3, steps - 1)
@@ -291,12 +291,13 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
             time.sleep(0.003)
             if any(folder.parent.glob('stages/sft-*')) and count(of_stage(folder) / 'metrics.jsonl') >= step + before:
                 process.kill()
-        assert process.wait() == -signal.SIGKILL, out.read_text()
+        assert process.wait() == -signal.SIGKILL, out.read_text(encoding='utf-8')
         assert not (folder / 'result.json').exists()
 
     process = start(arguments, out)
-    assert process.wait(120) == 0, out.read_text()
-    assert 'reinforce: going on from step' in out.read_text() or count(folder / 'metrics.jsonl') == RL_STEPS + 1
+    assert process.wait(120) == 0, out.read_text(encoding='utf-8')
+    went_on = 'reinforce: going on from step' in out.read_text(encoding='utf-8')
+    assert went_on or count(folder / 'metrics.jsonl') == RL_STEPS + 1
     same(folder, finished)
 
 
@@ -313,9 +314,12 @@ def damaged(models: Path, folder: Path, how: str) -> Path:
         case 'a pickle':
             weights.rename(copy / 'pytorch_model.bin')
         case 'of another architecture':
-            config.write_text(config.read_text().replace('"llama"', '"mamba"'))
+            config.write_text(config.read_text(encoding='utf-8').replace('"llama"', '"mamba"'), encoding='utf-8')
         case 'of other sizes':
-            config.write_text(config.read_text().replace('"intermediate_size": 32', '"intermediate_size": 48'))
+            config.write_text(
+                config.read_text(encoding='utf-8').replace('"intermediate_size": 32', '"intermediate_size": 48'),
+                encoding='utf-8',
+            )
         case 'without a tokenizer':
             (copy / 'tokenizer.json').unlink()
         case 'with a torn tokenizer':
@@ -438,7 +442,7 @@ def test_a_corrected_command_finds_the_folder_free(command, tmp_path, capsys):
 
 
 def test_a_place_that_cannot_be_written_is_named(command, tmp_path, capsys):
-    (tmp_path / 'file').write_text('')
+    (tmp_path / 'file').write_text('', encoding='utf-8')
     assert launcher.main(command(tmp_path / 'file' / 'run')) == 2
     assert re.search(r'file/run: nothing can be written here \(Not a directory\)', capsys.readouterr().err)
 
@@ -515,8 +519,10 @@ def test_every_config_is_pinned(name, scale):
     text = launcher.read_config(flags)[2]
     if os.environ.get('RLAIF_REGENERATE_GOLDEN'):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert path.exists() and text == path.read_text(), f'{path} differs; RLAIF_REGENERATE_GOLDEN=1 rewrites it'
+        path.write_text(text, encoding='utf-8')
+    assert path.exists() and text == path.read_text(encoding='utf-8'), (
+        f'{path} differs; RLAIF_REGENERATE_GOLDEN=1 rewrites it'
+    )
 
 
 def test_no_golden_config_is_left_over():
@@ -531,7 +537,7 @@ def test_every_experiment_says_what_it_is(name):
 
 def test_an_experiment_does_not_know_its_scale():
     """tldr.py is the same at every scale: `micro` is in its docstrings only."""
-    tree = ast.parse((ROOT / 'experiments/tldr.py').read_text())
+    tree = ast.parse((ROOT / 'experiments/tldr.py').read_text(encoding='utf-8'))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             node.body[0].value.value = ''
@@ -550,7 +556,7 @@ def folder_name(*more: str) -> str:
 
 def test_a_folder_stands_for_the_config_however_it_was_typed(tmp_path):
     rate, steps = 'sft.optimizer.learning_rate', 'sft.steps'
-    (tmp_path / 'same.gin').write_text(f'{rate} = 1e-1  # as below\n')
+    (tmp_path / 'same.gin').write_text(f'{rate} = 1e-1  # as below\n', encoding='utf-8')
     ways = (
         [f'{rate}=0.1', f'{steps}=7'], [f'{steps}=7', f'{rate}=0.10'], [f'{rate}=1e-1', f'{steps}=7', 'sft.batch=64'],
         [f'--bindings={tmp_path}/same.gin', f'{steps}=7'],
@@ -562,5 +568,5 @@ def test_a_folder_stands_for_the_config_however_it_was_typed(tmp_path):
 
 def test_the_metrics_of_the_first_step_are_those_of_an_unmoved_policy(finished):
     row = lines(finished / 'metrics.jsonl')[1]
-    beta = parse((finished / 'config.gin').read_text())['reinforce.beta']
+    beta = parse((finished / 'config.gin').read_text(encoding='utf-8'))['reinforce.beta']
     np.testing.assert_allclose(row['objective/rlhf_reward'], (1 - beta) * row['objective/scores'], atol=1e-5)

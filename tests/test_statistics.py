@@ -11,12 +11,14 @@ from rlaif_jax.evaluation.statistics import (
     Interval,
     binomial_test,
     bootstrap,
+    bounded_interval,
     central,
     draws,
     mean_interval,
     t_quantile,
     wilson,
 )
+from rlaif_jax.evaluation.win_rate import win_rate
 
 
 def sigmoid(x):
@@ -64,6 +66,28 @@ def test_t_quantiles_are_those_of_the_tables():
 def test_mean_interval_covers_the_truth_for_few_prompts(n):
     sample = np.random.default_rng(n).normal(0.3, 2.0, size=(4000, n))
     assert np.mean([0.3 in mean_interval(values_B) for values_B in sample]) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize('n', [2, 5, 20, 100])
+@pytest.mark.parametrize('tied', [0.0, 0.5, 0.9])
+def test_the_interval_of_votes_with_ties_covers_the_truth(n, tied):
+    """Of so few votes it may cover more often than it says, and never by far less."""
+    rng = np.random.default_rng(0)
+    win_SB = np.where(rng.random((2000, n)) < tied, 0.5, rng.random((2000, n)) < 0.7)
+    truth = 0.5 * tied + 0.7 * (1 - tied)
+    assert np.mean([truth in bounded_interval(win_B) for win_B in win_SB]) > 0.935
+
+
+@pytest.mark.parametrize('vote', [0.0, 0.25, 0.5, 1.0])
+def test_votes_that_are_all_the_same_have_a_width_that_more_of_them_make_smaller(vote):
+    widths = []
+    for n in (1, 2, 4, 20, 1000):
+        for one in (bounded_interval(np.full(n, vote)), win_rate(np.full(n, vote))):
+            assert one.value == vote and one.n == n and 0 <= one.low <= vote <= one.high <= 1
+            widths.append(one.high - one.low)
+    assert 0 < widths[-1] < 0.01 and widths[::2] == sorted(widths[::2], reverse=True)
+    two = bounded_interval(np.full(2, 0.5))
+    assert (two.low, two.high) == pytest.approx((0.17, 0.83), abs=0.005)
 
 
 def test_mean_interval_says_what_it_cannot_know():

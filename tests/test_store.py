@@ -185,10 +185,10 @@ def test_a_damaged_line_is_skipped_and_said_and_its_label_made_again(path, capsy
 @pytest.mark.parametrize('text', ['{"step": 0}\n{"step": 1}\n', 'my thesis', 'a\nb', '\0' * 50, '{"key": 3}\n', '\n'])
 def test_a_file_that_is_no_store_is_left_as_it_is(path, text):
     path.parent.mkdir()
-    path.write_text(text)
+    path.write_text(text, encoding='utf-8')
     with pytest.raises(Mistake, match='labels.jsonl is not a label store'):
         Store(path)
-    assert path.read_text() == text
+    assert path.read_text(encoding='utf-8') == text
 
 
 def test_where_labels_cannot_be_kept_a_mistake_says_so(tmp_path):
@@ -228,7 +228,7 @@ def test_a_full_disk_is_a_mistake_and_loses_nothing(path):
 def test_a_file_cut_by_others_while_it_is_open_is_a_mistake(path):
     store = Store(path)
     store.append({'a': record(1)})
-    path.write_text('')
+    path.write_text('', encoding='utf-8')
     with pytest.raises(Mistake, match='was cut or replaced'):
         store.append({'b': record(2)})
 
@@ -334,7 +334,7 @@ def test_killed_at_any_moment_it_ends_as_if_never_killed(path, tmp_path):
     made, whole = tmp_path / 'made', tmp_path / 'whole.jsonl'
     path.parent.mkdir()
     arguments = [sys.executable, '-W', 'ignore', '-c', KILLED, path, made, whole]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=60)
     assert done.returncode == 0, done.stderr
     kills, asked = int(done.stderr), made.read_bytes()
     assert kills >= 5

@@ -31,10 +31,10 @@ from pathlib import Path
 given = dict(argument.lstrip('-').split('=', 1) for argument in sys.argv[1:])
 folder, beta, seed = Path(given['workdir']), float(given['reinforce.beta']), int(given.get('seed', 0))
 place = folder.parent
-order = lambda what: (place / what).exists() and (place / what).read_text() == folder.name
+order = lambda what: (place / what).exists() and (place / what).read_text(encoding='utf-8') == folder.name
 
 def tell(text):
-    with open(place / 'events', 'a') as file:
+    with open(place / 'events', 'a', encoding='utf-8') as file:
         file.write(text + ' ' + folder.name + chr(10))
 
 def save(number, frame):
@@ -51,12 +51,13 @@ if order('interrupt'):
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
 deadline = time.monotonic() + 60
-while (place / 'meet').exists() and (place / 'events').read_text().count('begins') < 2:
+while (place / 'meet').exists() and (place / 'events').read_text(encoding='utf-8').count('begins') < 2:
     assert time.monotonic() < deadline, 'met nobody'
     time.sleep(0.01)
 raw = {'value': beta + seed, 'low': beta - 1, 'high': beta + 9}
 found = {'RLAIF vs SFT': {'raters': {'raw': raw, 'p_value': 0.1 * seed, 'n': 7}}}
-(folder / 'result.json').write_text(json.dumps({'simulated': True, 'comparisons': found, 'missing': None}))
+result = {'simulated': True, 'comparisons': found, 'missing': None}
+(folder / 'result.json').write_text(json.dumps(result), encoding='utf-8')
 tell('ends')
 """
 RAW = 'RLAIF vs SFT / raters / raw'
@@ -67,7 +68,7 @@ DIRECT = '--experiment=tldr_direct'
 @pytest.fixture(scope='module')
 def stub(tmp_path_factory):
     path = tmp_path_factory.mktemp('stub') / 'run.py'
-    path.write_text(STUB)
+    path.write_text(STUB, encoding='utf-8')
     return path
 
 
@@ -87,12 +88,12 @@ def bindings(*arguments: str) -> list[dict]:
 
 
 def events(folder: Path, what: str) -> list[str]:
-    lines = [line.split(' ') for line in (folder / 'events').read_text().splitlines()]
+    lines = [line.split(' ') for line in (folder / 'events').read_text(encoding='utf-8').splitlines()]
     return [name for event, name in lines if event == what]
 
 
 def rows(folder: Path) -> list[dict]:
-    return list(csv.DictReader((folder / 'sweep.csv').read_text().splitlines()))
+    return list(csv.DictReader((folder / 'sweep.csv').read_text(encoding='utf-8').splitlines()))
 
 
 # Points
@@ -206,7 +207,9 @@ def test_bad_input_is_named_before_anything_runs(typed, stub, tmp_path, monkeypa
 def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
     arguments = [DIRECT, BETAS, f'--workdir={folder}']
     (last := planned(*arguments[1:])[-1]).folder.mkdir()
-    (last.folder / 'config.gin').write_text(last.text.replace('reinforce.beta = 0.5', 'reinforce.beta = 0.7'))
+    (last.folder / 'config.gin').write_text(
+        last.text.replace('reinforce.beta = 0.5', 'reinforce.beta = 0.7'), encoding='utf-8'
+    )
     assert sweep.main(arguments, stub) == 2
     told = capsys.readouterr().err
     assert str(last.folder) in told and 'reinforce.beta: 0.7 there, 0.5 here' in told
@@ -227,7 +230,7 @@ def test_print_writes_command_lines_and_touches_nothing(tmp_path):
         "same_size_labeler=['micro_s','a b']",
     ]
     environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, encoding='utf-8')
     assert (done.returncode, done.stderr) == (0, '')
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'same_size_labeler="a b"']
@@ -237,14 +240,14 @@ def test_print_writes_command_lines_and_touches_nothing(tmp_path):
 
 def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, folder, capsys):
     arguments, broken = [DIRECT, BETAS, SEEDS, f'--workdir={folder}'], 'reinforce.beta=0.25,seed=1'
-    (folder / 'break').write_text(broken)
+    (folder / 'break').write_text(broken, encoding='utf-8')
     assert sweep.main(arguments, stub) == 1
     told = capsys.readouterr()
     assert len(events(folder, 'begins')) == 9 and len(events(folder, 'ends')) == 8
     assert told.out.count('finished in 0:00:') == 8 and 'SIMULATED world, 8 of 9 points finished' in told.out
     assert re.search(rf'^ *0\.25 +2 +.* {broken}: exit status 1', told.out, re.MULTILINE), told.out
     assert f'{broken}: exit status 1' in told.err and 'ValueError: no luck' in told.err
-    assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text()
+    assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text(encoding='utf-8')
     assert [row['point'] for row in rows(folder) if row['failed']] == [broken]
 
     (folder / 'break').unlink()
@@ -267,7 +270,7 @@ def test_runs_side_by_side_find_the_same_and_never_make_one_stage_at_once(stub, 
     assert sweep.main([*arguments, f'--workdir={folder.parent}/alone'], stub) == 0
     assert rows(folder) == rows(folder.parent / 'alone')
     open_seeds = set()
-    for line in (folder / 'events').read_text().splitlines():
+    for line in (folder / 'events').read_text(encoding='utf-8').splitlines():
         event, seed = line.split(' ')[0], line[-1]
         assert (seed in open_seeds) == (event == 'ends'), 'two runs made the same SFT policy'
         open_seeds ^= {seed}
@@ -282,7 +285,8 @@ def test_runs_side_by_side_share_the_cores(stub, folder, parallel):
     assert len(given) == parallel and sum(map(len, given)) == len(set().union(*given)) <= len(mine)
     assert parallel > len(mine) or min(map(len, given)) == len(mine) // parallel
     for point in planned(*arguments):
-        said = re.search(r'^cores (.*)$', (folder / point.name / sweep.OUTPUT).read_text(), re.MULTILINE)[1]
+        output = (folder / point.name / sweep.OUTPUT).read_text(encoding='utf-8')
+        said = re.search(r'^cores (.*)$', output, re.MULTILINE)[1]
         assert set(map(int, said.split())) in [share or mine for share in given]
 
 
@@ -300,7 +304,7 @@ def test_a_stage_that_is_made_holds_nobody_up(folder):
     assert sweep.startable([second], [first]) is None
     stage = sft_of(first)
     stage.mkdir(parents=True)
-    (stage / 'result.json').write_text('{}')
+    (stage / 'result.json').write_text('{}', encoding='utf-8')
     assert sweep.startable([second, third], [first]) is second
 
 
@@ -310,11 +314,11 @@ def test_stages_are_those_of_the_runs_beside_the_sweep(stub, folder):
     assert sft_of(point) in point.unmade() == {*point.shared}
     (stage,) = point.config.stages(folder.parent / 'run')[:1]  # of a plain run of the same config
     stage.folder.mkdir(parents=True)
-    (stage.folder / 'result.json').write_text('{}')
+    (stage.folder / 'result.json').write_text('{}', encoding='utf-8')
     assert point.unmade() == {*point.shared} - {sft_of(point)}
     assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0  # linked already
-    (folder / 'labels.jsonl').write_text('x')
-    assert (folder.parent / 'labels.jsonl').read_text() == 'x'
+    (folder / 'labels.jsonl').write_text('x', encoding='utf-8')
+    assert (folder.parent / 'labels.jsonl').read_text(encoding='utf-8') == 'x'
 
 
 def test_a_stage_that_somebody_else_is_making_is_left_to_the_run_to_wait_for(stub, folder, capsys):
@@ -327,7 +331,7 @@ def test_a_stage_that_somebody_else_is_making_is_left_to_the_run_to_wait_for(stu
 def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
     arguments = [DIRECT, BETAS, f'--workdir={folder}']
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    (folder / 'interrupt').write_text('reinforce.beta=0.25')
+    (folder / 'interrupt').write_text('reinforce.beta=0.25', encoding='utf-8')
     assert sweep.main(arguments, stub) == 130
     told = capsys.readouterr()
     assert 'stopped with 2 of 3 points to do; the same command goes on' in told.err
@@ -342,7 +346,7 @@ def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
 
 def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, capsys):
     silent = tmp_path / 'silent.py'
-    silent.write_text('')
+    silent.write_text('', encoding='utf-8')
     assert sweep.main([DIRECT, '--seed=[3]', f'--workdir={folder}'], silent) == 1
     assert 'seed=3: left no result' in capsys.readouterr().err
 

@@ -163,7 +163,7 @@ def test_every_copy_is_the_same_rows(manual, tmp_path, monkeypatch, place):
     else:
         for split, rows in of_trl.items():
             published_files.write(here / split / 'data-00000-of-00001.arrow', rows)
-            (here / split / 'state.json').write_text('{}')
+            (here / split / 'state.json').write_text('{}', encoding='utf-8')
     found = texts(tldr.Posts, POSTS)
     monkeypatch.setenv('RLAIF_DATA_DIR', str(tmp_path / 'other'))
     monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path))
@@ -365,7 +365,7 @@ def test_the_suffixes_that_are_read(tmp_path):
             assert files.read_rows(tmp_path / f'x{suffix}') == rows
     (tmp_path / 'cut.arrow').write_bytes((tmp_path / 'x.arrow').read_bytes()[:100])
     assert 'cannot be read as Arrow' in mistake(files.read_rows, tmp_path / 'cut.arrow')
-    assert json.loads((tmp_path / 'x.jsonl').read_text().splitlines()[0]) == rows[0]
+    assert json.loads((tmp_path / 'x.jsonl').read_text(encoding='utf-8').splitlines()[0]) == rows[0]
 
 
 def test_a_full_disk_is_said(manual, tmp_path, monkeypatch):

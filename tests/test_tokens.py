@@ -161,7 +161,7 @@ def test_of_two_at_once_one_encodes(micro_tokenizer, encoded, folder):
 
 def test_a_run_goes_on_where_nothing_can_be_written(micro_tokenizer, folder, capsys):
     folder.parent.mkdir()
-    folder.write_text('a file stands here')
+    folder.write_text('a file stands here', encoding='utf-8')
     assert remembering(micro_tokenizer).encode(TEXTS) == micro_tokenizer.encode(TEXTS)
     assert 'set RLAIF_DATA_DIR; texts are encoded as they come' in capsys.readouterr().out
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.data.micro import world
-from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, mean_interval, wilson
+from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, bounded_interval, wilson
 from rlaif_jax.evaluation.win_rate import (
     Config,
     compare,
@@ -128,7 +128,7 @@ def test_intervals_are_bootstrapped_over_prompts_or_of_closed_form():
     soft_B = JUDGES['soft'](PROMPTS, A, B)
     hard_B = (soft_B > 0.5).astype(float)
     assert win_rate(hard_B, resamples=0) == wilson(hard_B.sum(), 200)
-    assert win_rate(soft_B, resamples=0) == mean_interval(soft_B).clipped()
+    assert win_rate(soft_B, resamples=0) == bounded_interval(soft_B)
     for vote_B in (hard_B, soft_B):
         closed, drawn = win_rate(vote_B, resamples=0), win_rate(vote_B)
         assert drawn == bootstrap(vote_B, lambda rows: rows.mean()) != closed  # one statistic at a time
@@ -147,7 +147,7 @@ def test_votes_that_are_all_the_same_leave_a_width(resamples):
 def test_averaged_votes_get_the_mean_and_ties_no_part_in_the_sign_test():
     assert win_rate(np.array([1, 0, 1, np.nan])).n == 3
     soft_B = np.array([0.9, 0.5, 0.4, 0.8])
-    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (mean_interval(soft_B).value, 4)
+    assert (win_rate(soft_B).value, win_rate(soft_B).n) == (bounded_interval(soft_B).value, 4)
     result = compare(PROMPTS[:4], A[:4], B[:4], lambda *_: soft_B)
     assert (result.ties, result.p_value) == (1, binomial_test(2, 3))
 

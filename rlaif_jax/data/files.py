@@ -33,6 +33,7 @@ from typing import Any
 from rlaif_jax.chat import MARKERS, SPEAKERS
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.paths import typed
 
 Row = dict[str, Any]  # column: value
 
@@ -75,7 +76,7 @@ def prompts(path: Path | str, task: str) -> list[Entry]:
 
 def _entries(path: Path | str, noun: str, make: Callable[[Row, str], Pair | Prompt]) -> list[Entry]:
     entries = []
-    for where, row in located(Path(path)):
+    for where, row in located(path):
         try:
             entries.append(Entry(row, make(row, where)))
         except Mistake as mistake:
@@ -258,11 +259,12 @@ def read_rows(path: Path | str) -> list[Row]:
     in every row, null where it has nothing. Raises `Mistake` for a file that is missing, empty or of another suffix, and
     for the first line that cannot be read.
     """
-    return [row for _, row in located(Path(path))]
+    return [row for _, row in located(path)]
 
 
-def located(path: Path) -> list[tuple[str, Row]]:
+def located(path: Path | str) -> list[tuple[str, Row]]:
     """`read_rows`, each with where it stands: `file:line`, or `file: row 1` where there are no lines to speak of."""
+    path = typed(path)
     if not path.exists():
         raise Mistake(f'{path}: no such file{_nearest_file(path)}')
     if path.is_dir():
@@ -405,7 +407,7 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
     Raises `Mistake` as `check_writable` does, and where the system refuses, as on a full disk.
     """
-    path = Path(path)
+    path = typed(path)
     check_writable(path)
     rows = list(rows)
     suffix = _suffix(path)
@@ -434,7 +436,7 @@ def check_writable(path: Path | str) -> None:
     """Raises `Mistake` where `write_rows` could not write `path`, for asking before the work rather than after it. Makes
     its folder where there is none.
     """
-    path = Path(path)
+    path = typed(path)
     if _suffix(path) == '.parquet':
         _arrow(path)
     try:

@@ -22,6 +22,7 @@ from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
 from rlaif_jax.data.records import Pair, Prompt, share
+from rlaif_jax.paths import typed
 
 MICRO = {'micro_tldr': 'summarization', 'micro_helpful': 'helpful', 'micro_harmless': 'harmless'}  # their tasks
 PUBLISHED = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}
@@ -244,6 +245,6 @@ def _mine(name: str, split: str, read: Callable[[Path, str], list[files.Entry]],
 def _path(name: str) -> Path:
     """The path that a name is, where it looks like one. Raises `Mistake` naming the nearest data set."""
     if name.lower().endswith(files.READABLE) or '/' in name or Path(name).exists():
-        return Path(name).expanduser()
+        return typed(name)
     near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
     raise Mistake(f'no data set {name!r}; did you mean {near[0]}? A path of prompts or pairs will do, too')

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from rlaif_jax import log
+from rlaif_jax import log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
 
@@ -161,17 +161,24 @@ def require(row: files.Row, columns: Sequence[str], where: str) -> None:
 
 
 def data_dir() -> Path:
-    """Where prepared data lies: $RLAIF_DATA_DIR, else `rlaif_jax/data` in the user's cache."""
-    cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    return Path(os.environ.get('RLAIF_DATA_DIR') or Path(cache) / 'rlaif_jax' / 'data').expanduser()
+    """Where prepared data lies: $RLAIF_DATA_DIR, else `rlaif_jax/data` in the user's cache. Raises `Mistake` where there is
+    neither.
+    """
+    if given := os.environ.get('RLAIF_DATA_DIR'):
+        return paths.typed(given)
+    if (cache := paths.cache()) is None:
+        raise Mistake('prepared data lies in the home directory, and none is known here; give --data_dir=FOLDER')
+    return cache / 'rlaif_jax' / 'data'
 
 
 def manual_dir() -> Path | None:
     """Where the user keeps published files: $RLAIF_MANUAL_DIR. Raises `Mistake` where that is no folder."""
     given = os.environ.get('RLAIF_MANUAL_DIR')
-    if given and not Path(given).expanduser().is_dir():
+    if not given:
+        return None
+    if not (folder := paths.typed(given)).is_dir():
         raise Mistake(f'manual_dir: {given} is no folder; it holds a folder for each data set, such as hh_harmless/')
-    return Path(given).expanduser() if given else None
+    return folder
 
 
 def prepared(kind: type[Builder]) -> Path | None:
@@ -305,10 +312,12 @@ def _whole_copy(folder: Path, stems: Sequence[str], before: str = '') -> dict[st
 
 def _cached(copy: Copy, train: int) -> list[tuple[Path, str]]:
     """Where Hugging Face's libraries would keep a copy: `huggingface_hub` its files, `datasets` their rows as Arrow."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'huggingface'
-    home = Path(os.environ.get('HF_HOME') or cache).expanduser()
-    hub = Path(os.environ.get('HF_HUB_CACHE') or home / 'hub').expanduser()
-    rows = Path(os.environ.get('HF_DATASETS_CACHE') or home / 'datasets').expanduser()
+    cache = paths.cache()
+    if not (cache or os.environ.get('HF_HOME')):
+        return []
+    home = paths.typed(os.environ.get('HF_HOME') or cache / 'huggingface')
+    hub = paths.typed(os.environ.get('HF_HUB_CACHE') or home / 'hub')
+    rows = paths.typed(os.environ.get('HF_DATASETS_CACHE') or home / 'datasets')
     owner, name = copy.repository.split('/')
     snapshots = sorted(hub.glob(f'datasets--{owner}--{name}/snapshots/*/{copy.folder}'))
     # The folder's name does not tell which part of a repository was loaded; the number of its rows does.

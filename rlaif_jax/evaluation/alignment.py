@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, mean_interval, wilson
+from rlaif_jax.evaluation.statistics import Interval, binomial_test, bounded_interval, mean_interval, numbers, wilson
 
 __all__ = [
     'Agreement',
@@ -196,8 +196,8 @@ def position_bias(first_shown_B: np.ndarray, second_shown_B: np.ndarray, *, conf
         which='first' if 2 * first > n else 'second' if 2 * first < n else 'neither',
         share=wilson(max(first, n - first), n, confidence),
         p_value=binomial_test(first, n),
-        first=mean_interval(position_OB.mean(0), confidence).clipped(),
-        mean=mean_interval((first_shown_B - second_shown_B) / 2, confidence).clipped(-0.5, 0.5),
+        first=bounded_interval(position_OB.mean(0), confidence),
+        mean=bounded_interval((first_shown_B - second_shown_B) / 2, confidence, low=-0.5, high=0.5),
         ties=int((~decided_B).sum()),
         unscorable=int((~kept_B).sum()),
     )
@@ -290,7 +290,7 @@ def report(
         _check_averaged(preference_B, shown_OB)
         hit_B, single_B = _hits(preference_B, human_B), _hits(shown_OB, human_B[None]).mean(0)
         kept_B = ~np.isnan(hit_B + single_B)
-        found['single_order'] = mean_interval(single_B[kept_B], confidence).clipped()
+        found['single_order'] = bounded_interval(single_B[kept_B], confidence)
         found['gain'] = mean_interval((hit_B - single_B)[kept_B], confidence).clipped(-1.0, 1.0)
     if _both('first_chars_B', first_chars_B, 'second_chars_B', second_chars_B):
         first_B, second_B = (
@@ -339,9 +339,9 @@ def _share(vote_B: np.ndarray, confidence: float) -> Interval:
 
 def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
     """The arrays as float64, checked: named rows of the same, positive length with values in [0, 1] or nan."""
-    found = [np.asarray(array_B, np.float64) for array_B in arrays_B.values()]
+    found = [numbers(name, array_B) for name, array_B in arrays_B.items()]
     shapes = {name: array_B.shape for name, array_B in zip(arrays_B, found)}
-    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+    if len(set(shapes.values())) > 1:
         told = ', '.join(f'{name} {shape}' for name, shape in shapes.items())
         raise Mistake(f'these are one number a pair and must be as many, not of shapes {told}')
     if not found[0].size:

@@ -14,7 +14,16 @@ from typing import Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, blocks, central, draws, normal_quantile, resampled
+from rlaif_jax.evaluation.statistics import (
+    Interval,
+    blocks,
+    central,
+    check_resamples,
+    draws,
+    normal_quantile,
+    numbers,
+    resampled,
+)
 
 __all__ = [
     'AtLength',
@@ -60,7 +69,9 @@ def length_adjusted_win_rate(
     `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
     plain ratio does not. `resamples` as in `logistic_at`.
     """
-    length_a_B, length_b_B = (np.maximum(1.0, np.asarray(x, np.float64)) for x in (length_a_B, length_b_B))
+    length_a_B, length_b_B = (np.maximum(1.0, numbers('lengths', x)) for x in (length_a_B, length_b_B))
+    if length_a_B.shape != length_b_B.shape:
+        raise Mistake(f'lengths of {len(length_a_B)} and of {len(length_b_B)} responses; there are as many')
     how = {'form': length_ratio, 'confidence': confidence, 'resamples': resamples}
     return logistic_at_equal_length(length_a_B / length_b_B, win_B, **how).rate
 
@@ -80,7 +91,7 @@ def logistic_at_equal_length(
 
     Arguments as in `logistic_at`. Mistake: a ratio that is not a positive finite number, an unknown form.
     """
-    ratio_B = np.asarray(length_ratio_B, np.float64)
+    ratio_B = numbers('length ratios', length_ratio_B)
     if form not in ('plain', 'log'):
         raise Mistake(f"the length ratio is taken 'plain' or 'log', not {form!r}")
     if not ((ratio_B > 0) & np.isfinite(ratio_B)).all():
@@ -114,7 +125,8 @@ def logistic_at(
     nan votes and zero weights are left out, and n counts the rest (none: nan in [0, 1]). A weight is a number of votes.
     A soft vote counts as that fraction of a win, which makes the interval of the delta method wider than need be.
     """
-    x_B, y_B = np.asarray(x_B, np.float64) - at, np.asarray(y_B, np.float64)
+    x_B, y_B = numbers('x', x_B) - at, numbers('votes', y_B)
+    check_resamples(resamples)
     weight_B = np.ones_like(y_B) if weights is None else np.asarray(weights, np.float64)
     if not x_B.shape == y_B.shape == weight_B.shape == (x_B.size,):
         raise Mistake(f'x, votes and weights must be as many, not {x_B.shape}, {y_B.shape}, {weight_B.shape}')

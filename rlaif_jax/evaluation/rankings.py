@@ -18,14 +18,13 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
-from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap
+from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.win_rate import Judge
 
 __all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
@@ -77,6 +76,8 @@ def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, c
     w_B = w_B[~np.isnan(w_B)]
     if w_B.size < FEWEST:
         return Interval(float(w_B.mean()) if w_B.size else float('nan'), 0.0, 1.0, w_B.size)
+    if not resampled(w_B):  # nearly all the same, as where raters always agree
+        return bounded_interval(w_B, confidence)
     return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
 
 
@@ -151,7 +152,7 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Colle
     """
     place_of: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str], str] = {}
-    for where, row in files.located(Path(path)):
+    for where, row in files.located(path):
         prompt, rater = _prompt(row, where), str(_column(row, 'rater', where))
         if (prompt, rater) in seen:
             raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
@@ -29,7 +28,7 @@ def write(path: PathLike | str, prompts: Sequence[Prompt], written: Mapping[str,
     check_names(written)
     texts = [dict(zip(written, row)) for row in zip(*written.values(), strict=True)]
     rows = [{'prompt_id': prompt.id, 'prompt': prompt.text} | row for prompt, row in zip(prompts, texts, strict=True)]
-    files.write_rows(Path(path), rows)
+    files.write_rows(path, rows)
 
 
 def read(path: PathLike | str) -> tuple[list[Prompt], dict[str, list[str]]]:
@@ -40,7 +39,7 @@ def read(path: PathLike | str) -> tuple[list[Prompt], dict[str, list[str]]]:
     """
     prompts: list[Prompt] = []
     written: dict[str, list[str]] = {}
-    for where, row in files.located(Path(path)):
+    for where, row in files.located(path):
         names = [name for name in row if name not in OTHERS]
         if not isinstance(row.get('prompt'), str) or len(names) < 2:
             raise Mistake(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from math import lgamma, log, sqrt
+from numbers import Integral, Real
 from statistics import NormalDist  # the standard library's module of this name
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy as np
 from rlaif_jax.config import Mistake
 
 __all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'mean_interval', 'normal_quantile', 'plain', 't_quantile', 'votes', 'wilson',
+    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'plain',
+    't_quantile', 'votes', 'wilson',
 ]  # fmt: skip
 
 
@@ -65,8 +67,32 @@ def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(rate), float(low), float(high), int(n))
 
 
+def bounded_interval(
+    values_B: np.ndarray, confidence: float = 0.95, *, low: float = 0.0, high: float = 1.0
+) -> Interval:
+    """The mean of values within [low, high]: of votes of which some are ties, or averages over orders or raters.
+
+    The normal interval over prompts, to which z² are added, half of them at either end (Agresti and Coull 1998). So it
+    stays within the bounds, and has a width where all values are the same, too: two ties are [0.17, 0.83]. With no values
+    it is nan in all of [low, high]. Mistake: a value outside the bounds.
+    """
+    value_B = _column(values_B)
+    n, added = value_B.size, normal_quantile(confidence) ** 2
+    if ((value_B < low) | (value_B > high)).any():
+        raise Mistake(f'values lie in [{low}, {high}], not at {value_B[(value_B < low) | (value_B > high)][0]}')
+    if not n:
+        return Interval(float('nan'), low, high, 0)
+    centre = (value_B.sum() + added * (low + high) / 2) / (n + added)
+    squares = ((value_B - centre) ** 2).sum() + added / 2 * ((low - centre) ** 2 + (high - centre) ** 2)
+    half, mean = sqrt(added * squares) / (n + added), value_B.mean()
+    return Interval(float(mean), *map(float, (min(centre - half, mean), max(centre + half, mean))), n).clipped(
+        low, high
+    )
+
+
 def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's t interval of the mean over prompts: for votes averaged over orders or raters, scores and lengths.
+    """Student's t interval of the mean over prompts: for scores and lengths, which know no bounds; votes do
+    (`bounded_interval`).
 
     The t quantile is used at every n, not only small ones. One value has an infinite interval; no value is nan in
     [-inf, inf]; equal values have an interval of no width. Values must be finite.
@@ -96,6 +122,7 @@ def bootstrap(
     value_B = np.asarray(values_B)
     n = len(value_B)
     normal_quantile(confidence)
+    check_resamples(resamples)
     if n == 0 or resamples < 1:
         raise Mistake(f'a bootstrap needs at least one row and one resample, not {n} and {resamples}')
     drawn = draws(n, resamples, seed)
@@ -106,11 +133,18 @@ def bootstrap(
     return Interval(float(statistic(value_B)), *central(found, confidence), n)
 
 
+def check_resamples(resamples: int) -> None:
+    """Raises Mistake for what is no number of resamples that a machine can draw."""
+    if not isinstance(resamples, Integral) or not 0 <= resamples <= 10**7:
+        raise Mistake(f'resamples is a whole number, 0 to 10,000,000, not {resamples!r:.80}')
+
+
 def resampled(vote_B: np.ndarray) -> bool:
-    """Whether resamples of these votes, in [0, 1], can tell how sure their mean is: not where nearly all are the same, as
-    then nearly all resamples are, too.
+    """Whether resamples of these votes, in [0, 1], can tell how sure their mean is: not where nearly all are the same,
+    wins, losses or ties, as then nearly all resamples are, too.
     """
-    return bool(min(vote_B.sum(), (1 - vote_B).sum()) >= FEWEST)
+    most_alike = max(np.unique(vote_B, return_counts=True)[1], default=0)
+    return bool(min(vote_B.sum(), (1 - vote_B).sum(), len(vote_B) - most_alike) >= FEWEST)
 
 
 def draws(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -151,7 +185,7 @@ def binomial_test(k: int, n: int, p: float = 0.5) -> float:
 
 def normal_quantile(confidence: float) -> float:
     """z such that a standard normal lies within ±z with this probability. Mistake: confidence outside (0, 1)."""
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
         raise Mistake(f'confidence is a probability between 0 and 1, such as 0.95, not {confidence}')
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
@@ -174,11 +208,25 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return float(sqrt(degrees) * np.tan(np.interp(confidence * mass[-1], mass, angle)))
 
 
+def numbers(name: str, values_B: Any) -> np.ndarray:
+    """A row of numbers as float64, (B,); None is nan. Mistake, which says what `name` is instead: anything else."""
+    try:
+        found_B = np.asarray(values_B)
+    except (ValueError, OverflowError):  # rows of unlike length
+        raise Mistake(f'{name}: {values_B!r:.80} is no row of numbers') from None
+    if found_B.dtype.kind == 'O' and all(one is None or isinstance(one, Real) for one in found_B.flat):
+        found_B = found_B.astype(np.float64)
+    if found_B.ndim != 1 or (found_B.size and found_B.dtype.kind not in 'biuf'):
+        kind = f'shape {found_B.shape}' if found_B.dtype.kind in 'biuf' else f'{values_B!r:.80}'
+        raise Mistake(f'{name}: one row of numbers is wanted, not {kind}')
+    return found_B.astype(np.float64)
+
+
 def votes(win_B: np.ndarray) -> np.ndarray:
     """Votes as float64, (B,): each in [0, 1], or nan where a judge could not say. Mistake: anything else."""
-    vote_B = np.asarray(win_B, np.float64)
-    if vote_B.ndim != 1 or ((vote_B < 0) | (vote_B > 1)).any():
-        raise Mistake(f'votes are one row of numbers in [0, 1], or nan; got shape {vote_B.shape}')
+    vote_B = numbers('votes', win_B)
+    if (wrong_B := vote_B[(vote_B < 0) | (vote_B > 1)]).size:
+        raise Mistake(f'votes lie in [0, 1], or are nan, not {wrong_B[0]}')
     return vote_B
 
 
@@ -190,7 +238,7 @@ def plain(value: Any) -> Any:
 
 
 def _column(values_B: np.ndarray) -> np.ndarray:
-    value_B = np.asarray(values_B, np.float64)
-    if value_B.ndim != 1 or not np.isfinite(value_B).all():
-        raise Mistake(f'expected one row of finite numbers, not shape {value_B.shape} with nan or infinity among them')
+    value_B = numbers('values', values_B)
+    if not np.isfinite(value_B).all():
+        raise Mistake('values: nan or infinity is among them')
     return value_B

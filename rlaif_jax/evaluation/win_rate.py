@@ -21,7 +21,8 @@ from rlaif_jax.evaluation.statistics import (
     Interval,
     binomial_test,
     bootstrap,
-    mean_interval,
+    bounded_interval,
+    check_resamples,
     plain,
     resampled,
     votes,
@@ -95,17 +96,18 @@ class WinRate:
 def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 1000) -> Interval:
     """Share of prompts on which A is preferred. nan votes are left out, and n counts the rest (none: nan in [0, 1]).
 
-    A percentile bootstrap over prompts. With `resamples` of 0, and where less than ten votes are for A, or against it,
-    Wilson's interval where every vote is 0 or 1, and Student's t over prompts, within [0, 1], where some are ties or
-    averages. Mistake: a vote outside [0, 1].
+    A percentile bootstrap over prompts. With `resamples` of 0, and where less than ten votes are for A, or against it, or
+    differ from the rest, Wilson's interval where every vote is 0 or 1, and `statistics.bounded_interval` where some are
+    ties or averages. Mistake: a vote outside [0, 1].
     """
     vote_B = votes(win_B)
     vote_B = vote_B[~np.isnan(vote_B)]
+    check_resamples(resamples)
     if resamples and resampled(vote_B):
         return bootstrap(vote_B, np.mean, resamples=resamples, confidence=confidence)
     if np.isin(vote_B, (0, 1)).all():
         return wilson(vote_B.sum(), vote_B.size, confidence)
-    return mean_interval(vote_B, confidence).clipped()
+    return bounded_interval(vote_B, confidence)
 
 
 def compare(

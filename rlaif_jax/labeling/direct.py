@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import texts
 from rlaif_jax.labeling import prompts as templates
-from rlaif_jax.labeling.prompts import Encoded
+from rlaif_jax.labeling.prompts import TASKS, Encoded
 from rlaif_jax.labeling.scoring import Scorer, read_answers
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 
 RATINGS = tuple(str(i) for i in range(1, 11))
 
@@ -40,10 +40,11 @@ class Config:
     batch: int = 64
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f'task = {self.task!r}: tasks are {", ".join(TASKS)}')
         if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
             raise ValueError('least_mass must be in [0, 1) and most_unscorable in (0, 1]')
-        if self.batch < 1 or self.max_length < 1:
-            raise ValueError('batch and max_length must be positive')
+        check_within(self, 1, MOST, 'batch', 'max_length')
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,12 @@ def rate(
     However many answers are no ratings, all are returned; look at `.status` and `.reason`. Raises `Mistake` where
     prompts and responses are not lists of as many.
     """
+    check_given(lm, mesh)
     shown, written = texts('prompts', prompts), texts('responses', responses)
     if len(shown) != len(written):
         raise Mistake(f'{len(shown)} prompts and {len(written)} responses; give the prompt of each response')
-    return make_rater(lm, Config(task, templates, batch=batch, most_unscorable=1.0), mesh)(shown, written)
+    cfg = bind(Config(most_unscorable=1.0), {'task': task, 'templates': templates, 'batch': batch})
+    return make_rater(lm, cfg, mesh)(shown, written)
 
 
 def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake, bind
+from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.generation import extend, listed
 from rlaif_jax.labeling import prompts as templates
@@ -29,7 +29,7 @@ from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.labeling.store import Record, Store, complete, key
 from rlaif_jax.models import hf
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
@@ -57,11 +57,9 @@ class Config:
         if self.task not in templates.TASKS:
             raise ValueError(f'task = {self.task!r}: tasks are {", ".join(templates.TASKS)}')
         cot = Technique.parse(self.technique).cot
-        for name in ('samples', 'batch', 'max_rationale', 'max_length'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
-        if self.top_k < 0 or self.temperature < 0:
-            raise ValueError('top_k and temperature must not be negative')
+        check_within(self, 1, MOST, 'samples', 'batch', 'max_rationale', 'max_length')
+        check_within(self, 0, MOST, 'top_k', 'seed')
+        check_within(self, 0, HOTTEST, 'temperature')
         if self.samples > 1 and not cot:
             raise ValueError(f'samples = {self.samples} needs a chain of thought; {self.technique} has none')
         if not 0 <= self.least_mass < 1 or not 0 < self.most_unscorable <= 1:
@@ -216,6 +214,7 @@ def label(
     However many pairs are unscorable, all come back; look at `.status` and `.reason`. Raises `Mistake` for an unknown
     field, task or technique, and for what is no pair. The prompt of a pair may be its text alone.
     """
+    check_given(lm, mesh)
     cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), _whole(pairs)
     return make_labeler(lm, cfg, mesh)(whole)
 

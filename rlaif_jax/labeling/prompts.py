@@ -32,6 +32,7 @@ from typing import Literal
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import micro
 from rlaif_jax.labeling.quoting import TURNS, quote
+from rlaif_jax.paths import typed
 from rlaif_jax.text import Tokenizer
 
 FOLDER = Path(__file__).parent / 'templates'
@@ -197,7 +198,7 @@ def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:
     their tokenizer's configuration), else our own.
     """
     name = folder or getattr(tokenizer.hf, 'init_kwargs', {}).get('prompt_templates')
-    return NAMED.get(str(name), Path(name).expanduser()) if name else FOLDER
+    return (NAMED.get(str(name)) or typed(name)) if name else FOLDER
 
 
 @cache

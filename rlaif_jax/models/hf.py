@@ -6,14 +6,12 @@ What a config.json says and what the tensors are called is the families' to know
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, foreign
+from rlaif_jax import axes, foreign, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
@@ -34,6 +32,7 @@ from rlaif_jax.text import Tokenizer
 NAMED = (  # what makes a model besides its weights
     'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
 )  # fmt: skip
+WRITTEN = 'float32', 'bfloat16', 'float16'
 CARD = """---
 library_name: transformers
 pipeline_tag: {task}
@@ -53,6 +52,16 @@ class LM:
     params: Params
     tokenizer: Tokenizer
     name: str
+
+
+def check_given(lm: Any, mesh: Any = None) -> None:
+    """Raises `Mistake` for what is no language model, or no mesh, in the place of one."""
+    if not isinstance(lm, LM):
+        raise Mistake(f'lm is a {type(lm).__name__}, {lm!r:.80}; rlaif_jax.load(path) gives a language model')
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise Mistake(
+            f'mesh is a {type(mesh).__name__}, {mesh!r:.80}; rlaif_jax.axes.make_mesh({{"data": 4}}) makes one'
+        )
 
 
 def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False) -> LM:
@@ -86,23 +95,19 @@ def load_value(
 def fingerprint(path_or_hub_id: str | Path) -> str:
     """Ten hex digits for the model a name stands for now: its sizes, its tokenizer, its weights.
 
-    Of a file of more than 2 MiB, 512 pieces of 4 KiB from its beginning to its end, so that it is quick and a fine-tuned
-    copy differs, whatever part of it was trained. Of a model that a plan did not download: `absent`, as nothing that lies
-    here was made with it.
+    Of a large file it takes pieces (`paths.pieces`). Of a model that a plan did not download: `absent`, as nothing that
+    lies here was made with it.
     """
-    found, most = hashlib.sha256(), 2**21
     try:
         folder = resolve(path_or_hub_id)
     except Absent:
         return 'absent'
     named = [folder / name for name in NAMED]
+    found = sha256()
     for file in sorted([*folder.glob('*.safetensors'), *filter(Path.exists, named)]):
-        size = file.stat().st_size
-        found.update(f'{file.name} {size}'.encode())
-        with open(file, 'rb') as stream:
-            for piece in range(512 if size > most else 1):
-                stream.seek(piece * (size - 4096) // 511 if size > most else 0)
-                found.update(stream.read(4096 if size > most else most))
+        found.update(f'{file.name} {file.stat().st_size}'.encode())
+        for piece in paths.pieces(file):
+            found.update(piece)
     return found.hexdigest()[:10]
 
 
@@ -114,37 +119,40 @@ def save(
     Parameters that hold `score_D` are those of a reward model, which is written as the family's model for sequence
     classification with one label; `head_D` and `head_bias` are a value network's, which go out as TRL's. Adapters are
     merged, and lie by themselves in `adapter/`, as PEFT reads them, on top of the model that `lm.name` names. The
-    directory appears whole or not at all; one already there is replaced. Raises `Mistake` for a parameter that the
-    family's layout has no place for, or a config that its config.json cannot say.
+    directory appears whole or not at all. What an earlier save left there is replaced, and nothing else
+    (`paths.replacing`). Raises `Mistake` where anything else lies there, for a parameter that the family's layout has no
+    place for, for a config that its config.json cannot say, and for a dtype that is no float of a model's.
     """
+    check_given(lm)
+    if not isinstance(dtype, str) or dtype not in WRITTEN:
+        raise Mistake(f'dtype = {dtype!r:.80}: parameters are written in {", ".join(WRITTEN)}')
+    if type(shard_bytes) is not int or shard_bytes < 1:
+        raise Mistake(f'shard_bytes = {shard_bytes!r:.80}: a file holds a whole number of bytes, one at least')
+    if not isinstance(about, str):
+        raise Mistake(f'about = {about!r:.80}: what a model card says is text')
     adapted, lm = lm, replace(lm, config=replace(lm.config, lora_scale=1.0), params=lora.merge(lm.config, lm.params))
     if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D', *VALUE}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}-', dir=directory.parent))
-    try:
-        new = work / 'new'
-        new.mkdir()
-        score = 'score_D' in lm.params
-        config = write_config(lm.config, lm.tokenizer, dtype, score=score)
-        (new / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-        ends = list(lm.tokenizer.ends)
-        generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
-        (new / 'generation_config.json').write_text(json.dumps(generation, indent=2) + '\n')
+    score = 'score_D' in lm.params
+    config = write_config(lm.config, lm.tokenizer, dtype, score=score)
+    ends = list(lm.tokenizer.ends)
+    generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
+    task = 'text-classification' if score else 'text-generation'
+    card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
+    with paths.replacing(paths.typed(directory)) as new:
+        write_json(new / 'config.json', config)
+        write_json(new / 'generation_config.json', generation)
         _write_tokenizer(new, lm.tokenizer)
-        task = 'text-classification' if score else 'text-generation'
-        (new / 'README.md').write_text(CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task))
+        (new / 'README.md').write_text(card, encoding='utf-8', errors='replace')
         _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
         if transformer.adapters(adapted.params):
             _write_adapter(new / 'adapter', adapted, dtype)
         for file in filter(Path.is_file, new.rglob('*')):
             file.chmod(0o644)  # safetensors writes for the owner's eyes only
-        if directory.exists():
-            os.replace(directory, work / 'old')
-        os.replace(new, directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
 
 
 def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.ndarray | None = None) -> jax.Array:
@@ -228,8 +236,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         config.pop(word, None)
     if isinstance(config.get('extra_special_tokens'), list):  # by name of what they are for, in version 4
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    text = json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2)
-    path.write_text(text + '\n', encoding='utf-8')
+    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast'})
 
 
 def _together(cfg: Config) -> dict[str, list[str]]:
@@ -290,7 +297,7 @@ def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
         'inference_mode': True,
     }
     folder.mkdir()
-    (folder / 'adapter_config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+    write_json(folder / 'adapter_config.json', config)
     tensors = {name: np.ascontiguousarray(x.astype(jax.numpy.dtype(dtype))) for name, x in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
 
@@ -332,8 +339,7 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
         file = f'model-{i + 1:05d}-of-{len(where):05d}.safetensors'
         os.replace(folder / f'part-{i}', folder / file)
         weight_map |= dict.fromkeys(names, file)
-    text = json.dumps({'metadata': {'total_size': total}, 'weight_map': weight_map}, indent=2)
-    (folder / 'model.safetensors.index.json').write_text(text + '\n', encoding='utf-8')
+    write_json(folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
 
 
 def _write_shard(folder: Path, shard: dict[str, np.ndarray], where: list[list[str]]) -> None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.models import transformer
 from rlaif_jax.models.transformer import Params, factors
 
@@ -30,8 +30,9 @@ class Config:
     targets: tuple[Target, ...] = ('query', 'key', 'value', 'out')
 
     def __post_init__(self) -> None:
-        if self.rank < 0 or not self.alpha > 0:
-            raise ValueError(f'rank must not be negative and alpha must be positive, not {self.rank} and {self.alpha}')
+        check_within(self, 0, MOST, 'rank')
+        if not 0 < self.alpha <= 1e6:
+            raise ValueError(f'alpha must be positive, 1,000,000 at most, not {self.alpha}')
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(f'targets = {self.targets}: at least one, and each once')
 

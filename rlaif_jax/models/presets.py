@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from pathlib import Path
 from rlaif_jax import foreign
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
+from rlaif_jax.paths import typed
 
 PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
 
@@ -97,9 +97,7 @@ def resolve(name: str | Path) -> Path:
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
-    if not isinstance(name, str | os.PathLike) or not str(name).strip():
-        raise Mistake(f'a model is a directory, a packaged model or one of the hub, not {name!r}')
-    folder = Path(name).expanduser()
+    folder = typed(name)
     if folder.is_dir():
         return folder
     if (PACKAGED / str(name) / 'config.json').exists():

@@ -13,9 +13,9 @@ temperature: what is optimised is what is sampled.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, checkpoint, generation, log
-from rlaif_jax.config import Mistake
+from rlaif_jax import axes, checkpoint, generation, log, paths
+from rlaif_jax.config import HOTTEST, MOST, Mistake, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
@@ -80,18 +80,15 @@ class Config:
             raise ValueError(f'beta = {self.beta} must be in [0, 1]: it weighs KL against the score')
         if not self.most_kl > 0:
             raise ValueError(f'most_kl must be positive, not {self.most_kl}')
-        if not self.missing_end_penalty >= 0:
-            raise ValueError(f'missing_end_penalty must not be negative, not {self.missing_end_penalty}')
+        check_within(self, 0, 1e6, 'missing_end_penalty')
         if self.export_value and not networked(self):
             raise ValueError(f'export_value: a baseline of {self.baseline!r} has no value network')
-        if self.seed < 0:
-            raise ValueError(f'seed must not be negative, not {self.seed}')
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f'temperature must be positive, not {self.temperature}: greedy responses explore nothing')
-        counts = ('steps', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates')
-        for name in (*counts, 'save_every'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+        check_within(self, 0, MOST, 'seed')
+        if not 0 < self.temperature <= HOTTEST:
+            must = f'temperature must be positive, {HOTTEST} at most, not {self.temperature}'
+            raise ValueError(f'{must}: greedy responses explore nothing')
+        counts = 'steps', 'batch', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates'
+        check_within(self, 1, MOST, *counts, 'save_every')
         if self.batch % self.samples:
             raise ValueError(f'batch = {self.batch} does not fall into groups of samples = {self.samples}')
         if self.baseline == 'leave_one_out' and self.samples < 2:
@@ -464,14 +461,14 @@ def run(
 
 
 def candidate(folder: Path, step: int) -> Path:
-    """The policy after `step` steps, if it is among the candidates."""
-    return Path(folder) / 'candidates' / str(step)
+    """The policy after `step` steps, if it is among the candidates; its figures lie beside it."""
+    return Path(folder) / 'candidates' / str(step) / 'export'
 
 
 def candidates(folder: Path) -> list[int]:
     """The steps of the checkpoints that were kept, the highest validation reward first."""
     steps = [int(path.name) for path in (Path(folder) / 'candidates').glob('*') if path.name.isdecimal()]
-    found = {step: checkpoint.finished(candidate(folder, step)) for step in steps}
+    found = {step: checkpoint.finished(candidate(folder, step).parent) for step in steps}
     return sorted((step for step in steps if found[step]), key=lambda step: (-found[step]['eval/reward'], step))
 
 
@@ -479,10 +476,13 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
     """Keep the policy as it is, and let go of the one of the lowest validation reward if they are too many."""
     about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
     hf.save(lm, candidate(folder, step), about=about)
-    checkpoint.finish(candidate(folder, step), numbers)
+    checkpoint.finish(candidate(folder, step).parent, numbers)
     if jax.process_index() == 0:
         for lesser in candidates(folder)[cfg.candidates :]:
-            shutil.rmtree(candidate(folder, lesser))
+            (candidate(folder, lesser).parent / 'result.json').unlink()
+            paths.remove(candidate(folder, lesser))
+            with suppress(OSError):  # not empty: what somebody put there stays
+                candidate(folder, lesser).parent.rmdir()
 
 
 def _check_kl(cfg: Config, step: int, kl: float, checkpoints: checkpoint.Checkpoints) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.models import heads, hf, lora, stored, transformer
@@ -60,11 +60,9 @@ class Config:
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
-        if self.seed < 0:
-            raise ValueError(f'seed must not be negative, not {self.seed}')
-        for name in ('steps', 'window', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be positive, not {getattr(self, name)}')
+        check_within(self, 0, MOST, 'seed')
+        counts = 'steps', 'batch', 'window', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'
+        check_within(self, 1, MOST, *counts)
 
 
 @dataclass(frozen=True, eq=False)

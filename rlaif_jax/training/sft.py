@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, log
+from rlaif_jax.config import MOST, check_within
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
@@ -41,10 +42,8 @@ class Config:
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
-        if self.seed < 0:
-            raise ValueError(f'seed must not be negative, not {self.seed}')
-        if min(self.steps, self.window, self.save_every, self.log_every) < 1:
-            raise ValueError('steps, window, save_every and log_every must be positive')
+        check_within(self, 0, MOST, 'seed')
+        check_within(self, 1, MOST, 'steps', 'batch', 'window', 'save_every', 'log_every')
 
 
 def loss(

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.models import lora, transformer
 
 Batch = dict[str, jax.Array]
@@ -37,12 +37,12 @@ class Optimizer:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f'learning_rate must be positive, not {self.learning_rate}')
+        if not 0 < self.learning_rate <= 1e3:
+            raise ValueError(f'learning_rate must be positive, 1000 at most, not {self.learning_rate}')
         if self.weight_decay and self.name == 'adafactor':
             raise ValueError('weight_decay is for adamw: adafactor would apply it without the learning rate')
-        if self.warmup_steps < 0 or self.clip_norm < 0 or self.weight_decay < 0:
-            raise ValueError('warmup_steps, clip_norm and weight_decay must not be negative')
+        check_within(self, 0, MOST, 'warmup_steps')
+        check_within(self, 0, 1e9, 'clip_norm', 'weight_decay')
 
 
 def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:

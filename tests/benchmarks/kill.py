@@ -71,7 +71,7 @@ def start(flags: argparse.Namespace, folder: Path, out: int = subprocess.DEVNULL
 def launch(experiment: str, folder: Path, *bindings: str, out: Any, err: Any) -> subprocess.Popen[str]:
     """A run in a process of its own and in `folder`/run; what runs share lies beside that, so also in `folder`."""
     command = [sys.executable, 'launch/run.py', f'--experiment={experiment}', f'--workdir={folder / "run"}', *bindings]
-    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, encoding='utf-8')
 
 
 def kill_9(process: subprocess.Popen[str]) -> bool:

@@ -107,14 +107,14 @@ def kill_in(stage: str, folder: Path, bindings: list[str], marks: Marks, rng: ra
 def start(folder: Path, bindings: list[str]) -> subprocess.Popen[str]:
     """The run in a process of its own; what it prints goes to output.log."""
     folder.mkdir(exist_ok=True)
-    with open(folder / 'output.log', 'a') as out:
+    with open(folder / 'output.log', 'a', encoding='utf-8') as out:
         return launch('tldr_rlaif', folder, *bindings, out=out, err=subprocess.STDOUT)
 
 
 def end(process: subprocess.Popen[str], folder: Path) -> None:
     """Waits for its end. Raises SystemExit, with the last it printed, where that is not a good one."""
     if process.wait():
-        raise SystemExit('\n'.join((folder / 'output.log').read_text().splitlines()[-20:]))
+        raise SystemExit('\n'.join((folder / 'output.log').read_text(encoding='utf-8').splitlines()[-20:]))
 
 
 def place(folder: Path, stage: str) -> Path:

@@ -175,7 +175,7 @@ class Worker:
 
     def __init__(self, what: str, plan: str) -> None:
         command = [sys.executable, __file__, '--work', what, plan]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8')
         self.what = what
 
     def ask(self, *request: Any) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def work(what: str, plan: str) -> int:
     if what == 'prepare':
         answer = lambda: prepare(**json.loads(plan))  # noqa: E731
     else:
-        loaded = json.loads(Path(plan).read_text())
+        loaded = json.loads(Path(plan).read_text(encoding='utf-8'))
         answer = clock(ours(loaded) if what == 'ours' else theirs(loaded, last='last' in what))
     for line in sys.stdin:
         print(json.dumps(answer(*json.loads(line))), file=answers, flush=True)
@@ -341,7 +341,7 @@ def prepare(
         'ways': [[way[0] for way, owner in zip(answers.ways, answers.owner_A) if owner == c] for c in range(2)],
     }  # fmt: skip
     file = Path(folder) / 'plan.json'
-    file.write_text(json.dumps(plan))
+    file.write_text(json.dumps(plan), encoding='utf-8')
     read = {'torch reads a pair': 2 * prompt, 'ours reads a pair': mean([group.tokens for group in groups])}
     rest = {'headings': prompt - sum(parts.values()), 'prompt': prompt}
     return {'file': str(file), 'tokens': parts | rest | read}
@@ -353,9 +353,11 @@ def write_templates(folder: Path, technique: str, size: int) -> None:
 
     folder.mkdir(parents=True)
     for name in ('sample', 'ending'):
-        (folder / f'{name}.txt').write_text(prompts.read(prompts.NAMED['micro'], 'summarization', name))
+        (folder / f'{name}.txt').write_text(
+            prompts.read(prompts.NAMED['micro'], 'summarization', name), encoding='utf-8'
+        )
     text = ' ' + words(size - 1, 'preamble')  # and the context's heading
-    (folder / f'{technique.split("_")[0]}.txt').write_text(text)
+    (folder / f'{technique.split("_")[0]}.txt').write_text(text, encoding='utf-8')
 
 
 def random_pair(index: int, context: int, candidate: int) -> Any:

@@ -137,7 +137,7 @@ def measure(arm: str, tiny: Path, big: Path) -> dict[str, float]:
     """One run in a process of its own: what it says, and `peak`, bytes."""
     command = [sys.executable, __file__, '--work', arm, str(tiny), str(big)]
     peak = 0
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8') as process:
         if process.stdout.readline() != 'ready\n':
             sys.exit(f'{arm}: its process ended with status {process.wait()}')
         before = anonymous(process.pid)
@@ -153,7 +153,7 @@ def measure(arm: str, tiny: Path, big: Path) -> dict[str, float]:
 
 def anonymous(pid: int) -> int:
     """Bytes of anonymous memory that a process holds; 0 for one that ended."""
-    lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    lines = Path(f'/proc/{pid}/status').read_text(encoding='utf-8').splitlines()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith('RssAnon')), 0)
 
 
