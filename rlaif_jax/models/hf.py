@@ -238,8 +238,7 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         config.pop(word, None)
     if isinstance(config.get('extra_special_tokens'), list):  # by name of what they are for, in version 4
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    text = json.dumps(config | {'tokenizer_class': 'PreTrainedTokenizerFast'}, indent=2)
-    path.write_text(text + '\n', encoding='utf-8')
+    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast'})
 
 
 def _together(cfg: Config) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -98,8 +97,6 @@ def resolve(name: str | Path) -> Path:
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
-    if not isinstance(name, str | os.PathLike) or not str(name).strip():
-        raise Mistake(f'a model is a directory, a packaged model or one of the hub, not {name!r}')
     folder = typed(name)
     if folder.is_dir():
         return folder

@@ -74,10 +74,8 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
     if value:
         stored |= {VALUE['head_D']: (1, cfg.width), VALUE['head_bias']: (1,)}
     embed, head = family.slots['embed_VD'].name, family.slots['unembed_DV'].name
-    if (
-        cfg.tied and embed not in files and head in files
-    ):  # of two names for the same tensor some writers keep the other
-        files[embed] = files[head]
+    if cfg.tied and embed not in files and head in files:
+        files[embed] = files[head]  # of two names for one tensor some writers keep the other
     if missing := sorted(set(stored) - set(files)):
         raise Mistake(
             f'{folder}: the checkpoint lacks {len(missing)} tensors that its config.json asks for, first {missing[0]}'
@@ -121,27 +119,20 @@ def untied(folder: Path, cfg: Config) -> Config:
 
 
 PICKLES = ('.bin', '.pt', '.pth')
-BESIDE = (
-    'adapter_',
-    'training_args',
-    'optimizer',
-    'scheduler',
-    'rng_state',
-    'scaler',
-)  # beginnings of those without a model
+BESIDE = ('adapter_', 'training_args', 'optimizer', 'scheduler', 'rng_state', 'scaler')  # pickles that are no model
 
 # What tensors are called in a checkpoint that is no language model, or not one as transformers writes it: by the end of a
 # name, and by how names begin.
 ENDINGS = {
-    SCORE: "a reward model's head: it is no language model; rlaif_jax.training.reward_model.load reads it",
-    'classifier.weight': "a classifier's head: it is no language model",
-    '.qweight': 'quantized by GPTQ or AWQ; fetch the model in bfloat16 or float32',
-    '.absmax': 'quantized by bitsandbytes; fetch the model in bfloat16 or float32',
-    '.weight_scale': 'quantized to 8 bits; fetch the model in bfloat16 or float32',
-    '.weight_scale_inv': 'quantized to 8 bits; fetch the model in bfloat16 or float32',
-    '.scales': 'quantized by MLX; fetch the model in bfloat16 or float32',
-    '.lora_A.weight': 'an adapter that is not merged; merge_and_unload of peft merges it',
-    '.lora_A.default.weight': 'an adapter that is not merged; merge_and_unload of peft merges it',
+    SCORE: 'is the head of a reward model, which is no language model; rlaif_jax.training.reward_model.load reads one',
+    'classifier.weight': 'is the head of a classifier, which is no language model',
+    '.qweight': 'is quantized by GPTQ or AWQ; fetch the model in bfloat16 or float32',
+    '.absmax': 'is quantized by bitsandbytes; fetch the model in bfloat16 or float32',
+    '.weight_scale': 'is quantized to 8 bits; fetch the model in bfloat16 or float32',
+    '.weight_scale_inv': 'is quantized to 8 bits; fetch the model in bfloat16 or float32',
+    '.scales': 'is quantized by MLX; fetch the model in bfloat16 or float32',
+    '.lora_A.weight': 'is of an adapter that is not merged; merge_and_unload of peft merges it',
+    '.lora_A.default.weight': 'is of an adapter that is not merged; merge_and_unload of peft merges it',
 }
 WRAPPERS = {
     'module.': 'the wrapper of DataParallel or DeepSpeed; save its .module',
@@ -159,16 +150,14 @@ def _told(names: set[str], embed: str, no_score: bool = False) -> str:
         return '; it is a language model, not a reward model'
     for ending, what in ENDINGS.items():
         if found := next((name for name in sorted(names) if name.endswith(ending)), None):
-            return f'; {found} is of {what}'
+            return f'; {found} {what}'
     wanted, _, tail = embed.partition('.')
     found = next((name for name in sorted(names) if name.endswith(tail) and name != embed), None)
     if found is None:
         return ''
     begins = found.removesuffix(embed if found.endswith(f'.{embed}') else tail)
     if not begins:
-        return (
-            f"; names begin without '{wanted}.': it is the base of a model without its head (AutoModel); save the whole"
-        )
+        return f"; names begin without '{wanted}.': it is a model without its head (AutoModel); save the whole"
     return f'; names begin with {begins!r}' + next((f', {WRAPPERS[w]}' for w in WRAPPERS if w in begins), '')
 
 
