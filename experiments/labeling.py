@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, log
+from rlaif_jax import axes, chat, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
@@ -335,6 +335,11 @@ def label_all(
     mesh = axes.make_mesh(asdict(cfg.mesh))
     if cfg.data:
         more['note'] = loader.note(cfg.data.source)
+    if not more.get('note'):  # the packaged models and their world have no chats
+        template = Tokenizer.load(resolve(labeler)).turn is not None
+        told = chat.account(Path(labeler).name, template, (pair.prompt.text for pair in pairs), asked=True)
+        if told:
+            log.say(told)
     return preference.label_all(
         labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title, **more,
     )  # fmt: skip

@@ -155,6 +155,7 @@ class FromFile:
         held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
         cfg, note = self.reward_model, toy(self.policy)
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
+        stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.make_scorer(

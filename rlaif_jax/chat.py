@@ -48,9 +48,11 @@ def turns(text: str) -> list[Turn] | None:
     return found
 
 
-def account(name: str, template: bool, prompts: Iterable[str]) -> str:
+def account(name: str, template: bool, prompts: Iterable[str], asked: bool = False) -> str:
     """What a run says of how a checkpoint reads its prompts: which of them are dialogues, for its chat template, and which
     are continued as plain text, and why. '' where it has no template and they are no dialogues: there is no question.
+
+    A labeler is `asked` about prompts in a message of our own, for which a chat template serves whatever they are.
     """
     prompts = list(prompts)
     plain = [text for text in prompts if turns(text) is None]
@@ -61,6 +63,8 @@ def account(name: str, template: bool, prompts: Iterable[str]) -> str:
         return (
             f'{name} has no chat template: all {count} prompts are continued as plain text, {dialogues} dialogues too'
         )
+    if asked:
+        return f'{name} is asked about all {count} prompts in its chat template'
     if not plain:
         return f'{name}: all {count} prompts are dialogues, in its chat template'
     return (
