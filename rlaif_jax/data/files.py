@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import codecs
 import difflib
 import gzip
 import hashlib
@@ -46,14 +47,14 @@ RESPONSES = ('chosen', 'rejected'), ('response_1', 'response_2'), ('first', 'sec
 ASSISTANT = SPEAKERS['assistant']
 NO_ROWS = 'state.json', 'dataset_info.json'  # what `datasets` writes beside its rows
 
-ROLES = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'} | {role: role for role in ('system', *SPEAKERS)}
+_ROLES = {'human': 'user', 'gpt': 'assistant', 'developer': 'system'} | {role: role for role in ('system', *SPEAKERS)}
 PARTS = 'text', 'input_text', 'output_text'  # of a message's content
 TOOLS = 'tool_calls', 'function_call'
 
 # Text that means to be messages: one of a role that is known and that says something, in brackets from end to end.
 _WRITTEN = re.compile(
     r"""(?=.*["'](?:content|value)["']\s*:)\s*(?:array\()?\[?\s*\{.*?["'](?:role|from)["']\s*:\s*["'](?:tool|"""
-    + '|'.join(ROLES)
+    + '|'.join(_ROLES)
     + r""")["'].*[}\])]\s*""",
     re.DOTALL | re.IGNORECASE,
 )
@@ -77,6 +78,7 @@ CONVERT = (
     "< rows.csv > rows.jsonl (of tabs: DictReader(sys.stdin, delimiter='\\t'))"
 )
 
+DEEPEST = 200  # lists in lists that are written value by value
 _ENCODED = {b'rlaif_jax': b'json'}  # metadata of a Parquet column whose strings are JSON
 
 
@@ -274,7 +276,7 @@ def _message(message: Any, place: str) -> chat.Turn:
         raise Mistake(f"{place}: wants {{'role': …, 'content': …}}, got {_short(message)}")
     # A table has every key in every message, null where it has nothing.
     role, content = (next((one for one in found if one is not None), None) for found in (role, content))
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
         raise Mistake(f'{place}: role is {_short(role)}; wants system, user or assistant')
     return known, _content(content, f'{place}: its content')
@@ -527,7 +529,7 @@ def _kind(head: bytes) -> str:
         return 'a page of HTML or XML, as a download that was refused leaves; fetch it again'
     if b'\0' in head[:4] and head[:2] not in WIDE:
         return 'UTF-16; save it as UTF-8'
-    first = head.lstrip().split(b'\n')[0]
+    first = head.removeprefix(codecs.BOM_UTF8).lstrip().split(b'\n')[0]
     if first[:1] not in (b'{', b'[') and (b',' in first or b'\t' in first):
         return f'a table, CSV or TSV; {CONVERT}'
     return ''
@@ -649,28 +651,27 @@ def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) 
 
     Returns the columns that could not stay as they are, where the two files are not of one kind.
     """
-    path = Path(path)
+    path, given = Path(path), [row for _, row in rows.located]
     check_writable(path)
-    table, json_rows = _suffix(path) == '.parquet', isinstance(rows.kept, list)
-    if table and not json_rows:
-        _write(path, _wider(path, rows, more))
-    elif json_rows and not table:
-        kept = [
-            text.strip().replace('\n', ' ').replace('\r', ' ') for text in rows.kept
-        ]  # in JSON, ends of lines are white
-        ends = [', ' * bool(row and new) for (_, row), new in zip(rows.located, more, strict=True)]
-        _write(
-            path, [text[:-1].rstrip() + end + _json(new)[1:] for text, end, new in zip(kept, ends, more, strict=True)]
-        )
-    else:
-        given = [row for _, row in rows.located]
+    into_table, of_table = _suffix(path) == '.parquet', not isinstance(rows.kept, list)
+    if into_table and of_table:
+        data, changed = _wider(path, rows, more)
+        _write(path, data)
+    elif into_table or of_table:
         write_rows(path, [row | dict(new) for row, new in zip(given, more, strict=True)])
-        leaf = _utf8 if table else _json_leaf
-        changed = [name for row in given for name in row if not _same(_mapped(row[name], leaf), row[name])]
-        return [
-            *dict.fromkeys([*rows.strange, *changed, *(name for row in given for name in getattr(row, 'twice', ()))])
-        ]
-    return []
+        leaf = _utf8 if into_table else _json_leaf
+        odd = [name for row in given for name in row if not _same(_mapped(row[name], leaf), row[name])]
+        changed = [*rows.strange, *odd, *(name for row in given for name in getattr(row, 'twice', ()))]
+    else:
+        _write(path, [_longer(text, new) for text, new in zip(rows.kept, more, strict=True)])
+        changed = []
+    return list(dict.fromkeys(changed))
+
+
+def _longer(text: str, more: Mapping[str, Any]) -> str:
+    """An object's JSON with more columns, on one line: between values the end of a line is white space."""
+    body = text.strip()[1:-1].replace('\n', ' ').replace('\r', ' ').strip()
+    return '{' + ', '.join(filter(None, [body, _json(more)[1:-1]])) + '}'
 
 
 def _write(path: Path, data: bytes | Sequence[str]) -> None:
@@ -718,20 +719,21 @@ def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _in_parquet(_columns(rows, pa, pq), pa, pq)
 
 
-def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> bytes:
-    """A table with more columns."""
+def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[str]]:
+    """A table with more columns, and which of its own are of a type that Arrow has and Parquet lacks."""
     pa, pq = _arrow(path)
-    table, new = rows.kept, _columns(more, pa, pq)
+    table, new, lacking = rows.kept, _columns(more, pa, pq), []
     for i, name in enumerate(table.column_names):
         try:
             if rows.path.suffix.lower() != '.parquet':
                 _in_parquet(table.select([i]), pa, pq)
-        except pa.ArrowException:  # of a type that Arrow has and Parquet lacks
+        except pa.ArrowException:
+            lacking.append(name)
             array, mark = _column([_mapped(row[name], _utf8) for _, row in rows.located], pa, pq)
             table = table.set_column(i, pa.field(name, array.type, metadata=mark), array)
     for kind, column in zip(new.schema, new.columns):
         table = table.append_column(kind, column)
-    return _in_parquet(table, pa, pq)
+    return _in_parquet(table, pa, pq), lacking
 
 
 def _columns(rows: Sequence[Mapping[str, Any]], pa: Any, pq: Any) -> Any:
@@ -750,7 +752,8 @@ def _column(values: list, pa: Any, pq: Any) -> tuple[Any, dict | None]:
         data = _in_parquet(pa.table([array], names=['']), pa, pq)
         if _same(pq.read_table(pa.BufferReader(data)).column(0).to_pylist(), values):
             return array, None
-    except (pa.ArrowException, ArithmeticError, TypeError, ValueError):  # mixed types; an integer of more than 64 bits
+    # Mixed types; an integer of more than 64 bits; lists in lists in lists.
+    except (pa.ArrowException, ArithmeticError, OSError, TypeError, ValueError):
         pass
     return pa.array([None if value is None else _json(value) for value in values], pa.string()), _ENCODED
 
@@ -761,14 +764,16 @@ def _in_parquet(table: Any, pa: Any, pq: Any) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """`value` as dicts with text for keys, lists, and `leaf` of everything else."""
+def _mapped(value: Any, leaf: Callable[[Any], Any], deeper: int = DEEPEST) -> Any:
+    """`value` as dicts with text for keys, lists, and `leaf` of everything else; what lies too deep for Python as `…`."""
+    if not deeper and isinstance(value, Mapping | list | tuple):
+        return '…'
     if isinstance(value, Mapping):
-        return {leaf(str(key)): _mapped(item, leaf) for key, item in value.items()}
+        return {leaf(str(key)): _mapped(item, leaf, deeper - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(item, leaf) for item in value]
+        return [_mapped(item, leaf, deeper - 1) for item in value]
     if hasattr(value, 'tolist'):  # of numpy
-        return _mapped(value.tolist(), leaf)
+        return _mapped(value.tolist(), leaf, deeper)
     return leaf(value)
 
 
