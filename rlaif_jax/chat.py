@@ -60,16 +60,15 @@ def account(name: str, template: bool, prompts: Iterable[str], asked: bool = Fal
     if not dialogues and not template:
         return ''
     if not template:
-        return (
-            f'{name} has no chat template: all {count} prompts are continued as plain text, {dialogues} dialogues too'
-        )
+        told = f'all {count} prompts are continued as plain text, {dialogues} dialogues among them'
+        return f'{name} has no chat template: {told}'
     if asked:
         return f'{name} is asked about all {count} prompts in its chat template'
     if not plain:
         return f'{name}: all {count} prompts are dialogues, in its chat template'
     return (
-        f'{name}: {dialogues} of {count} prompts are dialogues, in its chat template; the others are no messages and not '
-        f"'\\n\\nHuman: …\\n\\nAssistant:', and are continued as plain text, the first {plain[0][:60]!r}"
+        f'{name}: {dialogues} of {count} prompts are dialogues, in its chat template; the others, which are no messages and '
+        f"no '\\n\\nHuman: …\\n\\nAssistant:', are continued as plain text, the first {plain[0][:60]!r}"
     )
 
 

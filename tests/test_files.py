@@ -571,7 +571,7 @@ def test_an_absurd_row_is_a_pair_or_a_mistake_that_says_where():
     names = 'prompt chosen rejected first second response_1 response_2 preference label id completion other'.split()
     rng, pairs = random.Random(0), 0
     for _ in range(1500):
-        row = {name: rng.choice(odd) for name in names if rng.random() < 0.6}
+        row = {name: rng.choice(odd) if rng.random() < 0.6 else 'text' for name in names if rng.random() < 0.6}
         for make in (files.pair_of, files.prompt_of):
             for task in ('helpful', 'summarization'):
                 try:

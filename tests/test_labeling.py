@@ -138,7 +138,10 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     assert 'chat template' not in told()
     monkeypatch.setattr(labeling, 'toy', lambda model: '')
     labelled(tmp_path, labeler, 'in.jsonl', 'plain.jsonl')
-    assert f'{labeler.name} has no chat template: all 2 prompts are continued as plain text, 1 dialogues too' in told()
+    assert (
+        f'{labeler.name} has no chat template: all 2 prompts are continued as plain text, 1 dialogues among them'
+        in told()
+    )
     files.write_rows(tmp_path / 'posts.jsonl', ROWS[:1])
     labelled(tmp_path, labeler, 'posts.jsonl', 'posts.out.jsonl')
     assert 'chat template' not in told()

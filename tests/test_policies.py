@@ -495,8 +495,8 @@ def test_prompts_are_named_as_in_rankings(tmp_path):
 
 
 BESIDE = {
-    'prompt_id': 3, 'id': 'x', 'generator': 'gpt', 'Model': 'm', 'annotator': 'ann', 'length': 7, 'score': 0.5, 'tags': ['x'],
-    'meta': {'a': 'b'}, 'when': None,
+    'prompt_id': 3, 'id': 'x', 'generator': 'gpt', 'Model': 'm', 'annotator': 'ann', 'length': 7, 'score': 0.5,
+    'tags': ['x'], 'meta': {'a': 'b'}, 'when': None,
 }  # fmt: skip
 
 
