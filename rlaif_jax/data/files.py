@@ -6,11 +6,12 @@
 A pair's row has its two responses as `chosen`, `rejected` (the first is the better one), as `response_1`, `response_2`
 (with `label`, 0 where the first is better, 1 where the second is), or as `first`, `second`; `preference`, P(the first is
 better), may stand for `label`. The prompt is in `prompt`, or the responses are whole dialogues that share it. Each is
-text or a list of messages, `[{'role': 'user', 'content': …}, …]`. A row may have an `id`.
+text or a list of messages, `[{'role': 'user', 'content': …}, …]`, which may be written as text, in parts of text, or with
+ShareGPT's `from` and `value`. A row may have an `id`.
 
-Text stands as it is. Messages become text as in Anthropic's HH files, `\\n\\nHuman: …\\n\\nAssistant: …`, system messages
-in front of it; only a summary's lone user message is its content. So prompt and response, one behind the other, are the
-dialogue.
+Text stands as it is, but for what `chat.dialogue` puts right. Messages become text as in Anthropic's HH files,
+`\\n\\nHuman: …\\n\\nAssistant: …`, system messages in front of it; only a summary's lone user message is its content. So
+prompt and response, one behind the other, are the dialogue.
 """
 
 from __future__ import annotations
