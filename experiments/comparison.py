@@ -76,9 +76,7 @@ class Compare:
     data: Data
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
-    names: tuple[
-        str, ...
-    ] = ()  # what they are called, () for the names of their folders; of responses, the columns to read
+    names: tuple[str, ...] = ()  # what they are called, () for the names of their folders; or which of the responses
     task: str = 'summarization'
     prompts: str = ''  # a file of prompts; '' for the test split of the data
     responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts

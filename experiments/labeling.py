@@ -188,6 +188,11 @@ class File:
         entries = files.pairs(rows, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
         note = toy(self.labeler)
+        if not note:  # the packaged models have no chats
+            template = Tokenizer.load(resolve(self.labeler)).turn is not None
+            name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
+            if told := chat.account(name, template, prompts, asked=True):
+                log.say(told)
         store = Store(folder.parent / 'labels.jsonl')
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
@@ -335,11 +340,6 @@ def label_all(
     mesh = axes.make_mesh(asdict(cfg.mesh))
     if cfg.data:
         more['note'] = loader.note(cfg.data.source)
-    if not more.get('note'):  # the packaged models and their world have no chats
-        template = Tokenizer.load(resolve(labeler)).turn is not None
-        told = chat.account(Path(labeler).name, template, (pair.prompt.text for pair in pairs), asked=True)
-        if told:
-            log.say(told)
     return preference.label_all(
         labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title, **more,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class FromFile:
             raise Mistake(f'{self.input}: {len(found)} of {len(entries)} rows are pairs; two is the least')
         return found
 
-    def labelled(self, columns: Iterable[str]) -> tuple[str, list[str]]:
+    def labelled(self, columns: Collection[str]) -> tuple[str, list[str]]:
         """The column of preferences, and the others that may be meant. Raises `Mistake` for one that is not there."""
         labels = sorted(filter(generation, columns), key=generation)
         if self.column and self.column not in columns:

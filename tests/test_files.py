@@ -382,6 +382,20 @@ def test_what_the_other_kind_of_file_cannot_hold_costs_itself_and_is_named(tmp_p
     assert pq.ParquetFile(tmp_path / 'c.parquet').read()['ns'].equals(table['ns'])
 
 
+def test_a_value_that_python_has_not_costs_no_other_row(tmp_path):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    text, same = pa.array([b'good', b'\xff bad', b'good']).view(pa.string()), pa.array(['a'] * 3)
+    when = pa.array([1000, 1, None], pa.timestamp('ns'))
+    table = pa.table({'prompt': text, 'chosen': same, 'rejected': same, 'when': when})
+    pq.write_table(table, tmp_path / 'a.parquet')
+    entries = files.pairs(tmp_path / 'a.parquet', 'helpful')
+    assert [entry.record is None for entry in entries] == [False, True, False]
+    assert "row 2: column 'prompt' is b'\\xff bad' (bytes)" in entries[1].problem
+    assert [entry.row['when'] for entry in entries] == [
+        datetime.datetime(1970, 1, 1, microsecond=1), '1970-01-01 00:00:00.000000001', None,
+    ]  # fmt: skip
+
+
 def test_lists_in_lists_without_end_cost_no_file(tmp_path):
     pytest.importorskip('pyarrow')
     for deep in 150, 250, 800:
@@ -545,12 +559,14 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
         '"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"',
     ]
     lines.append('"prompt": "p", "chosen": "a", "rejected": "b", "note": 1, "note": 2')
+    lines.append('"prompt": [{"role": "user", "content": "p", "content": "q"}], "chosen": "a", "rejected": "b"')
     (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines))
     found = files.pairs(tmp_path / 'a.jsonl', 'helpful')
     assert [entry.problem for entry in found] == [
         '',
-        f"{tmp_path}/a.jsonl:2: column 'prompt' stands twice in the row",
+        f"{tmp_path}/a.jsonl:2: 'prompt' stands there twice",
         '',
+        f"{tmp_path}/a.jsonl:4: column 'prompt', message 1: 'content' stands there twice",
     ]
 
 

@@ -30,6 +30,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -91,7 +92,7 @@ class Rows:
       path: of the file.
       located: each row with where it stands: `file:line`, or `file: row 1` where there are no lines to speak of.
       kept: the same rows as the file itself has them: the JSON of each, or an Arrow table.
-      strange: columns of a table for whose values Python has none: they are read as Arrow's text, or as null.
+      strange: columns of a table with values that Python has not: those are read as Arrow's text, as bytes, or as null.
     """
 
     path: Path
@@ -268,6 +269,7 @@ def _message(message: Any, place: str) -> chat.Turn:
     """`{'role', 'content'}`, or `{'from', 'value'}` as ShareGPT has them."""
     if not isinstance(message, Mapping):
         raise Mistake(f"{place}: wants {{'role': …, 'content': …}}, got {_short(message)}")
+    _once(message, ('role', 'content', 'from', 'value'), place)
     if any(message.get(name) for name in TOOLS):
         raise Mistake(f'{place} calls a tool; dialogues with tools are not read')
     role, content = (
@@ -380,9 +382,9 @@ def _id(row: Mapping[str, Any], *texts: str) -> str:
 
 
 def _once(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raises `Mistake` where JSON says one of the columns twice: nobody knows which is meant."""
+    """Raises `Mistake` where an object of JSON has one of these keys twice: nobody knows which is meant."""
     if twice := [name for name in names if name in getattr(row, 'twice', ())]:
-        raise Mistake(f'{where}: column {twice[0]!r} stands twice in the row')
+        raise Mistake(f'{where}: {twice[0]!r} stands there twice')
 
 
 def _missing(row: Mapping[str, Any], shapes: Sequence[tuple[str, ...]]) -> str:
@@ -422,8 +424,8 @@ def read(path: Path | str) -> Rows:
     """The rows of a file; there is one at least.
 
     A file of JSON is one object a line (empty lines are skipped) or one list of objects. A Parquet file has every column
-    in every row, null where it has nothing; what Python has no value for is Arrow's text of it. Raises `Mistake` for a
-    file that is missing, empty, of another suffix or of another kind, and for the first line that cannot be read.
+    in every row, null where it has nothing; a value that Python has not costs no other. Raises `Mistake` for a file that
+    is missing, empty, of another suffix or of another kind, and for the first line that cannot be read.
     """
     path = Path(path)
     if not path.exists():
@@ -505,7 +507,7 @@ def _read_json(path: Path) -> Rows:
             path, [(f'{path}: row {i}', row) for i, (row, _) in enumerate(items, 1)], [kept for _, kept in items]
         )
     # No sign but these two ends a line: JSON lets U+2028 and its like stand in text.
-    lines = [(number, line) for number, line in enumerate(re.split(r'\r\n|[\r\n]', text), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(chat.lines(text).split('\n'), 1) if line.strip()]
     found = [(f'{path}:{number}', _parsed(line, path, number)) for number, line in lines]
     return Rows(path, found, [line for _, line in lines])
 
@@ -570,9 +572,8 @@ def _read_table(path: Path, suffix: str) -> Rows:
         raise Mistake(f'{path}: two columns have one name among {", ".join(map(repr, table.column_names))}')
     columns, strange = {}, []
     for kind, column in zip(table.schema, table.columns):
-        values = _values(column, pa)
-        if values is None:
-            values = _as_text(column, pa)
+        if (values := _values(column, pa)) is None:
+            values = [_value(column.slice(i, 1), pa) for i in range(len(column))]
             strange.append(kind.name)
         if (kind.metadata or {}).items() >= _ENCODED.items():
             values = [value if value is None else json.loads(value) for value in values]
@@ -582,19 +583,20 @@ def _read_table(path: Path, suffix: str) -> Rows:
 
 
 def _values(column: Any, pa: Any) -> list | None:
-    """A column's values in Python; None where it has no such, as for nanoseconds, or text that is not UTF-8."""
+    """A column's values in Python; None where it has not all of them, as of nanoseconds, or of text that is not UTF-8."""
     try:
         return column.to_pylist()
     except (pa.ArrowException, ArithmeticError, ImportError, LookupError, TypeError, ValueError):
         return None
 
 
-def _as_text(column: Any, pa: Any) -> list:
-    """Arrow's text of a column's values, or null where there is none."""
-    try:
-        return _values(column.cast(pa.string()), pa) or _values(column.cast(pa.binary()), pa)
-    except pa.ArrowException:
-        return [None] * len(column)
+def _value(one: Any, pa: Any) -> Any:
+    """The value of a column of one, in Python, else as Arrow's text, else as bytes, else null."""
+    for kind in (one.type, pa.string(), pa.binary()):
+        with suppress(pa.ArrowException):
+            if found := _values(one.cast(kind), pa):
+                return found[0]
+    return None
 
 
 def _arrow(path: Path) -> tuple[Any, Any]:
@@ -724,10 +726,9 @@ def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[b
     """A table with more columns, and which of its own are of a type that Arrow has and Parquet lacks."""
     pa, pq = _arrow(path)
     table, new, lacking = rows.kept, _columns(more, pa, pq), []
-    for i, name in enumerate(table.column_names):
+    for i, name in enumerate(table.column_names if rows.path.suffix.lower() == '.arrow' else ()):
         try:
-            if rows.path.suffix.lower() != '.parquet':
-                _in_parquet(table.select([i]), pa, pq)
+            _in_parquet(table.select([i]), pa, pq)
         except pa.ArrowException:
             lacking.append(name)
             array, mark = _column([_mapped(row[name], _utf8) for _, row in rows.located], pa, pq)
