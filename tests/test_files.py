@@ -365,7 +365,9 @@ def test_what_the_other_kind_of_file_cannot_hold_costs_itself_and_is_named(tmp_p
     first, second = files.read_rows(tmp_path / 'a.jsonl')
     assert first['whole'] == 2**64 - 1 and first['nested'] == [{'a': [1, None], 'b': {'c': 'd'}}]
     assert first['day'] == '2024-01-02' and first['ns'].startswith('1970-01-01') and second['mine'] == 2
-    (tmp_path / 'b.jsonl').write_text('{"a": 1, "a": 2, "cut": "\\ud83d", "big": 99999999999999999999, "x": 0.5}\n')
+    (tmp_path / 'b.jsonl').write_text(
+        '{"a": 1, "a": 2, "cut": "\\ud83d", "big": 99999999999999999999, "x": 0.5}\n', encoding='utf-8'
+    )
     rows = files.read(tmp_path / 'b.jsonl')
     assert files.write_more(tmp_path / 'b.parquet', rows, [{'mine': 1}]) == ['cut', 'a']
     assert files.read_rows(tmp_path / 'b.parquet') == [
@@ -399,7 +401,7 @@ def test_a_value_that_python_has_not_costs_no_other_row(tmp_path):
 def test_lists_in_lists_without_end_cost_no_file(tmp_path):
     pytest.importorskip('pyarrow')
     for deep in 150, 250, 800:
-        (tmp_path / 'a.jsonl').write_text('{"a": 1, "deep": ' + '[' * deep + ']' * deep + '}\n')
+        (tmp_path / 'a.jsonl').write_text('{"a": 1, "deep": ' + '[' * deep + ']' * deep + '}\n', encoding='utf-8')
         rows = files.read(tmp_path / 'a.jsonl')
         assert files.write_more(tmp_path / 'a.parquet', rows, [{'mine': 1}]) == ['deep'] * (deep > files.DEEPEST)
         (row,) = files.read_rows(tmp_path / 'a.parquet')
@@ -560,7 +562,7 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
     ]
     lines.append('"prompt": "p", "chosen": "a", "rejected": "b", "note": 1, "note": 2')
     lines.append('"prompt": [{"role": "user", "content": "p", "content": "q"}], "chosen": "a", "rejected": "b"')
-    (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines))
+    (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines), encoding='utf-8')
     found = files.pairs(tmp_path / 'a.jsonl', 'helpful')
     assert [entry.problem for entry in found] == [
         '',

@@ -320,7 +320,7 @@ def test_of_several_labels_the_newest_is_read_and_the_others_are_named(models, t
 def test_a_label_that_is_no_probability_is_named_with_its_line_and_column(value, models, tmp_path):
     path = tmp_path / 'labels.jsonl'
     row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'preference_prob': 0.5}
-    path.write_text(f'{json.dumps(row)}\n\n{json.dumps(row | {"preference_prob": value})}\n')
+    path.write_text(f'{json.dumps(row)}\n\n{json.dumps(row | {"preference_prob": value})}\n', encoding='utf-8')
     cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(path)})
     with pytest.raises(
         Mistake, match=r"labels\.jsonl:3: column 'preference_prob' is .*; wants P\(the first is better\)"
@@ -331,7 +331,7 @@ def test_a_label_that_is_no_probability_is_named_with_its_line_and_column(value,
 def test_a_label_that_is_missing_weighs_nothing_however_a_column_says_so(models, tmp_path):
     row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
     rows = [row | {'preference_prob': value} for value in (None, math.nan, 0, 1, 0.25)]
-    (tmp_path / 'labels.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [*rows, row]))
+    (tmp_path / 'labels.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [*rows, row]), encoding='utf-8')
     cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(tmp_path / 'labels.jsonl')})
     assert [pair.preference for pair in cfg.pairs()] == [None, None, 0.0, 1.0, 0.25, 1.0]
 

@@ -55,9 +55,9 @@ TOOLS = 'tool_calls', 'function_call'
 
 # Text that means to be messages: one of a role that is known and that says something, in brackets from end to end.
 _WRITTEN = re.compile(
-    r"""(?=.*["'](?:content|value)["']\s*:)\s*(?:array\()?\[?\s*\{.*?["'](?:role|from)["']\s*:\s*["'](?:tool|"""
+    r"""(?=.*["'](?:content|value)["']\s*:)(?:array\()?\[?\s*\{.*?["'](?:role|from)["']\s*:\s*["'](?:tool|"""
     + '|'.join(_ROLES)
-    + r""")["'].*[}\])]\s*""",
+    + r""")["'].*[}\])]""",
     re.DOTALL | re.IGNORECASE,
 )
 # Files that are taken for files of rows, by how they begin.
@@ -301,7 +301,8 @@ def _written(text: str, place: str) -> list | Mapping | None:
     """The messages that a text is, in JSON or as Python prints them; None for any other text. Raises `Mistake` for text
     that wants to be messages and cannot be read, as numpy prints them.
     """
-    if text.rstrip()[-1:] not in ('}', ']', ')') or not _WRITTEN.fullmatch(text):
+    text = text.strip()
+    if not text.endswith(('}', ']', ')')) or not _WRITTEN.fullmatch(text):
         return None
     try:
         found = json.loads(text)
@@ -309,7 +310,7 @@ def _written(text: str, place: str) -> list | Mapping | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # of a backslash that escapes nothing
-                found = ast.literal_eval(text.strip())
+                found = ast.literal_eval(text)
         except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
             raise Mistake(
                 f'{place} is text that looks like messages, and is neither JSON nor Python; give a list of messages'
