@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -77,7 +77,7 @@ class Compare:
     data: Data
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
-    names: tuple[str, ...] = ()  # what they are called, () for the names of their folders
+    names: tuple[str, ...] = ()  # what they are called, () for the names of their folders; or which of the responses
     task: str = 'summarization'
     prompts: str = ''  # a file of prompts; '' for the test split of the data
     responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
@@ -87,7 +87,7 @@ class Compare:
     dtype: Dtype = 'float32'
 
     def __post_init__(self) -> None:
-        if self.names and len(self.names) != len(self.policies):
+        if self.names and not self.responses and len(self.names) != len(self.policies):
             raise ValueError(f'{len(self.policies)} policies have {len(self.names)} names')
         check_within(self, 1, MOST, 'max_new_tokens')
         if self.task not in WIN_RATES:
@@ -110,18 +110,18 @@ class Compare:
         responses.check_names(names)
         return {name: exported(policy) for name, policy in zip(names, self.policies)}
 
-    def written(self) -> tuple[list[Prompt], dict[str, list[str]]]:
+    def written(self, tell: Callable[[str], None] | None = None) -> tuple[list[Prompt], dict[str, list[str]]]:
         """The prompts and responses of the file, those that were ranked where there are rankings; prompts of a simulated
         world with what is true of them.
         """
         path = typed(self.responses)
         if not path.parent.exists() and (near := near_runs(path.parent)):
             raise Mistake(f'{path}: no such run; there is {near[0] / path.name}')
-        prompts, written = responses.read(path)
+        prompts, written = responses.read(path, self.names, tell)
         if self.rankings:
-            names = [name for prompt in prompts for name in (prompt.id, prompt.text)]
-            ranked = {*rankings.read(self.rankings, policies=written, prompts=names).prompts}
-            kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked or prompt.text in ranked]
+            # Those that people ranked may be more than the named ones.
+            ranked = {*rankings.read(self.rankings, policies=() if self.names else written, prompts=prompts).prompts}
+            kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked]
             prompts = [prompts[i] for i in kept]
             written = {name: [texts[i] for i in kept] for name, texts in written.items()}
         known: dict[str, Prompt] = {}
@@ -196,14 +196,17 @@ class Compare:
 
     def run(self, folder: Path) -> dict[str, Any]:
         if self.responses:
-            return report(self, folder, *self.written(), {})
+            return report(self, folder, *self.written(log.say), {})
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
-        (prompts, shortened), written = self.fitted(self.asked()), {}
-        for name, path in self.named().items():
-            written[name] = stages.respond(
-                hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True), prompts, self.max_new_tokens, cfg.temperature,
-                cfg.seed, cfg.batch, mesh,
-            )  # fmt: skip
+        prompts, shortened = self.fitted(self.asked())
+        simulated = all(prompt.facts is not None for prompt in prompts)
+
+        def respond(path: Path | str) -> list[str]:
+            lm = hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True)  # one at a time
+            stages.tell_prompts(lm, (prompt.text for prompt in prompts), simulated)
+            return stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+
+        written = {name: respond(path) for name, path in self.named().items()}
         folders = {name: Path(path).parent for name, path in self.named().items()}
         runs = {name: run for name, run in folders.items() if (run / 'metrics.jsonl').is_file()}
         return report(self, folder, prompts, written, runs) | {'shortened': shortened}
@@ -275,7 +278,7 @@ def report(
         log.say(f'superfluous symbols at the end were stripped before judging (App. E): {counts} of {len(prompts)}')
 
     config = cfg.evaluation.reported()
-    ranked = rankings.read(people) if people else None
+    ranked = rankings.read(people, prompts=prompts) if people else None
     found: dict[str, list[win_rate.WinRate]] = {}
     for a, b in combinations(written, 2):
         judging = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}

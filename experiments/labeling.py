@@ -6,7 +6,10 @@ Labels go into one store beside the run folders, so cells that two studies share
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -17,7 +20,7 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, log
+from rlaif_jax import axes, chat, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
@@ -52,6 +55,8 @@ TABLE_2 = {
 }
 BEST = {'summarization': 'detailed_cot_0shot', 'helpful': 'base_cot_0shot', 'harmless': 'base_2shot'}  # §4.1
 
+
+_GENERATION = re.compile(r'(label_(?:([1-9]\d{0,8})_)?)?preference_prob')
 
 # The experiments
 
@@ -179,20 +184,25 @@ class File:
         return [labels_stage('label', folder, len(files.pairs(self.input, self.task)), self.labeler, self.asked())]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        entries = files.pairs(self.input, self.task)
+        rows = files.read(self.input)
+        entries = files.pairs(rows, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
         note = toy(self.labeler)
+        if not note:  # the packaged models have no chats
+            template = Tokenizer.load(resolve(self.labeler)).turn is not None
+            name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
+            if told := chat.account(name, template, prompts, asked=True):
+                log.say(told)
         store = Store(folder.parent / 'labels.jsonl')
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
-        # A column of the input that has one of our names stays as it is, and ours gets a longer one.
-        taken = {name for entry in entries for name in entry.row}
-        names = {name: f'label_{name}' if name in taken else name for more in columns for name in more}
-        named = [{names[name]: value for name, value in more.items()} for more in columns]
-        files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, named)])
-        if renamed := [f'{old} as {new}' for old, new in names.items() if old != new]:
-            log.say(f'{self.output}: the input has columns of these names, so the labels have {", ".join(renamed)}')
+        prefix = free_prefix({name for entry in entries for name in entry.row}, {n for more in columns for n in more})
+        named = [{prefix + name: value for name, value in more.items()} for more in columns]
+        if changed := files.write_more(self.output, rows, named):
+            log.say(f'{self.output}: has no type for all values of the columns {", ".join(changed)}, which are changed')
+        if prefix:
+            log.say(f'{self.output}: the input has columns of our names, so those of the labels begin with {prefix}')
         for entry in [entry for entry in entries if entry.record is None][:3]:
             log.say(f'no pair: {entry.problem}')
         counts = {
@@ -290,6 +300,23 @@ class Study:
             log.say(f'labels: {folder / self.output}')
         log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
         return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
+
+
+def free_prefix(taken: Set[str], names: Iterable[str]) -> str:
+    """What the names of a file's new labels begin with, all alike: the first of '', `label_`, `label_2_`, … that makes them
+    free, behind those of the labels that the file has.
+    """
+    oldest = max(map(generation, filter(generation, taken)), default=0)
+    prefixes = ('' if n == 1 else 'label_' if n == 2 else f'label_{n - 1}_' for n in itertools.count(oldest + 1))
+    return next(prefix for prefix in prefixes if not any(prefix + name in taken for name in names))
+
+
+def generation(column: str) -> int:
+    """1, 2, 3, … of `preference_prob`, `label_preference_prob`, `label_2_preference_prob`, …: the later, the newer; 0 of
+    any other column.
+    """
+    found = _GENERATION.fullmatch(column)
+    return 0 if not found else 1 if not found[1] else int(found[2] or 1) + 1
 
 
 def labels_stage(name: str, folder: Path, pairs: int, labeler: str, asked: Config) -> Stage:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +23,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import checkpoint, log, paths
+from rlaif_jax import chat, checkpoint, log, paths
 from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
@@ -96,6 +96,7 @@ class Supervised:
             if lacking := len(every) - len(prompts):
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
+            tell_prompts(lm, (prompt.text for prompt in prompts), loader.simulated(self.source))
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
@@ -216,6 +217,7 @@ class Rewarded:
             if self.human and self.ai:  # data may hold fewer than were asked for
                 log.say(f'{note} {len(votes)} pairs with votes of people, {len(labels)} with labels'.lstrip())
             pairs = votes + labels
+            tell_prompts(start, (pair.prompt.text for pair in pairs), loader.simulated(self.source))
             start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
             reward_model.run(cfg, folder, start, pairs, held_out, mesh, note=note)
             return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
@@ -275,6 +277,7 @@ class Optimised:
             count = cfg.steps * cfg.batch // cfg.samples
             known = lambda model: remembering(model, train, lambda p: (p.text, []), self.source, count)  # noqa: E731
             start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
+            tell_prompts(start, (prompt.text for prompt in train), loader.simulated(self.source))
             if self.rewarded:
                 scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
             else:
@@ -372,6 +375,15 @@ def remembering(
         return model
     pieces = lambda record: model.tokenizer.pieces(*texts(record))  # noqa: E731
     return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, pieces, loader.note(source)))
+
+
+def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
+    """Says how a model reads its prompts, in its chat template or as plain text, where that is a question."""
+    if simulated:
+        return
+    name = Path(model.name.removesuffix('/export')).name
+    if told := chat.account(name, bool(model.tokenizer.hf.chat_template), prompts):
+        log.say(told)
 
 
 def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
