@@ -34,6 +34,7 @@ class Stage:
     # Of models that only read and write: role -> rows at a time, and tokens of each that are not read once for several.
     reads: dict[str, tuple[int, int]] = field(default_factory=dict)
     of: str = ''  # whose feedback it learns from, where stages of one name differ in it
+    there: int | None = None  # rows to train on, of prompts a row each response; None where nobody counted
 
 
 def check(config: Any, folder: Path) -> None:
@@ -69,6 +70,9 @@ def check(config: Any, folder: Path) -> None:
         except Absent:
             sizes |= {model: known} if (known := sizes_of(model)) else {}
     for stage in stages:
+        if stage.training and stage.there is not None:
+            parts = stage.training.parts * axes.shares(mesh)
+            loader.check_batch(f'{stage.name.replace(" ", "_")}.batch', stage.training.batch, stage.there, parts)
         policy = stage.models.get('policy', made)
         if policy in sizes and stage.training:
             lora.adapted(stage.training.lora, sizes[policy])  # has what is to be adapted

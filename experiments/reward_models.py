@@ -131,19 +131,21 @@ class FromFile:
             raise Mistake(f'{self.input}: {len(found)} of {len(entries)} rows are pairs; two is the least')
         return found
 
+    def split(self) -> tuple[list[Pair], list[Pair]]:
+        """The pairs to train on, and those held out. Whoever adds pairs to the end of the file keeps the others' side."""
+        pairs, every = self.pairs(), max(2, round(1 / self.held_out))
+        return [pair for i, pair in enumerate(pairs) if i % every], pairs[::every]
+
     def stages(self, folder: Path) -> list[Stage]:
-        cfg = self.reward_model
-        self.pairs()
+        cfg, (train, _) = self.reward_model, self.split()
         length = cfg.max_prompt + 2 * cfg.max_response
-        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length)]
+        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length, there=len(train))]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
-        every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
-        held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
+        mesh, (train, held_out) = axes.make_mesh(asdict(self.mesh)), self.split()
         cfg, note = self.reward_model, toy(self.policy)
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
-        start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
+        start = stages.remembering(start, [*train, *held_out], reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.make_scorer(
             trained, mesh, max_prompt=self.reward_model.max_prompt, max_response=self.reward_model.max_response

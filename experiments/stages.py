@@ -23,7 +23,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import checkpoint, log
+from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
@@ -41,7 +41,6 @@ from rlaif_jax.training.reward_model import RewardModel
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
 Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
-SOME = 256  # prompts that a plan looks at
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
 
@@ -75,12 +74,12 @@ class Supervised:
     def stages(self, root: Path) -> list[Stage]:
         if self.sft is None:
             return []
-        if self.source not in loader.PUBLISHED:  # which are not fetched for a plan
-            self.referenced(loader.source(self.source, 'train', SOME, self.task))
-        elif loader.PUBLISHED[self.source] != 'summarization':
+        read = lambda: self.referenced(loader.source(self.source, 'train', self.train, self.task))  # noqa: E731
+        there = counted(self.source, self.train, read)
+        if there is None and loader.PUBLISHED[self.source] != 'summarization':
             raise Mistake(f'{self.source}: dialogues have no references for SFT to imitate; sft=None starts without')
         length = self.max_prompt + self.max_new_tokens
-        return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length)]
+        return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'sft', self)
@@ -99,7 +98,8 @@ class Supervised:
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
-            prompts_at = loader.batches(train, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
+            more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
+            prompts_at = loader.batches(train, cfg.batch, cfg.seed, **more)
             sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
             return {'export': 'export'}
 
@@ -154,6 +154,12 @@ class Labelled:
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'labels', self)
 
+    def count(self) -> int | None:
+        """How many pairs there are; None where nobody knows yet."""
+        if self.writers:
+            return None
+        return counted(self.source, self.pairs, lambda: loader.pairs(self.source, self.label.task, 'train', self.pairs))
+
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
         """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
 
@@ -193,7 +199,13 @@ class Rewarded:
         length = cfg.max_prompt + 2 * cfg.max_response
         before = [] if self.from_base else self.start.stages(root)
         before += self.ai.stages(root) if self.ai else []
-        return [*before, Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=self.of)]
+        votes = counted(self.source, self.human, lambda: loader.pairs(self.source, self.task, 'train', self.human))
+        labels = self.ai.count() if self.ai else 0
+        there = None if None in (votes, labels) else votes + labels
+        return [
+            *before,
+            Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=self.of, there=there),
+        ]
 
     @property
     def of(self) -> str:
@@ -256,7 +268,12 @@ class Optimised:
         reads = {'policy': (cfg.batch, length)}
         reads |= {} if self.rewarded else {'labeler': (self.rating.batch, length)}
         of = self.rewarded.of if self.rewarded else 'ratings'
-        return [*before, Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}')]
+        prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task()))
+        there = None if prompts is None else prompts * cfg.samples
+        return [
+            *before,
+            Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}', there),
+        ]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'reinforce', self)
@@ -281,6 +298,7 @@ class Optimised:
                 labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
                 scorer = direct.make_scorer(labeler, self.rating, mesh)
             train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
+            loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
@@ -318,6 +336,13 @@ class Optimised:
 
     def task(self) -> str:
         return self.rewarded.task if self.rewarded else self.rating.task
+
+
+def counted(source: str, size: int, read: Callable[[], Sequence[Any]]) -> int | None:
+    """How many of `size` records there are to read; None of published data, which no plan fetches."""
+    if source in loader.PUBLISHED:
+        return None
+    return size if loader.simulated(source) else len(read())  # simulated, they are made as they are asked for
 
 
 def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> str:

@@ -182,7 +182,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
 
     if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
-    with checkpoint.lock(folder):
+    with checkpoint.stop_on_signal(loop=False), checkpoint.lock(folder):
         checkpoint.open_folder(folder, text)
         result = checkpoint.finished(folder)
         if result is not None and not again:

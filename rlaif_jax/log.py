@@ -17,6 +17,7 @@ import numbers
 import os
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,10 +36,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+FIRST = 'compiling first'  # which takes longest; there is nothing else to tell of the first unit
 
 
 # Files
@@ -267,10 +269,12 @@ class Bar:
 
     def __init__(self, description: str, total: int, start: int, live: Progress | None):
         self._description, self._total, self._start, self._live = description, total, start, live
-        self._done, self._first, self._printed = start, 0.0, time.monotonic()
+        self._done, self._first, self._began = start, 0.0, time.monotonic()
+        self._printed = self._began
         if live:
-            # The first unit takes longest, and there is nothing else to tell of it.
-            self._task = live.add_task(description, total=total, completed=start, text=Text('compiling'))
+            self._task = live.add_task(description, total=total, completed=start, text=Text(FIRST))
+        elif start < total:
+            say(f'{description} {start}/{total}  {FIRST}')
 
     def advance(self, text: str = '') -> None:
         self._done += 1
@@ -284,20 +288,40 @@ class Bar:
             left = f'{_rate(speed)}  {max(self._total - self._done, 0) / speed:.0f} s left  ' if speed else ''
             say(f'{self._description} {self._done}/{self._total}  {left}{text}'.rstrip())
 
+    def tell(self, left: threading.Event) -> None:
+        """Prints a line, in a thread of its own, for each ten seconds in which none was printed, until the event."""
+        seen = self._printed
+        while not left.wait(PLAIN_SECONDS):
+            if self._printed == seen:
+                took = time.monotonic() - self._began
+                say(f'{self._description} {self._done}/{self._total}  {took:.0f} s so far')
+            seen = self._printed
+
 
 @contextmanager
 def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
     """Shows `total` units of work of which `start` are done: a live bar on a terminal, else a line each ten seconds."""
     if not console().is_terminal:
-        yield Bar(description, total, start, None)
+        bar, left = Bar(description, total, start, None), threading.Event()
+        telling = threading.Thread(target=bar.tell, args=[left], name='progress', daemon=True)
+        telling.start()
+        try:
+            yield bar
+        finally:
+            left.set()
+            telling.join()
         _forget()
         return
     columns = (
-        TextColumn('{task.description}', markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), _RateColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(), _LatestColumn(),
+        TextColumn('{task.description}', markup=False), BarColumn(bar_width=console().width // 6), MofNCompleteColumn(),
+        _RateColumn(), TimeElapsedColumn(), TimeRemainingColumn(), _LatestColumn(Column(no_wrap=True, overflow='ellipsis')),
     )  # fmt: skip
     with Progress(*columns, console=console()) as live:
-        yield Bar(description, total, start, live)
+        try:
+            yield Bar(description, total, start, live)
+        except SystemExit:  # somebody stopped it, and has read where
+            live.live.transient = True
+            raise
     _forget()
 
 

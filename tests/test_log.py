@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import sys
+import time
 import types
 
 import numpy as np
@@ -127,10 +128,20 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch, ca
     with log.progress('sft', 40, start=10) as bar:
         for step in range(30):
             bar.advance(f'loss {step} [b]')
-    printed = capsys.readouterr().out.splitlines()
+    begins, *printed = capsys.readouterr().out.splitlines()
+    assert begins.startswith('sft 10/40') and log.FIRST in begins
     assert 5 <= len(printed) <= 7
     assert printed[0].startswith('sft 14/40  3.3 s/it  87 s left  loss 3 [b]')
     assert printed[-1].startswith('sft 40/40') and '  0 s left  loss 29 [b]' in printed[-1]
+
+
+def test_without_a_terminal_a_unit_that_takes_long_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(log, 'PLAIN_SECONDS', 0.05)
+    with log.progress('label', 2) as bar:
+        time.sleep(0.3)
+        bar.advance()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith('s so far')]
+    assert len(told) >= 2 and all(line.startswith('label 0/2') for line in told)
 
 
 def test_in_a_notebook_progress_is_lines_too(monkeypatch, capsys):
@@ -155,7 +166,7 @@ def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbe
             bar.advance('loss [b] 2')
         screen.seek(0)
         shown = screen.read()
-    assert 'compiling' in shown.partition('loss 1')[0] and 'compiling' not in shown.partition('loss 1')[2]
+    assert log.FIRST in shown.partition('loss 1')[0] and log.FIRST not in shown.partition('loss 1')[2]
     assert '12/12' in shown and 'sft [1]' in shown and 'loss [b] 2' in shown and 'a line between' in shown
 
 

@@ -34,6 +34,7 @@ from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
 ORDERS = 2  # as given, and swapped
+FEW = 8  # pairs: smaller batches leave too much of a machine idle
 
 
 @dataclass(frozen=True)
@@ -278,10 +279,20 @@ def label_all(
     sizes = [len(pair.prompt.text) + len(pair.first) + len(pair.second) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
     complete(
-        store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]), batch=cfg.batch, title=title,
-        note=note, most_unscorable=cfg.most_unscorable, describe=lambda i: describe(order[i]),
+        store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]),
+        batch=at_once(cfg.batch, len({*keys})), title=title, note=note, most_unscorable=cfg.most_unscorable,
+        describe=lambda i: describe(order[i]),
     )  # fmt: skip
     return [store.get(key) for key in keys]
+
+
+def at_once(batch: int, count: int) -> int:
+    """Pairs in a batch, of `batch` at most: halved where `count` pairs would be fewer than four batches, so that whoever
+    labels few sees them come and can stop. It depends on nothing else, as sampled rationales are those of a batch.
+    """
+    while batch % 2 == 0 and batch >= 2 * FEW and count <= 3 * batch:
+        batch //= 2
+    return batch
 
 
 def _orders(pair: Pair, task: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -369,7 +369,7 @@ def run(
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
     lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg))]  # noqa: E731
-    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
+    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='reward_model.batch')
     batch_at = lambda i: make_batch(tokenizer, pairs_at(i), cfg)  # noqa: E731
 
     usable = int(targets(pairs, cfg.soft)[1].sum())
