@@ -100,19 +100,11 @@ def show(name: str, config: Any, folder: Path) -> None:
         sizes = {role: _sizes(model, config.dtype) for role, model in stage.models.items()}
         models = '\n'.join(f'{role}: {stage.models[role]}, {_count(cfg)}' for role, cfg in sizes.items())
         needed = '?' if None in sizes.values() else _bytes(memory(stage, sizes))
-        if stage.training and needed != '?':
-            needed += f'\noptimizer {_bytes(optimizer_memory(stage, sizes))}'
-        rows.append(
-            [
-                '\n'.join(filter(None, (stage.name, stage.of))),
-                models or 'simulated',
-                stage.steps,
-                needed,
-                _standing(stage),
-            ]
-        )
-        folders.setdefault(stage.folder, []).append(stage.name)
-    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'state'], rows)
+        optimizer = _bytes(optimizer_memory(stage, sizes)) if stage.training and needed != '?' else '–'
+        name = list(filter(None, (stage.name, stage.of)))
+        rows.append(['\n'.join(name), models or 'simulated', stage.steps, needed, optimizer, _standing(stage)])
+        folders.setdefault(stage.folder, []).append(' '.join(name))
+    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'of it optimizer', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
     if lacking := absent(config, folder):

@@ -204,7 +204,7 @@ class Rewarded:
         there = None if None in (votes, labels) else votes + labels
         return [
             *before,
-            Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=self.of, there=there),
+            Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=f'of {self.of}', there=there),
         ]
 
     @property

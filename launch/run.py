@@ -165,7 +165,7 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
 
-    log.say(text)
+    log.say(text, whole=True)
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)

@@ -176,12 +176,12 @@ def console() -> Console:
 _endings: list[list[str]] = []  # of each `ending` that is open: what was printed since the last progress bar
 
 
-def show(*what: RenderableType, soft_wrap: bool = False) -> None:
+def show(*what: RenderableType) -> None:
     """Prints to the one console: above a live progress bar, and for `ending` to keep."""
-    console().print(*what, soft_wrap=soft_wrap)
+    console().print(*what)
     for kept in _endings:
         page = Console(file=io.StringIO(), width=console().width, highlight=False, color_system=None)
-        page.print(*what, soft_wrap=soft_wrap)
+        page.print(*what)
         kept.append(page.file.getvalue())
 
 
@@ -197,25 +197,65 @@ def ending(path: Path) -> Iterator[None]:
         _endings.pop()
 
 
-def say(text: str) -> None:
-    """Prints one line: above a live progress bar, not wrapped, and with no markup read into it."""
-    show(_text(text), soft_wrap=True)
+def say(text: str, style: str = '', whole: bool = False) -> None:
+    """Prints text, above a live progress bar, and with no markup read into it. A terminal gets its long lines wrapped
+    between words; one that is `whole`, such as a command to copy, and what goes into a file or a pipe, stays one line.
+    """
+    console().print(_text(text if whole else _wrapped(text, console()), style), soft_wrap=True)
+    for kept in _endings:
+        kept.append(f'{_text(text)}\n')
 
 
 def error(text: str) -> None:
-    """Prints one message to stderr, as it stands."""
-    Console(stderr=True, highlight=False).print(_text(f'error: {text}'), soft_wrap=True)
+    """Prints one message to stderr, wrapped as `say` does."""
+    stderr = Console(stderr=True, highlight=False)
+    stderr.print(_text(_wrapped(f'error: {text}', stderr)), soft_wrap=True)
 
 
-def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Prints a table of texts, one line or more a row, long cells folded; a row without a column leaves it empty."""
-    table = Table(title=_text(title), title_justify='left', show_lines=True)
-    for name in columns:
-        table.add_column(_text(name), overflow='fold')
+def _wrapped(text: str, on: Console) -> str:
+    """`text` with line ends where a terminal would tear words; longer words, such as paths, are left to it."""
+    if not on.is_terminal:
+        return text
+    return '\n'.join(line for long in text.split('\n') for line in _lines(long, on.width))
+
+
+def _lines(text: str, width: int, most: int | None = None, tear: bool = False) -> list[str]:
+    """The lines of one, all as deep as it is; one that fits as it stands. `most` lines are kept; a word longer than a line
+    stays whole unless they may `tear` it.
+    """
+    if len(text) <= width:
+        return [text]
+    indent = ' ' * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=tear, break_on_hyphens=False, max_lines=most,
+        placeholder=' …',
+    )  # fmt: skip
+
+
+def sample_table(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], lines: Mapping[str, int] | None = None
+) -> None:
+    """Prints texts, a block of lines a row with the name before each text; a row without a column leaves it out.
+
+    Of a column in `lines` only so many are shown, and no line ends of its own.
+    """
+    before = max(map(len, columns)) + 2
+    say(title, 'bold')
     for row in rows:
-        cells = (row.get(name, '') for name in columns)
-        table.add_row(*(_text(f'{cell:.3f}' if isinstance(cell, float) else _figure(cell)) for cell in cells))
-    show(table)
+        for name in [name for name in columns if name in row]:
+            text = f'{row[name]:.3f}' if isinstance(row[name], float) else _figure(row[name])
+            most = (lines or {}).get(name)
+            text = ' '.join(text.split()) if most else text
+            say(_beside(f'{name:{before}}', text, console().width, most, tear=True), whole=True)
+        say('')
+
+
+def _beside(name: str, text: str, width: int, most: int | None = None, tear: bool = False) -> str:
+    """`name`, and the lines of `text` in a column beside it."""
+    parts = [
+        part for line in text.split('\n') for part in _lines(line, width - len(name), most=most, tear=tear) or ['']
+    ]
+    return name + ('\n' + ' ' * len(name)).join(parts)
 
 
 def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -233,16 +273,16 @@ def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[An
         table.add_column(_text('\n'.join(above + head)), justify='right' if is_number else 'left', no_wrap=True)
     for row in cells:
         table.add_row(*map(_text, row))
-    show(_text(title, 'bold'), soft_wrap=True)
+    say(title, 'bold')
     if console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width:
         show(table, '')
         return
-    longest = max(map(len, columns))
+    longest, width = max(map(len, columns)), console().width if console().is_terminal else sys.maxsize
     for name, *row in cells:
-        lines = [f'  {column:{longest}}  {cell}' for column, cell in zip(columns[1:], row)]
-        deeper = [line.replace('\n', '\n' + ' ' * (longest + 4)) for line in lines]
-        show(_text('\n'.join([f'{columns[0]}: {name}', *deeper])), soft_wrap=True)
-    show('')
+        say(f'{columns[0]}: {", ".join(name.splitlines())}')
+        for column, cell in zip(columns[1:], row):
+            say(_beside(f'  {column:{longest}}  ', cell, width), whole=True)
+    say('')
 
 
 def _head(name: str, cells: Sequence[str]) -> list[str]:

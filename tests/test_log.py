@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import io
 import json
 import sys
 import time
@@ -180,6 +181,52 @@ def test_a_long_cell_is_folded_and_nothing_of_it_is_lost(capsys):
     out = capsys.readouterr().out
     assert out.count('w') == 500 and '0.123' in out and '[/b]' in out and 'samples [b]' in out
     assert max(map(len, out.splitlines())) <= log.console().width
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal 40 columns wide; a function that returns what was written to it."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        log, 'console', lambda: Console(file=screen, force_terminal=True, width=40, no_color=True, highlight=False)
+    )
+    return lambda: screen.getvalue()
+
+
+def test_a_terminal_gets_lines_between_words_and_long_words_whole(terminal, tmp_path):
+    path, command = '/runs/' + 'x' * 50, 'python launch/run.py --experiment=tldr_direct --dry_run'
+    text = f'all figures of a world that is simulated are about it alone\n  {path} holds them [b]'
+    with log.ending(tmp_path / 'report.txt'):
+        log.say(text)
+        log.say(command, whole=True)
+    lines = terminal().splitlines()
+    assert (
+        path in terminal()
+        and command in lines
+        and ' '.join(terminal().split()) == ' '.join(f'{text} {command}'.split())
+    )
+    assert all(len(line) <= 40 or path in line or line == command for line in lines)
+    assert all(word in terminal().split() for word in text.split())
+    assert (tmp_path / 'report.txt').read_text(encoding='utf-8') == f'{text}\n{command}\n'  # a file has no edge
+
+
+def test_a_row_of_a_wide_table_is_wrapped_beside_its_columns(terminal):
+    log.figures_table('a plan for a small screen', ['stage', 'models'], [['reward model\nof labels', 'word ' * 20]])
+    title, first, *rest = terminal().rstrip().splitlines()
+    assert first == 'stage: reward model, of labels'
+    assert rest[0].startswith('  models  word') and all(line.startswith('          word') for line in rest[1:])
+    assert max(map(len, rest)) <= 40 and ' '.join(rest).split() == ['models', *['word'] * 20]
+
+
+def test_of_a_column_with_few_lines_the_rest_is_left_out(terminal):
+    prompt = 'a post of many words\n\nand more ' * 30
+    for most in (1, 3):
+        log.sample_table(
+            'samples', [{'prompt': prompt, 'policy': 'short\ntwo'}], ['prompt', 'policy'], {'prompt': most}
+        )
+    shown = terminal().splitlines()
+    assert len(shown) == 2 * (1 + 2 + 1) + 1 + 3 and sum(line.endswith(' …') for line in shown) == 2
+    assert max(map(len, shown)) <= 40 and shown[2:4] == ['policy  short', '        two']
 
 
 def test_figures(capsys):

@@ -406,6 +406,7 @@ def run(
                 metrics.write(-1, numbers)
                 log.say(f'{note} {_line(0, numbers)}'.lstrip())
             del written
+            prompt_lines = 4
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
                 prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
@@ -433,8 +434,10 @@ def run(
                     metrics.samples(done, rows)
                     log.say(f'{note} {_line(done, numbers)}'.lstrip())
                     log.sample_table(
-                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score']
-                    )
+                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score'],
+                        lines={'prompt': prompt_lines},
+                    )  # fmt: skip
+                    prompt_lines = 1  # the prompts are the same: so that one knows them again
                 metrics.write(i, shown)
                 training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
                 _check_kl(cfg, i, shown['objective/kl'], checkpoints)
