@@ -7,9 +7,10 @@ Labels go into one store beside the run folders, so cells that two studies share
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
-from rlaif_jax.data.records import Pair
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
@@ -136,6 +137,21 @@ def study(scale: Scale, seed: int, **fields: Any) -> Study:
 # What they run
 
 
+@cache  # a plan is made before a run, too
+def _warn(text: str) -> None:
+    log.say(f'warning: {text}')
+
+
+def warn_of_dialogues(name: str, prompts: Sequence[Prompt], task: str) -> None:
+    """Says so where prompts of a file are plainly dialogues, and the task is to summarize."""
+    dialogues = sum(prompt.text.endswith(files.ASSISTANT) for prompt in prompts)
+    if task == 'summarization' and 2 * dialogues > len(prompts):
+        _warn(
+            f'{dialogues} of {len(prompts)} prompts of {name} are dialogues, and task = {task!r}: replies will be judged '
+            'as summaries. task=helpful, or task=harmless, judges replies'
+        )
+
+
 def toy(model: str) -> str:
     """What stands beside figures of a packaged model, said once what it means; '' of others."""
     if folder_of(Tokenizer.load(resolve(model))) != NAMED['micro']:
@@ -176,7 +192,10 @@ class File:
         if Path(self.output).resolve() == Path(self.input).resolve():
             raise Mistake(f'output={self.output} is the input; name another file')
         check_prompts(self.labeler, self.asked())
-        return [labels_stage('label', folder, len(files.pairs(self.input, self.task)), self.labeler, self.asked())]
+        entries = files.pairs(self.input, self.task)
+        pairs = [entry.record for entry in entries if entry.record is not None]
+        warn_of_dialogues(self.input, [pair.prompt for pair in pairs], self.task)
+        return [labels_stage('label', folder, len(entries), self.labeler, self.asked())]
 
     def run(self, folder: Path) -> dict[str, Any]:
         entries = files.pairs(self.input, self.task)

@@ -93,7 +93,7 @@ def show(name: str, config: Any, folder: Path) -> None:
     log.say(
         f'what is trained float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
     )
-    if config.data and loader.simulated(config.data.source):
+    if getattr(config, 'simulated', config.data and loader.simulated(config.data.source)):
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     rows, folders = [], {}
     for stage in config.stages(folder):

@@ -85,7 +85,7 @@ class Policies:
         load = {name: partial(one.run, root, mesh) for name, one in made.items()} | {'SFT': start}  # one at a time
         most = self.reinforce.max_new_tokens
         texts = {
-            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh)
+            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
             for name, policy in load.items()
         }
         result = comparison.report(self, folder, prompts, texts, runs)
@@ -140,7 +140,7 @@ class SFT:
         checkpoint.link(self.start().folder(folder.parent), folder)
         policy = self.start().run(folder.parent, mesh, frozen=True)
         prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
-        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [
             {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
             for prompt, response in zip(prompts[:16], ours)

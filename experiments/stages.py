@@ -320,10 +320,11 @@ class Optimised:
             return {}
         asked = Evaluation(judge=self.selector, rule=self.rule, batch=cfg.batch, seed=cfg.seed)
         judge = make_judge(asked, self.task(), judge_model(asked, self.dtype, mesh), mesh)
-        write = lambda lm: respond(lm, prompts, cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)  # noqa: E731
-        theirs, rates = write(start), {}
+        how = cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh
+        theirs, rates = respond(start, prompts, *how, 'SFT'), {}
         for step in reinforce.candidates(folder):
-            ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True))
+            model = hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True)
+            ours = respond(model, prompts, *how, f'step {step}')
             rates[step] = win_rate.win_rate(judge(prompts, ours, theirs))
             log.say(
                 f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
@@ -383,8 +384,8 @@ def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> li
     """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
     cfg, policy, start = of.reinforce, of.run(root, mesh), of.start.run(root, mesh)
     prompts = fitted(loader.source(of.source, 'train', of.train, of.task()), start, cfg.max_prompt)[:count]
-    write = lambda lm, seed: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh)  # noqa: E731
-    return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
+    write = lambda lm, seed, name: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh, name)  # noqa: E731
+    return list(map(Pair, prompts, write(policy, cfg.seed, 'RLHF'), write(start, cfg.seed + 1, 'SFT')))
 
 
 def remembering(
@@ -410,10 +411,16 @@ def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
 
 
 def respond(
-    lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int, batch: int, mesh: DeviceMesh
+    lm: LM,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch: int,
+    mesh: DeviceMesh,
+    name: str,
 ) -> list[str]:
-    """A policy's responses to prompts."""
-    name = Path(lm.name.removesuffix('/export')).name
+    """The responses to prompts of a policy, called by the name that reports have for it."""
     with log.progress(f'{len(prompts)} responses of {name}', math.ceil(len(prompts) / batch)) as bar:
         return generate(
             lm, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch, mesh=mesh,
