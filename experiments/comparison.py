@@ -78,13 +78,13 @@ class Compare:
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
     names: tuple[str, ...] = ()  # what they are called, () for the folders that tell them apart
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless: what the judge is asked
     prompts: str = ''  # a file of prompts; '' for the test split of the data
     responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
     rankings: str = ''  # a file of people's rankings of those responses, in the place of the judge
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # of a response, the end token among them
     mesh: Mesh = field(default_factory=Mesh)
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.names and len(self.names) != len(self.policies):

@@ -164,15 +164,15 @@ def toy(model: str) -> str:
 class File:
     """Pairs in a file → the same file with labels."""
 
-    labeler: str
+    labeler: str  # the model that is asked: a packaged one, a folder or a name on the hub
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns
     output: str = ''  # the same suffixes
-    task: str = 'summarization'
-    technique: str = 'detailed_cot_0shot'
+    task: str = 'summarization'  # summarization, helpful or harmless
+    technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     label: Config = field(default_factory=Config)  # its task and technique are the two above
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     always = True  # a finished run looks at its files again; what the store holds is not asked again
 
@@ -233,19 +233,19 @@ class File:
 class Study:
     """Labelers × tasks × techniques × sampling → a table of alignment with raters."""
 
-    labelers: tuple[str, ...]
-    techniques: tuple[str, ...]
+    labelers: tuple[str, ...]  # the models that are asked
+    techniques: tuple[str, ...]  # how: (base|detailed)[_cot]_<exemplars>shot
     label: Config  # the rest of how the labeler is asked
     data: Data
-    tasks: tuple[str, ...] = ('summarization',)
+    tasks: tuple[str, ...] = ('summarization',)  # summarization, helpful, harmless
     samples: tuple[int, ...] = (1,)  # rationales in each order; 1 is greedy
     temperatures: tuple[float, ...] = (0.7,)  # of more than one
-    split: str = 'test'
+    split: str = 'test'  # of the data that the pairs are from
     pairs: int = 2048  # in each cell
     confident: bool = True  # only pairs whose raters were sure (§3.4: confidence 1, 2, 8, 9)
     output: str = ''  # a file in the run folder for pairs and labels, '' for none
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.pairs < 1 or not (self.labelers and self.techniques and self.tasks and self.samples):

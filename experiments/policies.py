@@ -33,9 +33,9 @@ def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
 class Policies:
     """SFT → feedback → (reward model →) REINFORCE, for each arm and variant → every policy against the others."""
 
-    task: str
-    arms: tuple[str, ...]
-    policy: str
+    task: str  # summarization, helpful or harmless
+    arms: tuple[str, ...]  # what is compared with SFT and each other, by the paper’s names
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     labeler: str  # of RLAIF; '' where no arm asks it
     same_size_labeler: str  # of d-RLAIF and same-size RLAIF; '' where no arm asks it
     data: Data
@@ -49,7 +49,7 @@ class Policies:
     evaluation: Evaluation
     variants: tuple[str, ...] = ()  # bindings, such as 'reinforce.beta=0.0', each tried on every arm
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         arms.check(self)
@@ -106,14 +106,14 @@ class Policies:
 class SFT:
     """References → SFT policy, then the policy against the references."""
 
-    policy: str
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     data: Data
-    max_prompt: int
-    max_new_tokens: int
+    max_prompt: int  # tokens; longer prompts are shortened
+    max_new_tokens: int  # of a response, the end token among them
     sft: sft.Config
     evaluation: Evaluation
     mesh: Mesh
-    dtype: Dtype
+    dtype: Dtype  # of the matrix products; what is trained stays float32
     task = 'summarization'
 
     def start(self) -> Supervised:

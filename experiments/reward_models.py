@@ -28,9 +28,9 @@ COLUMNS = ('reward model', 'sure raters', 'all pairs', 'loss, nats', 'calibratio
 class RewardModels:
     """Preferences → a reward model, for each arm and variant → a table of accuracies."""
 
-    task: str
-    arms: tuple[str, ...]
-    policy: str
+    task: str  # summarization, helpful or harmless
+    arms: tuple[str, ...]  # whose feedback reward models learn from, by the paper’s names
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     labeler: str  # of RLAIF; '' where no arm asks it
     same_size_labeler: str  # of same-size RLAIF; '' where no arm asks it
     data: Data
@@ -41,7 +41,7 @@ class RewardModels:
     test_pairs: int = 2048  # of each kind: all, and those whose raters were sure
     variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
@@ -104,12 +104,12 @@ class FromFile:
 
     policy: str  # the model it starts from
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
     reward_model: reward_model.Config = field(default_factory=reward_model.Config)
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:

@@ -41,7 +41,7 @@ FEW = 8  # pairs: smaller batches leave too much of a machine idle
 class Config:
     """How the preference labeler asks, and when an answer is none."""
 
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless: what is asked
     technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     templates: str = ''  # a folder; '' for the checkpoint's own, or ours
     samples: int = 1  # rationales in each order; 1 is decoded greedily, more are sampled
@@ -52,7 +52,7 @@ class Config:
     least_mass: float = 0.2  # of the two answers together, in each order; below it a pair is unscorable
     most_unscorable: float = 0.2  # share of the labels of a run; above it the run stops and says why
     batch: int = 64  # pairs at once
-    seed: int = 0
+    seed: int = 0  # of sampled rationales
 
     def __post_init__(self) -> None:
         if self.task not in templates.TASKS:
