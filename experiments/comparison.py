@@ -333,7 +333,6 @@ def report(
         world = 'SIMULATED world: ' if trained_there else ''
         _table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
-    log.say(f'all responses, samples side by side, figures and numbers: {folder}')
     return result
 
 

@@ -107,8 +107,8 @@ def bind(config: C, bindings: Mapping[str, Any]) -> C:
     paths = _paths(type(config))
     for path in bindings:
         if path not in paths:
-            nearest = max(paths, key=functools.partial(_likeness, path), default=None)
-            raise Mistake(f'{path}: no such field' + (f'; did you mean {nearest}?' if nearest else ''))
+            near = nearest(path, paths)
+            raise Mistake(f'{path}: no such field' + (f'; did you mean {near}?' if near else ''))
     return _rebuilt(type(config), config, bindings, '')
 
 
@@ -187,6 +187,11 @@ def _nearest(value: Any, hint: Any) -> str | None:
     spelled = {str(choice).lower(): repr(choice) for arm in _arms(hint) for choice in _choices(arm)}
     close = difflib.get_close_matches(value.lower(), spelled, n=1, cutoff=0.4) if isinstance(value, str) else []
     return spelled[close[0]] if close else None
+
+
+def nearest(typed: str, paths: Iterable[str]) -> str | None:
+    """The path that somebody who typed this may have meant."""
+    return max(paths, key=functools.partial(_likeness, typed), default=None)
 
 
 def _likeness(typed: str, path: str) -> float:

@@ -206,6 +206,11 @@ def say(text: str, style: str = '', whole: bool = False) -> None:
         kept.append(f'{_text(text)}\n')
 
 
+def entry(name: str, text: str) -> None:
+    """Prints text beside its name, wrapped in a column of its own where `say` would wrap it."""
+    say(_beside(name, text, console().width if console().is_terminal else sys.maxsize), whole=True)
+
+
 def error(text: str) -> None:
     """Prints one message to stderr, wrapped as `say` does."""
     stderr = Console(stderr=True, highlight=False)
@@ -277,11 +282,11 @@ def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[An
     if console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width:
         show(table, '')
         return
-    longest, width = max(map(len, columns)), console().width if console().is_terminal else sys.maxsize
+    longest = max(map(len, columns))
     for name, *row in cells:
         say(f'{columns[0]}: {", ".join(name.splitlines())}')
         for column, cell in zip(columns[1:], row):
-            say(_beside(f'  {column:{longest}}  ', cell, width), whole=True)
+            entry(f'  {column:{longest}}  ', cell)
     say('')
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
 
 from rlaif_jax import log
@@ -167,6 +166,8 @@ def batches(
     one has the shortest, another the longest, in random order, so that padding to the longest of a batch computes less.
     Which rows a window holds stays as it was; which of them are averaged in one step no longer is independent of length.
     """
+    import grain  # which brings Orbax and Flax, as nothing else does before a run
+
     check_batch(name, batch, len(prompts))
     if batch % processes:
         raise Mistake(f'a batch of {batch} does not split evenly over {processes} processes')
