@@ -216,7 +216,7 @@ def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
 # Running
 
 
-def test_print_writes_command_lines_and_touches_nothing(tmp_path):
+def test_print_writes_command_lines_for_anywhere_and_makes_no_more_than_links_to_stages(tmp_path):
     """From outside, where no accelerator would be found: the program that waits must not hold the one its points need."""
     arguments = [
         sys.executable,
@@ -229,10 +229,15 @@ def test_print_writes_command_lines_and_touches_nothing(tmp_path):
     environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    before, lines = zip(*((line[:3], line[3:]) for line in map(shlex.split, done.stdout.splitlines())))
+    assert {*map(tuple, before)} == {('cd', str(tmp_path), '&&')}
     assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'same_size_labeler="a b"']
     assert all((tmp_path / line[1]).resolve() == sweep.RUN for line in lines)
-    assert not list(tmp_path.iterdir())
+    (folder,) = (tmp_path / 'runs' / 'sweeps').iterdir()
+    assert {path.name for path in folder.iterdir()} == {*sweep.SHARED}
+    assert all((folder / name).resolve() == tmp_path / 'runs' / name for name in sweep.SHARED)
+    assert {path.name for path in (tmp_path / 'runs').iterdir()} == {'sweeps', 'stages'}
+    assert not list((tmp_path / 'runs' / 'stages').iterdir())
 
 
 def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, folder, capsys):
@@ -340,6 +345,13 @@ def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
     assert events(folder, 'begins')[2:] == ['reinforce.beta=0.25', 'reinforce.beta=0.5']
 
 
+def test_while_runs_go_on_it_says_what_they_printed_last(stub, folder, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, 'TOLD', 0.0)
+    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if 'runs since 0:00:0' in line]
+    assert told and all(line.startswith('1/1 ') and len(line) < 160 for line in told)
+
+
 def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, capsys):
     silent = tmp_path / 'silent.py'
     silent.write_text('')
@@ -364,6 +376,19 @@ def test_a_row_is_a_mean_over_seeds_with_its_interval():
     assert columns == ['reinforce.beta', 'n', 'win']
     # Of 0, 1, 2: standard error 1 / sqrt(3), and Student's 97.5 % point of two degrees of freedom is 4.303.
     assert first == [0.1, 3, f'1 ± {4.303 / 3**0.5:.2g}'] and second == [0.2, 2, 5.0]
+
+
+def test_shares_are_in_per_cent_come_first_and_the_legend_is_of_what_there_is():
+    rows = beta_rows({(0.1, 0): 0.5, (0.1, 1): 0.75, (0.2, 0): 0.25}, RAW)
+    rows = [dataclasses.replace(row, figures={'length': 9e3 * i} | row.figures) for i, row in enumerate(rows)]
+    figures = sweep_table.choose(rows)
+    columns, lines = sweep_table.table(rows, figures)
+    assert figures == [RAW, 'length'] and columns[:2] == ['reinforce.beta', 'n']
+    assert columns[2:] == ['RLAIF vs SFT raters win rate %', 'length']
+    assert sweep_table.table(rows, [RAW])[0][2:] == ['win rate %'] and sweep_table.common([RAW]) == RAW.split(' / ')[:2]
+    assert lines[0][2].startswith('62.5 ± 1') and lines[1][2] == 25.0 and '4500 ± 57' in lines[0][3]
+    assert 'e+' not in str(lines) and 'seeds' in sweep_table.legend(lines)
+    assert sweep_table.legend(lines[1:]) == ''
 
 
 def test_a_point_that_failed_counts_nowhere_and_is_named_in_its_row():
