@@ -93,9 +93,7 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         folder, found = plan(flags)
         home = folder.resolve().parent if flags.workdir else Path('runs')
         if flags.backend == 'print':
-            share(folder, home)  # so that whatever runs the lines finds the stages
-            here = shlex.quote(os.getcwd())
-            print('\n'.join(f'cd {here} && {shlex.join(command(point, runner))}' for point in found))
+            print('\n'.join(shell(point, home, runner) for point in found))
             return 0
         with checkpoint.lock(folder):
             share(folder, home)
@@ -257,12 +255,20 @@ def command(point: Point, runner: Path = RUN) -> list[str]:
     return [sys.executable, os.path.relpath(runner), *point.arguments]
 
 
+def shell(point: Point, home: Path, runner: Path = RUN) -> str:
+    """A line of shell that runs a point from anywhere, with the stages of the runs in `home`, as `share` gives it them."""
+    folder = point.folder.parent
+    there = shlex.join(os.path.relpath(home / name, folder) for name in SHARED)
+    made = shlex.join(map(str, (home / SHARED[0], point.folder)))
+    link = f'ln -s {there} {shlex.quote(str(folder))} 2>/dev/null'  # there already, of another point
+    return f'cd {shlex.quote(os.getcwd())} && mkdir -p {made} && {{ {link}; {shlex.join(command(point, runner))}; }}'
+
+
 # Running
 
 
 def share(folder: Path, home: Path) -> None:
     """Lets the points of the sweep in `folder` find, and leave, their stages and labels with the runs in `home`."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         (home / 'stages').mkdir(parents=True, exist_ok=True)
     except OSError:  # not ours to write in; the sweep keeps its own

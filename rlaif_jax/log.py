@@ -357,10 +357,10 @@ def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
             telling.join()
         _forget()
         return
-    columns = (
-        TextColumn('{task.description}', markup=False), BarColumn(bar_width=console().width // 6), MofNCompleteColumn(),
-        _RateColumn(), TimeElapsedColumn(), TimeRemainingColumn(), _LatestColumn(Column(no_wrap=True, overflow='ellipsis')),
-    )  # fmt: skip
+    kinds = MofNCompleteColumn, _RateColumn, TimeElapsedColumn, TimeRemainingColumn
+    figures = [kind(table_column=Column(no_wrap=True)) for kind in kinds]
+    bar = BarColumn(bar_width=console().width // 6)
+    columns = TextColumn('{task.description}', markup=False), bar, *figures, _LatestColumn()
     with Progress(*columns, console=console()) as live:
         try:
             yield Bar(description, total, start, live)
@@ -382,8 +382,12 @@ class _RateColumn(ProgressColumn):
 
 
 class _LatestColumn(ProgressColumn):
+    """The one column that gives way where a line is too long."""
+
     def render(self, task: Task) -> Text:
-        return task.fields['text']
+        text = task.fields['text'].copy()
+        text.no_wrap, text.overflow = True, 'ellipsis'
+        return text
 
 
 def _rate(speed: float) -> str:

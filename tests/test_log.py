@@ -4,6 +4,7 @@ import functools
 import importlib
 import io
 import json
+import re
 import sys
 import time
 import types
@@ -169,6 +170,18 @@ def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbe
         shown = screen.read()
     assert log.FIRST in shown.partition('loss 1')[0] and log.FIRST not in shown.partition('loss 1')[2]
     assert '12/12' in shown and 'sft [1]' in shown and 'loss [b] 2' in shown and 'a line between' in shown
+
+
+def test_a_bar_is_one_line_of_which_the_latest_numbers_give_way(monkeypatch):
+    screen = io.StringIO()
+    narrow = Console(file=screen, force_terminal=True, width=80, _environ={'TERM': 'xterm'}, no_color=True)
+    monkeypatch.setattr(log, 'console', lambda: narrow)
+    with log.progress('reinforce [simulated]', 6) as bar:
+        for _ in range(6):
+            bar.advance('score -0.565  KL 4.07  35 tokens, and more than there is room for')
+    *_, last = re.sub(r'\x1b\[[^A-Za-z]*[A-Za-z]', '', screen.getvalue().rstrip()).replace('\r', '\n').splitlines()
+    assert 'reinforce [simulated]' in last and '6/6' in last and '0:00:00' in last and last.rstrip().endswith('…')
+    assert len(last.rstrip()) <= 80
 
 
 def test_text_is_shown_as_it_stands_and_control_characters_are_not(capsys):

@@ -216,7 +216,7 @@ def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
 # Running
 
 
-def test_print_writes_command_lines_for_anywhere_and_makes_no_more_than_links_to_stages(tmp_path):
+def test_print_writes_command_lines_and_touches_nothing(tmp_path):
     """From outside, where no accelerator would be found: the program that waits must not hold the one its points need."""
     arguments = [
         sys.executable,
@@ -229,15 +229,25 @@ def test_print_writes_command_lines_for_anywhere_and_makes_no_more_than_links_to
     environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
-    before, lines = zip(*((line[:3], line[3:]) for line in map(shlex.split, done.stdout.splitlines())))
-    assert {*map(tuple, before)} == {('cd', str(tmp_path), '&&')}
+    lines = [words[words.index(sys.executable) :] for words in map(shlex.split, done.stdout.splitlines())]
     assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'same_size_labeler="a b"']
     assert all((tmp_path / line[1]).resolve() == sweep.RUN for line in lines)
-    (folder,) = (tmp_path / 'runs' / 'sweeps').iterdir()
-    assert {path.name for path in folder.iterdir()} == {*sweep.SHARED}
-    assert all((folder / name).resolve() == tmp_path / 'runs' / name for name in sweep.SHARED)
-    assert {path.name for path in (tmp_path / 'runs').iterdir()} == {'sweeps', 'stages'}
-    assert not list((tmp_path / 'runs' / 'stages').iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('own', [True, False])  # folder of the sweep
+def test_a_printed_line_runs_from_anywhere_with_the_stages_of_other_runs(own, stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [DIRECT, 'reinforce.beta=0.5', '--seed=[0,1]', '--backend=print', *['--workdir=a b/c'] * own]
+    assert sweep.main(arguments, stub) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [subprocess.run(line, shell=True, cwd='/', stdout=subprocess.DEVNULL).returncode for line in lines] == [0, 0]
+    folder, points = sweep.plan(launcher.read_flags(sweep.parser(), arguments))
+    assert events(folder, 'ends') == ['seed=0', 'seed=1'] == [point.name for point in points]
+    home = tmp_path / ('a b' if own else 'runs')
+    assert all((folder / name).resolve() == home / name for name in sweep.SHARED) and (home / 'stages').is_dir()
+    (folder / 'break').write_text('seed=1')
+    assert subprocess.run(lines[1], shell=True, cwd='/', capture_output=True).returncode == 1  # as the run's
 
 
 def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, folder, capsys):
