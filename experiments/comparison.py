@@ -16,6 +16,7 @@ from jax.sharding import Mesh as DeviceMesh
 import experiments
 from experiments import stages
 from experiments.arms import HARMLESS_RATES, WIN_RATES
+from experiments.labeling import toy, warn_of_dialogues
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
@@ -77,14 +78,16 @@ class Compare:
     data: Data
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
-    names: tuple[str, ...] = ()  # what they are called, () for the names of their folders; or which of the responses
-    task: str = 'summarization'
+    names: tuple[
+        str, ...
+    ] = ()  # what they are called, () for the folders that tell them apart; or which of the responses
+    task: str = 'summarization'  # summarization, helpful or harmless: what the judge is asked
     prompts: str = ''  # a file of prompts; '' for the test split of the data
     responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
     rankings: str = ''  # a file of people's rankings of those responses, in the place of the judge
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # of a response, the end token among them
     mesh: Mesh = field(default_factory=Mesh)
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.names and not self.responses and len(self.names) != len(self.policies):
@@ -104,7 +107,7 @@ class Compare:
         """The models by name. Raises `Mistake` for fewer than two, two of one name, or a run that is not finished."""
         if len(self.policies) < 2:
             raise Mistake("which policies? policies=\"['runs/one','runs/other']\", two or more")
-        names = self.names or [Path(policy).name for policy in self.policies]
+        names = self.names or called(self.policies)
         if len(set(names)) < len(names):
             raise Mistake(f'two policies have one name: {", ".join(names)}; give names=[…]')
         responses.check_names(names)
@@ -129,6 +132,13 @@ class Compare:
             known = {p.id: p for p in loader.source(self.data.source, 'test', self.data.test, self.task)}
         found = [known.get(prompt.id, prompt) for prompt in prompts]
         return [a if a.text == b.text else b for a, b in zip(found, prompts)], written
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the prompts, and so all figures, are of a simulated world."""
+        if self.responses:
+            return all(prompt.facts is not None for prompt in self.written()[0])
+        return not self.prompts and loader.simulated(self.data.source)
 
     def asked(self) -> Sequence[Prompt]:
         """The prompts, however long."""
@@ -166,17 +176,14 @@ class Compare:
             raise Mistake(
                 f'task = {self.task!r}, but {self.data.source} is of {own}: name its data.source too, or prompts'
             )
-        simulated = not self.prompts
-        if self.responses:
-            prompts, written = self.written()
-            simulated = all(prompt.facts is not None for prompt in prompts)
-        if not self.rankings and not simulated and not models(self.evaluation):
+        if not self.rankings and not self.simulated and not models(self.evaluation):
             raise Mistake(
                 f'evaluation.judge = {self.evaluation.judge!r} knows the simulated world alone, not '
-                f'{self.prompts or self.responses}; name a language model'
+                f'{self.prompts or self.responses or self.data.source}; name a language model'
                 + (', give people’s rankings=…, or the data.source that it is of' if self.responses else '')
             )
         if self.responses:
+            prompts, _ = self.written()
             length = max(len(prompt.text) for prompt in prompts) // 3  # characters a token
             asked = (
                 replace(self.evaluation, judge='raters')
@@ -187,6 +194,7 @@ class Compare:
         count, length = min(self.data.test, self.evaluation.prompts), 1024  # of published data, not fetched for a plan
         if self.prompts or self.data.source not in loader.PUBLISHED:
             asked = self.asked()
+            warn_of_dialogues(self.prompts, asked, self.task)
             count, length = (
                 len(asked),
                 max((len(prompt.text) for prompt in asked), default=0) // 3,
@@ -199,17 +207,28 @@ class Compare:
             return report(self, folder, *self.written(log.say), {})
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
         prompts, shortened = self.fitted(self.asked())
-        simulated = all(prompt.facts is not None for prompt in prompts)
+        if not self.simulated and models(cfg):
+            toy(cfg.judge)
 
-        def respond(path: Path | str) -> list[str]:
+        def respond(name: str, path: Path | str) -> list[str]:
             lm = hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True)  # one at a time
-            stages.tell_prompts(lm, (prompt.text for prompt in prompts), simulated)
-            return stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+            stages.tell_prompts(lm, (prompt.text for prompt in prompts), self.simulated)
+            return stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
 
-        written = {name: respond(path) for name, path in self.named().items()}
+        written = {name: respond(name, path) for name, path in self.named().items()}
         folders = {name: Path(path).parent for name, path in self.named().items()}
         runs = {name: run for name, run in folders.items() if (run / 'metrics.jsonl').is_file()}
         return report(self, folder, prompts, written, runs) | {'shortened': shortened}
+
+
+def called(policies: Sequence[str]) -> list[str]:
+    """What policies are called: by the nearest of their folders that tells them apart; that their models are in folders
+    `export` says nothing.
+    """
+    folders = [Path(policy).expanduser() for policy in policies]
+    rows = [(one.parent if one.name == 'export' else one).parts for one in folders]
+    levels = [[row[-level] for row in rows] for level in range(1, min(map(len, rows)) + 1)]
+    return next((names for names in levels if len({*names}) == len(names)), [one.name for one in folders])
 
 
 def near_runs(folder: Path) -> list[Path]:
@@ -309,16 +328,17 @@ def report(
         _table('SIMULATED world: what they get wrong, and right, by the oracle', figures, quality.ABOUT)
         result['quality'] = {name: {key: asdict(x) for key, x in row.items()} for name, row in figures.items()}
     result['texts'] = {name: texts.text_statistics(prompts, responses) for name, responses in written.items()}
-    _table('their texts', result['texts'], texts.ABOUT)
+    _table('SIMULATED world: their texts' if simulated else 'their texts', result['texts'], texts.ABOUT)
 
     policies_figures.figure_lengths(folder / 'lengths.png', written, **about)
     if runs:
         metrics = {name: policies_figures.read_metrics(run) for name, run in runs.items()}
-        policies_figures.figure_training(folder / 'training.png', metrics, **about)
-        world = 'SIMULATED world: ' if simulated else ''
+        # Whatever it is compared on, a run that an oracle looked at was one of the simulated world.
+        trained_there = simulated or any('eval/quality' in row for rows in metrics.values() for row in rows)
+        policies_figures.figure_training(folder / 'training.png', metrics, simulated=trained_there)
+        world = 'SIMULATED world: ' if trained_there else ''
         _table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
-    log.say(f'all responses, samples side by side, figures and numbers: {folder}')
     return result
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, chat, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
-from rlaif_jax.data.records import Pair
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
@@ -141,6 +141,21 @@ def study(scale: Scale, seed: int, **fields: Any) -> Study:
 # What they run
 
 
+@cache  # a plan is made before a run, too
+def _warn(text: str) -> None:
+    log.say(f'warning: {text}')
+
+
+def warn_of_dialogues(name: str, prompts: Sequence[Prompt], task: str) -> None:
+    """Says so where prompts of a file are plainly dialogues, and the task is to summarize."""
+    dialogues = sum(prompt.text.endswith(files.ASSISTANT) for prompt in prompts)
+    if task == 'summarization' and 2 * dialogues > len(prompts):
+        _warn(
+            f'{dialogues} of {len(prompts)} prompts of {name} are dialogues, and task = {task!r}: replies will be judged '
+            'as summaries. task=helpful, or task=harmless, judges replies'
+        )
+
+
 def toy(model: str) -> str:
     """What stands beside figures of a packaged model, said once what it means; '' of others."""
     if folder_of(Tokenizer.load(resolve(model))) != NAMED['micro']:
@@ -153,15 +168,15 @@ def toy(model: str) -> str:
 class File:
     """Pairs in a file → the same file with labels."""
 
-    labeler: str
+    labeler: str  # the model that is asked: a packaged one, a folder or a name on the hub
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns
     output: str = ''  # the same suffixes
-    task: str = 'summarization'
-    technique: str = 'detailed_cot_0shot'
+    task: str = 'summarization'  # summarization, helpful or harmless
+    technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     label: Config = field(default_factory=Config)  # its task and technique are the two above
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     always = True  # a finished run looks at its files again; what the store holds is not asked again
 
@@ -181,7 +196,10 @@ class File:
         if Path(self.output).resolve() == Path(self.input).resolve():
             raise Mistake(f'output={self.output} is the input; name another file')
         check_prompts(self.labeler, self.asked())
-        return [labels_stage('label', folder, len(files.pairs(self.input, self.task)), self.labeler, self.asked())]
+        entries = files.pairs(self.input, self.task)
+        pairs = [entry.record for entry in entries if entry.record is not None]
+        warn_of_dialogues(self.input, [pair.prompt for pair in pairs], self.task)
+        return [labels_stage('label', folder, len(entries), self.labeler, self.asked())]
 
     def run(self, folder: Path) -> dict[str, Any]:
         rows = files.read(self.input)
@@ -224,19 +242,19 @@ class File:
 class Study:
     """Labelers × tasks × techniques × sampling → a table of alignment with raters."""
 
-    labelers: tuple[str, ...]
-    techniques: tuple[str, ...]
+    labelers: tuple[str, ...]  # the models that are asked
+    techniques: tuple[str, ...]  # how: (base|detailed)[_cot]_<exemplars>shot
     label: Config  # the rest of how the labeler is asked
     data: Data
-    tasks: tuple[str, ...] = ('summarization',)
+    tasks: tuple[str, ...] = ('summarization',)  # summarization, helpful, harmless
     samples: tuple[int, ...] = (1,)  # rationales in each order; 1 is greedy
     temperatures: tuple[float, ...] = (0.7,)  # of more than one
-    split: str = 'test'
+    split: str = 'test'  # of the data that the pairs are from
     pairs: int = 2048  # in each cell
     confident: bool = True  # only pairs whose raters were sure (§3.4: confidence 1, 2, 8, 9)
     output: str = ''  # a file in the run folder for pairs and labels, '' for none
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.pairs < 1 or not (self.labelers and self.techniques and self.tasks and self.samples):

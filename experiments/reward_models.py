@@ -31,9 +31,9 @@ COLUMNS = ('reward model', 'sure raters', 'all pairs', 'loss, nats', 'calibratio
 class RewardModels:
     """Preferences → a reward model, for each arm and variant → a table of accuracies."""
 
-    task: str
-    arms: tuple[str, ...]
-    policy: str
+    task: str  # summarization, helpful or harmless
+    arms: tuple[str, ...]  # whose feedback reward models learn from, by the paper’s names
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     labeler: str  # of RLAIF; '' where no arm asks it
     same_size_labeler: str  # of same-size RLAIF; '' where no arm asks it
     data: Data
@@ -44,7 +44,7 @@ class RewardModels:
     test_pairs: int = 2048  # of each kind: all, and those whose raters were sure
     variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
@@ -107,12 +107,12 @@ class FromFile:
     policy: str  # the model it starts from
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
     column: str = ''  # the soft label, P(the first is better); '' for `preference_prob`, the newest where several are
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
     reward_model: reward_model.Config = field(default_factory=reward_model.Config)
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -142,17 +142,19 @@ class FromFile:
         column = self.column or (labels[-1] if labels else 'preference_prob')
         return column, [name for name in labels if name != column]
 
+    def split(self, tell: bool = False) -> tuple[list[Pair], list[Pair]]:
+        """The pairs to train on, and those held out. Whoever adds pairs to the end of the file keeps the others' side."""
+        pairs, every = self.pairs(tell), max(2, round(1 / self.held_out))
+        return [pair for i, pair in enumerate(pairs) if i % every], pairs[::every]
+
     def stages(self, folder: Path) -> list[Stage]:
-        cfg = self.reward_model
-        self.pairs()
+        cfg, (train, _) = self.reward_model, self.split()
         length = cfg.max_prompt + 2 * cfg.max_response
-        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length)]
+        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length, there=len(train))]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs(tell=True)
-        every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
-        held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
-        cfg, note = self.reward_model, toy(self.policy)
+        mesh, (train, held_out) = axes.make_mesh(asdict(self.mesh)), self.split(tell=True)
+        cfg, note, pairs = self.reward_model, toy(self.policy), [*train, *held_out]
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
         stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)

@@ -161,10 +161,9 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     assert run(*command) == 0
     printed = capsys.readouterr().out
     assert 'a toy of the SIMULATED world' in ' '.join(printed.split())
+    assert re.search(rf'^done in 0:0\d:\d\d; {target} is written$', printed, re.MULTILINE)
     *_, closing = printed.splitlines()
-    assert re.fullmatch(
-        rf'done in 0:0\d:\d\d; {target} is written; {tmp_path}/run holds config.gin, report.txt, result.json', closing
-    )
+    assert closing.split()[2:] == ['--experiment=reward_model', f'input={target}']
     rows = files.read_rows(target)
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]
     assert [row['status'] for row in rows] == ['ok', 'invalid', 'ok']

@@ -643,3 +643,40 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     (tmp_path / 'export').mkdir()
     assert comparison.exported(str(tmp_path)) == tmp_path / 'export'
     assert comparison.exported('micro_xs') == 'micro_xs'
+
+
+@pytest.mark.parametrize(
+    'policies, names',
+    [
+        (('runs/a/export', 'runs/b/export/'), ['a', 'b']),
+        (('runs/a', 'Qwen/Qwen3-4B'), ['a', 'Qwen3-4B']),
+        (('a/policies/RLAIF/export', 'a/policies/RLHF'), ['RLAIF', 'RLHF']),
+        (('seed0/policies/RLAIF', 'seed1/policies/RLAIF'), ['seed0', 'seed1']),
+        (('micro_xs', 'micro_xs'), ['micro_xs', 'micro_xs']),  # nothing does
+    ],
+)
+def test_policies_are_called_by_the_folders_that_tell_them_apart(policies, names):
+    assert comparison.called(policies) == names
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_prompts_of_ones_own_are_no_simulated_world_and_training_in_one_says_so(own, tmp_path, monkeypatch, capsys):
+    said, run = tmp_path / 'prompts.jsonl', tmp_path / 'trained'
+    said.write_text('{"prompt": "\\n\\nHuman: why?\\n\\nAssistant:"}\n' * 4, encoding='utf-8')
+    run.mkdir()
+    row = {'step': 0, 'eval/score': 0.5, 'eval/quality': 0.5, 'eval/kl': 0.1}
+    (run / 'metrics.jsonl').write_text(f'{json.dumps(row)}\n', encoding='utf-8')
+    more = {'prompts': str(said), 'evaluation.judge': 'micro_l'} if own else {'evaluation.prompts': 4}
+    cfg = bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), **more})
+    monkeypatch.setattr(stages, 'judge_model', lambda *_: None)
+    monkeypatch.setattr(stages, 'make_judge', lambda *_: lambda prompts, a, b: np.full(len(prompts), 0.5))
+    plan.check(cfg, tmp_path / 'run')
+    plan.show('compare', cfg, tmp_path / 'run')
+    told = capsys.readouterr().out
+    assert ('SIMULATED' in told) != own and ('dialogues, and task' in told) == own and ('task=helpful' in told) == own
+    prompts = list(cfg.asked())
+    comparison.report(cfg, tmp_path / 'run', prompts, {'a': ['x'] * 4, 'b': ['y'] * 4}, {'a': run})
+    titles = [
+        line for line in capsys.readouterr().out.splitlines() if 'their texts' in line or 'training ended' in line
+    ]
+    assert ['SIMULATED' in title for title in titles] == [not own, True]
