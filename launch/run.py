@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the ro
 
 RESERVED = ('experiment', 'scale')  # bindings that choose the config rather than change it
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
-FILES = {  # of a run folder, what is read first at first
+FILES = {  # of a run folder, the most telling first
     'test_samples.md': 'what each wrote to the same prompts, side by side',
     'training.png': 'how training went: score, KL, length, win rate',
     'export': 'the model, as transformers reads it',
@@ -258,29 +258,30 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         checkpoint.finish(folder, result)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
-    look(name, folder, result)
+    look(name, config, folder, result)
     return 0
 
 
-def look(name: str, folder: Path, result: dict[str, Any]) -> None:
+def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     """Say what of a finished run to look at first, and what may come next."""
     from rlaif_jax import log
+    from rlaif_jax.models.presets import PRESETS
 
     there = {file: what for file, what in FILES.items() if (folder / file).exists()}
     log.say(f'in {folder}, to begin with:')
     for file in list(there)[:SHOWN]:
         log.entry(f'  {file:{max(map(len, there))}}  ', there[file])
     if 'output' in result:
-        following = f'{{}}run.py --experiment=reward_model input={shlex.quote(result["output"])}'
         log.say('and a reward model of the labels:')
+        following = ['run.py', '--experiment=reward_model', f'input={result["output"]}', f'task={config.task}']
+        following += [] if config.labeler in PRESETS else [f'policy={config.labeler}']
     elif 'comparisons' in result and (folder / 'export').exists():
-        repeated = shlex.quote(str(folder / 'config.gin'))
-        following = f"{{}}sweep.py --experiment={name} --bindings={repeated} '--seed=[0,1,2]'"
         log.say('and the same for three seeds, with an interval over them:')
+        following = ['sweep.py', f'--experiment={name}', f'--bindings={folder / "config.gin"}', '--seed=[0,1,2]']
     else:
         return
-    launch = shlex.quote(os.path.relpath(Path(__file__).parent)) + '/'
-    log.say(f'  python {following.format(launch)}', whole=True)
+    following[0] = os.path.relpath(Path(__file__).with_name(following[0]))
+    log.say(f'  python {shlex.join(following)}', whole=True)
 
 
 def use_large_pages() -> None:

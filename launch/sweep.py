@@ -321,7 +321,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                     looked = now
                     for point, (_, began, _) in running.items():
                         took, last = timedelta(seconds=round(now - began)), (printed(point) or ['nothing yet'])[-1]
-                        log.say(f'{line[point]}: runs since {took}: {last.strip()[:WIDE]}')
+                        log.say(f'{line[point]}: running for {took}: {last.strip()[:WIDE]}')
                 time.sleep(POLL)
         finally:  # told twice, they do not wait for their step
             for child, *_ in running.values():

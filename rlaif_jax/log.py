@@ -388,7 +388,7 @@ def sample_table(
         for name in [name for name in columns if name in row]:
             text = f'{row[name]:.3f}' if isinstance(row[name], float) else _figure(row[name])
             most = (lines or {}).get(name)
-            text = ' '.join(text.split()) if most else text
+            text = ' '.join(text.split()) if most else text.strip()  # policies begin with a space
             say(_beside(f'{name:{before}}', text, console().width, most, tear=True), whole=True)
         say('')
 

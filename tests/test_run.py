@@ -146,7 +146,7 @@ def test_the_export_is_read_by_transformers_and_by_us(finished, models):
 
 
 def test_a_finished_run_says_what_to_look_at_first_and_a_command_that_goes_on(finished, tmp_path, monkeypatch, capsys):
-    launcher.look('tldr_direct', finished, json.loads((finished / 'result.json').read_text()))
+    launcher.look('tldr_direct', None, finished, json.loads((finished / 'result.json').read_text()))
     place, *looked, _, command = capsys.readouterr().out.splitlines()
     files = [line.split()[0] for line in looked]
     assert str(finished) in place and files[:2] == ['test_samples.md', 'training.png'] and len(files) <= 3

@@ -362,7 +362,7 @@ def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
 def test_while_runs_go_on_it_says_what_they_printed_last(stub, folder, monkeypatch, capsys):
     monkeypatch.setattr(sweep, 'TOLD', 0.0)
     assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if 'runs since 0:00:0' in line]
+    told = [line for line in capsys.readouterr().out.splitlines() if 'running for 0:00:0' in line]
     assert told and all(line.startswith('1/1 ') and len(line) < 160 for line in told)
 
 
