@@ -321,6 +321,7 @@ class Counted:
         ([5, 6], r'token_BT is \(2,\)'),
         ([[0.5, 1.0]], r'of float64'),
         ([['a']], r'whole numbers'),
+        ([[]], r'one token at least'),
     ],
 )
 def test_logits_are_of_the_models_tokens(folder, tokens, tells):

@@ -164,11 +164,12 @@ def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.nda
         mask_BT = np.ones(token_BT.shape, bool) if mask_BT is None else jax.numpy.asarray(mask_BT, bool)
     except ValueError:
         raise Mistake('token_BT, mask_BT: rows of unlike length; pad them on the right with any token') from None
-    if token_BT.ndim != 2 or token_BT.dtype.kind not in 'iu' or token_BT.shape != mask_BT.shape:
+    whole = token_BT.ndim == 2 and token_BT.size and token_BT.dtype.kind in 'iu'
+    if not whole or token_BT.shape != mask_BT.shape:
         found = f'token_BT is {token_BT.shape} of {token_BT.dtype}, mask_BT {mask_BT.shape}'
-        raise Mistake(f'{found}; both are (B, T), tokens are whole numbers')
+        raise Mistake(f'{found}; both are (B, T), of one token at least, and tokens are whole numbers')
     real_BT = jax.numpy.where(mask_BT, token_BT, 0)
-    if real_BT.size and not 0 <= real_BT.min() <= real_BT.max() < lm.config.vocab:
+    if not 0 <= real_BT.min() <= real_BT.max() < lm.config.vocab:
         raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {real_BT.min()} to {real_BT.max()}')
     return _logits(lm.config, lm.params, token_BT, mask_BT)
 
@@ -183,7 +184,7 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
     """`config.json` as our `Config`. An unknown field, or a known one at a value we do not compute, is a `Mistake` that
     names it.
     """
-    if dtype not in ('float32', 'bfloat16'):
+    if type(dtype) is not str or dtype not in ('float32', 'bfloat16'):
         raise Mistake(f'dtype = {dtype!r} is not supported; supported: float32, bfloat16')
     path = folder / 'config.json'
     if not path.is_file():
