@@ -16,10 +16,15 @@ from rlaif_jax.config import Mistake
 MODULES = ('tldr', 'helpful', 'harmless', 'labeling', 'comparison', 'micro')  # each lists its experiments in __all__
 
 
+def grouped() -> dict[str, dict[str, Callable[..., Any]]]:
+    """Every experiment by name, below the first sentence of its module, in the order in which a reader meets them."""
+    modules = [importlib.import_module(f'experiments.{name}') for name in MODULES]
+    return {_paragraph(module): {name: getattr(module, name) for name in module.__all__} for module in modules}
+
+
 def experiments() -> dict[str, Callable[..., Any]]:
     """Every experiment by name, in the order in which a reader meets them."""
-    modules = [importlib.import_module(f'experiments.{name}') for name in MODULES]
-    return {name: getattr(module, name) for module in modules for name in module.__all__}
+    return {name: experiment for group in grouped().values() for name, experiment in group.items()}
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -33,4 +38,14 @@ def find(name: str) -> Callable[..., Any]:
 
 def summary(experiment: Callable[..., Any]) -> str:
     """The first paragraph of an experiment's docstring, in one line."""
-    return ' '.join((inspect.getdoc(experiment) or '').split('\n\n')[0].split())
+    return _paragraph(experiment)
+
+
+def cost(experiment: Callable[..., Any]) -> str:
+    """What an experiment costs, by its docstring."""
+    lines = (inspect.getdoc(experiment) or '').splitlines()
+    return next((line.split('. ')[0].rstrip('.') + '.' for line in lines if line.startswith('Cost')), '')
+
+
+def _paragraph(documented: Any) -> str:
+    return ' '.join((inspect.getdoc(documented) or '').split('\n\n')[0].split())

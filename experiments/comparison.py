@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +16,7 @@ from jax.sharding import Mesh as DeviceMesh
 import experiments
 from experiments import stages
 from experiments.arms import HARMLESS_RATES, WIN_RATES
+from experiments.labeling import toy, warn_of_dialogues
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
@@ -77,17 +78,19 @@ class Compare:
     data: Data
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
-    names: tuple[str, ...] = ()  # what they are called, () for the names of their folders
-    task: str = 'summarization'
+    names: tuple[
+        str, ...
+    ] = ()  # what they are called, () for the folders that tell them apart; or which of the responses
+    task: str = 'summarization'  # summarization, helpful or harmless: what the judge is asked
     prompts: str = ''  # a file of prompts; '' for the test split of the data
     responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
     rankings: str = ''  # a file of people's rankings of those responses, in the place of the judge
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # of a response, the end token among them
     mesh: Mesh = field(default_factory=Mesh)
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
-        if self.names and len(self.names) != len(self.policies):
+        if self.names and not self.responses and len(self.names) != len(self.policies):
             raise ValueError(f'{len(self.policies)} policies have {len(self.names)} names')
         check_within(self, 1, MOST, 'max_new_tokens')
         if self.task not in WIN_RATES:
@@ -104,24 +107,24 @@ class Compare:
         """The models by name. Raises `Mistake` for fewer than two, two of one name, or a run that is not finished."""
         if len(self.policies) < 2:
             raise Mistake("which policies? policies=\"['runs/one','runs/other']\", two or more")
-        names = self.names or [Path(policy).name for policy in self.policies]
+        names = self.names or called(self.policies)
         if len(set(names)) < len(names):
             raise Mistake(f'two policies have one name: {", ".join(names)}; give names=[…]')
         responses.check_names(names)
         return {name: exported(policy) for name, policy in zip(names, self.policies)}
 
-    def written(self) -> tuple[list[Prompt], dict[str, list[str]]]:
+    def written(self, tell: Callable[[str], None] | None = None) -> tuple[list[Prompt], dict[str, list[str]]]:
         """The prompts and responses of the file, those that were ranked where there are rankings; prompts of a simulated
         world with what is true of them.
         """
         path = typed(self.responses)
         if not path.parent.exists() and (near := near_runs(path.parent)):
             raise Mistake(f'{path}: no such run; there is {near[0] / path.name}')
-        prompts, written = responses.read(path)
+        prompts, written = responses.read(path, self.names, tell)
         if self.rankings:
-            names = [name for prompt in prompts for name in (prompt.id, prompt.text)]
-            ranked = {*rankings.read(self.rankings, policies=written, prompts=names).prompts}
-            kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked or prompt.text in ranked]
+            # Those that people ranked may be more than the named ones.
+            ranked = {*rankings.read(self.rankings, policies=() if self.names else written, prompts=prompts).prompts}
+            kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked]
             prompts = [prompts[i] for i in kept]
             written = {name: [texts[i] for i in kept] for name, texts in written.items()}
         known: dict[str, Prompt] = {}
@@ -129,6 +132,13 @@ class Compare:
             known = {p.id: p for p in loader.source(self.data.source, 'test', self.data.test, self.task)}
         found = [known.get(prompt.id, prompt) for prompt in prompts]
         return [a if a.text == b.text else b for a, b in zip(found, prompts)], written
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the prompts, and so all figures, are of a simulated world."""
+        if self.responses:
+            return all(prompt.facts is not None for prompt in self.written()[0])
+        return not self.prompts and loader.simulated(self.data.source)
 
     def asked(self) -> Sequence[Prompt]:
         """The prompts, however long."""
@@ -166,17 +176,14 @@ class Compare:
             raise Mistake(
                 f'task = {self.task!r}, but {self.data.source} is of {own}: name its data.source too, or prompts'
             )
-        simulated = not self.prompts
-        if self.responses:
-            prompts, written = self.written()
-            simulated = all(prompt.facts is not None for prompt in prompts)
-        if not self.rankings and not simulated and not models(self.evaluation):
+        if not self.rankings and not self.simulated and not models(self.evaluation):
             raise Mistake(
                 f'evaluation.judge = {self.evaluation.judge!r} knows the simulated world alone, not '
-                f'{self.prompts or self.responses}; name a language model'
+                f'{self.prompts or self.responses or self.data.source}; name a language model'
                 + (', give people’s rankings=…, or the data.source that it is of' if self.responses else '')
             )
         if self.responses:
+            prompts, _ = self.written()
             length = max(len(prompt.text) for prompt in prompts) // 3  # characters a token
             asked = (
                 replace(self.evaluation, judge='raters')
@@ -187,6 +194,7 @@ class Compare:
         count, length = min(self.data.test, self.evaluation.prompts), 1024  # of published data, not fetched for a plan
         if self.prompts or self.data.source not in loader.PUBLISHED:
             asked = self.asked()
+            warn_of_dialogues(self.prompts, asked, self.task)
             count, length = (
                 len(asked),
                 max((len(prompt.text) for prompt in asked), default=0) // 3,
@@ -196,17 +204,31 @@ class Compare:
 
     def run(self, folder: Path) -> dict[str, Any]:
         if self.responses:
-            return report(self, folder, *self.written(), {})
+            return report(self, folder, *self.written(log.say), {})
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
-        (prompts, shortened), written = self.fitted(self.asked()), {}
-        for name, path in self.named().items():
-            written[name] = stages.respond(
-                hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True), prompts, self.max_new_tokens, cfg.temperature,
-                cfg.seed, cfg.batch, mesh,
-            )  # fmt: skip
+        prompts, shortened = self.fitted(self.asked())
+        if not self.simulated and models(cfg):
+            toy(cfg.judge)
+
+        def respond(name: str, path: Path | str) -> list[str]:
+            lm = hf.load(path, dtype=self.dtype, mesh=mesh, frozen=True)  # one at a time
+            stages.tell_prompts(lm, (prompt.text for prompt in prompts), self.simulated)
+            return stages.respond(lm, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
+
+        written = {name: respond(name, path) for name, path in self.named().items()}
         folders = {name: Path(path).parent for name, path in self.named().items()}
         runs = {name: run for name, run in folders.items() if (run / 'metrics.jsonl').is_file()}
         return report(self, folder, prompts, written, runs) | {'shortened': shortened}
+
+
+def called(policies: Sequence[str]) -> list[str]:
+    """What policies are called: by the nearest of their folders that tells them apart; that their models are in folders
+    `export` says nothing.
+    """
+    folders = [Path(policy).expanduser() for policy in policies]
+    rows = [(one.parent if one.name == 'export' else one).parts for one in folders]
+    levels = [[row[-level] for row in rows] for level in range(1, min(map(len, rows)) + 1)]
+    return next((names for names in levels if len({*names}) == len(names)), [one.name for one in folders])
 
 
 def near_runs(folder: Path) -> list[Path]:
@@ -275,7 +297,7 @@ def report(
         log.say(f'superfluous symbols at the end were stripped before judging (App. E): {counts} of {len(prompts)}')
 
     config = cfg.evaluation.reported()
-    ranked = rankings.read(people) if people else None
+    ranked = rankings.read(people, prompts=prompts) if people else None
     found: dict[str, list[win_rate.WinRate]] = {}
     for a, b in combinations(written, 2):
         judging = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
@@ -306,16 +328,17 @@ def report(
         _table('SIMULATED world: what they get wrong, and right, by the oracle', figures, quality.ABOUT)
         result['quality'] = {name: {key: asdict(x) for key, x in row.items()} for name, row in figures.items()}
     result['texts'] = {name: texts.text_statistics(prompts, responses) for name, responses in written.items()}
-    _table('their texts', result['texts'], texts.ABOUT)
+    _table('SIMULATED world: their texts' if simulated else 'their texts', result['texts'], texts.ABOUT)
 
     policies_figures.figure_lengths(folder / 'lengths.png', written, **about)
     if runs:
         metrics = {name: policies_figures.read_metrics(run) for name, run in runs.items()}
-        policies_figures.figure_training(folder / 'training.png', metrics, **about)
-        world = 'SIMULATED world: ' if simulated else ''
+        # Whatever it is compared on, a run that an oracle looked at was one of the simulated world.
+        trained_there = simulated or any('eval/quality' in row for rows in metrics.values() for row in rows)
+        policies_figures.figure_training(folder / 'training.png', metrics, simulated=trained_there)
+        world = 'SIMULATED world: ' if trained_there else ''
         _table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
-    log.say(f'all responses, samples side by side, figures and numbers: {folder}')
     return result
 
 

@@ -6,10 +6,13 @@ Labels go into one store beside the run folders, so cells that two studies share
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,10 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, log
+from rlaif_jax import axes, chat, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
-from rlaif_jax.data.records import Pair
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
@@ -52,6 +55,8 @@ TABLE_2 = {
 }
 BEST = {'summarization': 'detailed_cot_0shot', 'helpful': 'base_cot_0shot', 'harmless': 'base_2shot'}  # §4.1
 
+
+_GENERATION = re.compile(r'(label_(?:([1-9]\d{0,8})_)?)?preference_prob')
 
 # The experiments
 
@@ -136,6 +141,21 @@ def study(scale: Scale, seed: int, **fields: Any) -> Study:
 # What they run
 
 
+@cache  # a plan is made before a run, too
+def _warn(text: str) -> None:
+    log.say(f'warning: {text}')
+
+
+def warn_of_dialogues(name: str, prompts: Sequence[Prompt], task: str) -> None:
+    """Says so where prompts of a file are plainly dialogues, and the task is to summarize."""
+    dialogues = sum(prompt.text.endswith(files.ASSISTANT) for prompt in prompts)
+    if task == 'summarization' and 2 * dialogues > len(prompts):
+        _warn(
+            f'{dialogues} of {len(prompts)} prompts of {name} are dialogues, and task = {task!r}: replies will be judged '
+            'as summaries. task=helpful, or task=harmless, judges replies'
+        )
+
+
 def toy(model: str) -> str:
     """What stands beside figures of a packaged model, said once what it means; '' of others."""
     if folder_of(Tokenizer.load(resolve(model))) != NAMED['micro']:
@@ -148,15 +168,15 @@ def toy(model: str) -> str:
 class File:
     """Pairs in a file → the same file with labels."""
 
-    labeler: str
+    labeler: str  # the model that is asked: a packaged one, a folder or a name on the hub
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns
     output: str = ''  # the same suffixes
-    task: str = 'summarization'
-    technique: str = 'detailed_cot_0shot'
+    task: str = 'summarization'  # summarization, helpful or harmless
+    technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     label: Config = field(default_factory=Config)  # its task and technique are the two above
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     always = True  # a finished run looks at its files again; what the store holds is not asked again
 
@@ -176,23 +196,31 @@ class File:
         if Path(self.output).resolve() == Path(self.input).resolve():
             raise Mistake(f'output={self.output} is the input; name another file')
         check_prompts(self.labeler, self.asked())
-        return [labels_stage('label', folder, len(files.pairs(self.input, self.task)), self.labeler, self.asked())]
-
-    def run(self, folder: Path) -> dict[str, Any]:
         entries = files.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
+        warn_of_dialogues(self.input, [pair.prompt for pair in pairs], self.task)
+        return [labels_stage('label', folder, len(entries), self.labeler, self.asked())]
+
+    def run(self, folder: Path) -> dict[str, Any]:
+        rows = files.read(self.input)
+        entries = files.pairs(rows, self.task)
+        pairs = [entry.record for entry in entries if entry.record is not None]
         note = toy(self.labeler)
+        if not note:  # the packaged models have no chats
+            template = Tokenizer.load(resolve(self.labeler)).turn is not None
+            name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
+            if told := chat.account(name, template, prompts, asked=True):
+                log.say(told)
         store = Store(folder.parent / 'labels.jsonl')
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
-        # A column of the input that has one of our names stays as it is, and ours gets a longer one.
-        taken = {name for entry in entries for name in entry.row}
-        names = {name: f'label_{name}' if name in taken else name for more in columns for name in more}
-        named = [{names[name]: value for name, value in more.items()} for more in columns]
-        files.write_rows(self.output, [entry.row | more for entry, more in zip(entries, named)])
-        if renamed := [f'{old} as {new}' for old, new in names.items() if old != new]:
-            log.say(f'{self.output}: the input has columns of these names, so the labels have {", ".join(renamed)}')
+        prefix = free_prefix({name for entry in entries for name in entry.row}, {n for more in columns for n in more})
+        named = [{prefix + name: value for name, value in more.items()} for more in columns]
+        if changed := files.write_more(self.output, rows, named):
+            log.say(f'{self.output}: has no type for all values of the columns {", ".join(changed)}, which are changed')
+        if prefix:
+            log.say(f'{self.output}: the input has columns of our names, so those of the labels begin with {prefix}')
         for entry in [entry for entry in entries if entry.record is None][:3]:
             log.say(f'no pair: {entry.problem}')
         counts = {
@@ -214,19 +242,19 @@ class File:
 class Study:
     """Labelers × tasks × techniques × sampling → a table of alignment with raters."""
 
-    labelers: tuple[str, ...]
-    techniques: tuple[str, ...]
+    labelers: tuple[str, ...]  # the models that are asked
+    techniques: tuple[str, ...]  # how: (base|detailed)[_cot]_<exemplars>shot
     label: Config  # the rest of how the labeler is asked
     data: Data
-    tasks: tuple[str, ...] = ('summarization',)
+    tasks: tuple[str, ...] = ('summarization',)  # summarization, helpful, harmless
     samples: tuple[int, ...] = (1,)  # rationales in each order; 1 is greedy
     temperatures: tuple[float, ...] = (0.7,)  # of more than one
-    split: str = 'test'
+    split: str = 'test'  # of the data that the pairs are from
     pairs: int = 2048  # in each cell
     confident: bool = True  # only pairs whose raters were sure (§3.4: confidence 1, 2, 8, 9)
     output: str = ''  # a file in the run folder for pairs and labels, '' for none
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.pairs < 1 or not (self.labelers and self.techniques and self.tasks and self.samples):
@@ -290,6 +318,23 @@ class Study:
             log.say(f'labels: {folder / self.output}')
         log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
         return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
+
+
+def free_prefix(taken: Set[str], names: Iterable[str]) -> str:
+    """What the names of a file's new labels begin with, all alike: the first of '', `label_`, `label_2_`, … that makes them
+    free, behind those of the labels that the file has.
+    """
+    oldest = max(map(generation, filter(generation, taken)), default=0)
+    prefixes = ('' if n == 1 else 'label_' if n == 2 else f'label_{n - 1}_' for n in itertools.count(oldest + 1))
+    return next(prefix for prefix in prefixes if not any(prefix + name in taken for name in names))
+
+
+def generation(column: str) -> int:
+    """1, 2, 3, … of `preference_prob`, `label_preference_prob`, `label_2_preference_prob`, …: the later, the newer; 0 of
+    any other column.
+    """
+    found = _GENERATION.fullmatch(column)
+    return 0 if not found else 1 if not found[1] else int(found[2] or 1) + 1
 
 
 def labels_stage(name: str, folder: Path, pairs: int, labeler: str, asked: Config) -> Stage:

@@ -360,14 +360,14 @@ def rationale_of(readings: Sequence[Reading]) -> str:
 class Pretrain:
     """Random weights → a base model that has read posts and answers labelling prompts."""
 
-    model: str
+    model: str  # which of the packaged ones
     data: Data
     sft: sft.Config
     curriculum: Curriculum = Curriculum()
-    seed: int = 0
-    evaluation_pairs: int = 1000
+    seed: int = 0  # of the texts, and of the first parameters
+    evaluation_pairs: int = 1000  # of each task, on which the labeler is measured
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if self.model not in PRESETS:

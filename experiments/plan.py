@@ -34,6 +34,7 @@ class Stage:
     # Of models that only read and write: role -> rows at a time, and tokens of each that are not read once for several.
     reads: dict[str, tuple[int, int]] = field(default_factory=dict)
     of: str = ''  # whose feedback it learns from, where stages of one name differ in it
+    there: int | None = None  # rows to train on, of prompts a row each response; None where nobody counted
 
 
 def check(config: Any, folder: Path) -> None:
@@ -69,6 +70,9 @@ def check(config: Any, folder: Path) -> None:
         except Absent:
             sizes |= {model: known} if (known := sizes_of(model)) else {}
     for stage in stages:
+        if stage.training and stage.there is not None:
+            parts = stage.training.parts * axes.shares(mesh)
+            loader.check_batch(f'{stage.name.replace(" ", "_")}.batch', stage.training.batch, stage.there, parts)
         policy = stage.models.get('policy', made)
         if policy in sizes and stage.training:
             lora.adapted(stage.training.lora, sizes[policy])  # has what is to be adapted
@@ -89,26 +93,18 @@ def show(name: str, config: Any, folder: Path) -> None:
     log.say(
         f'what is trained float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
     )
-    if config.data and loader.simulated(config.data.source):
+    if getattr(config, 'simulated', config.data and loader.simulated(config.data.source)):
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     rows, folders = [], {}
     for stage in config.stages(folder):
         sizes = {role: _sizes(model, config.dtype) for role, model in stage.models.items()}
         models = '\n'.join(f'{role}: {stage.models[role]}, {_count(cfg)}' for role, cfg in sizes.items())
         needed = '?' if None in sizes.values() else _bytes(memory(stage, sizes))
-        if stage.training and needed != '?':
-            needed += f'\noptimizer {_bytes(optimizer_memory(stage, sizes))}'
-        rows.append(
-            [
-                '\n'.join(filter(None, (stage.name, stage.of))),
-                models or 'simulated',
-                stage.steps,
-                needed,
-                _standing(stage),
-            ]
-        )
-        folders.setdefault(stage.folder, []).append(stage.name)
-    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'state'], rows)
+        optimizer = _bytes(optimizer_memory(stage, sizes)) if stage.training and needed != '?' else '–'
+        name = list(filter(None, (stage.name, stage.of)))
+        rows.append(['\n'.join(name), models or 'simulated', stage.steps, needed, optimizer, _standing(stage)])
+        folders.setdefault(stage.folder, []).append(' '.join(name))
+    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'of it optimizer', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
     if lacking := absent(config, folder):

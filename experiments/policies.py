@@ -34,9 +34,9 @@ def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
 class Policies:
     """SFT → feedback → (reward model →) REINFORCE, for each arm and variant → every policy against the others."""
 
-    task: str
-    arms: tuple[str, ...]
-    policy: str
+    task: str  # summarization, helpful or harmless
+    arms: tuple[str, ...]  # what is compared with SFT and each other, by the paper’s names
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     labeler: str  # of RLAIF; '' where no arm asks it
     same_size_labeler: str  # of d-RLAIF and same-size RLAIF; '' where no arm asks it
     data: Data
@@ -50,7 +50,7 @@ class Policies:
     evaluation: Evaluation
     variants: tuple[str, ...] = ()  # bindings, such as 'reinforce.beta=0.0', each tried on every arm
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         arms.check(self)
@@ -86,7 +86,7 @@ class Policies:
         load = {name: partial(one.run, root, mesh) for name, one in made.items()} | {'SFT': start}  # one at a time
         most = self.reinforce.max_new_tokens
         texts = {
-            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh)
+            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
             for name, policy in load.items()
         }
         result = comparison.report(self, folder, prompts, texts, runs)
@@ -107,14 +107,14 @@ class Policies:
 class SFT:
     """References → SFT policy, then the policy against the references."""
 
-    policy: str
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     data: Data
-    max_prompt: int
-    max_new_tokens: int
+    max_prompt: int  # tokens; longer prompts are shortened
+    max_new_tokens: int  # of a response, the end token among them
     sft: sft.Config
     evaluation: Evaluation
     mesh: Mesh
-    dtype: Dtype
+    dtype: Dtype  # of the matrix products; what is trained stays float32
     task = 'summarization'
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class SFT:
         checkpoint.link(self.start().folder(folder.parent), folder)
         policy = self.start().run(folder.parent, mesh, frozen=True)
         prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
-        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)
+        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [
             {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
             for prompt, response in zip(prompts[:16], ours)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
-from experiments.labeling import toy
+from experiments.labeling import generation, toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
@@ -28,9 +31,9 @@ COLUMNS = ('reward model', 'sure raters', 'all pairs', 'loss, nats', 'calibratio
 class RewardModels:
     """Preferences → a reward model, for each arm and variant → a table of accuracies."""
 
-    task: str
-    arms: tuple[str, ...]
-    policy: str
+    task: str  # summarization, helpful or harmless
+    arms: tuple[str, ...]  # whose feedback reward models learn from, by the paper’s names
+    policy: str  # the model that is trained: a packaged one, a folder or a name on the hub
     labeler: str  # of RLAIF; '' where no arm asks it
     same_size_labeler: str  # of same-size RLAIF; '' where no arm asks it
     data: Data
@@ -41,7 +44,7 @@ class RewardModels:
     test_pairs: int = 2048  # of each kind: all, and those whose raters were sure
     variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
         if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
@@ -103,45 +106,57 @@ class FromFile:
 
     policy: str  # the model it starts from
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
-    task: str = 'summarization'
+    column: str = ''  # the soft label, P(the first is better); '' for `preference_prob`, the newest where several are
+    task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
     reward_model: reward_model.Config = field(default_factory=reward_model.Config)
     mesh: Mesh = Mesh()
-    dtype: Dtype = 'float32'
-    data: Data | None = None
+    dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    data: Data | None = None  # always None: the pairs are those of `input`
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f'held_out is a share between 0 and 1, not {self.held_out}')
 
-    def pairs(self) -> list[Pair]:
+    def pairs(self, tell: bool = False) -> list[Pair]:
+        """The pairs of the file. Raises `Mistake` for a preference that is none, with file, line and column."""
         if not self.input:
             raise Mistake('which pairs? input=labels.parquet')
         entries = files.pairs(self.input, self.task)
-        for entry in [entry for entry in entries if entry.record is None][:3]:
+        column, others = self.labelled({name: None for entry in entries for name in entry.row})
+        if tell and others:
+            log.say(f'{self.input}: reads {column}, and not {", ".join(others)}; column=… names another')
+        for entry in [entry for entry in entries if entry.record is None][: 3 * tell]:
             log.say(f'no pair: {entry.problem}')
-        # A labeler's preference goes before what the file says besides; null is a pair that it could not label.
-        found = [
-            replace(entry.record, preference=entry.row.get('preference_prob', entry.record.preference))
-            for entry in entries
-            if entry.record is not None
-        ]
+        found = [preferred(entry, column) for entry in entries if entry.record is not None]
         if len(found) < 2:
             raise Mistake(f'{self.input}: {len(found)} of {len(entries)} rows are pairs; two is the least')
         return found
 
+    def labelled(self, columns: Collection[str]) -> tuple[str, list[str]]:
+        """The column of preferences, and the others that may be meant. Raises `Mistake` for one that is not there."""
+        labels = sorted(filter(generation, columns), key=generation)
+        if self.column and self.column not in columns:
+            near = difflib.get_close_matches(self.column, labels or columns, 1, 0.0)
+            raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+        column = self.column or (labels[-1] if labels else 'preference_prob')
+        return column, [name for name in labels if name != column]
+
+    def split(self, tell: bool = False) -> tuple[list[Pair], list[Pair]]:
+        """The pairs to train on, and those held out. Whoever adds pairs to the end of the file keeps the others' side."""
+        pairs, every = self.pairs(tell), max(2, round(1 / self.held_out))
+        return [pair for i, pair in enumerate(pairs) if i % every], pairs[::every]
+
     def stages(self, folder: Path) -> list[Stage]:
-        cfg = self.reward_model
-        self.pairs()
+        cfg, (train, _) = self.reward_model, self.split()
         length = cfg.max_prompt + 2 * cfg.max_response
-        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length)]
+        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length, there=len(train))]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, pairs = axes.make_mesh(asdict(self.mesh)), self.pairs()
-        every = max(2, round(1 / self.held_out))  # so whoever adds pairs to the end of the file keeps the others' side
-        held_out, train = pairs[::every], [pair for i, pair in enumerate(pairs) if i % every]
-        cfg, note = self.reward_model, toy(self.policy)
+        mesh, (train, held_out) = axes.make_mesh(asdict(self.mesh)), self.split(tell=True)
+        cfg, note, pairs = self.reward_model, toy(self.policy), [*train, *held_out]
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
+        stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.make_scorer(
@@ -152,3 +167,15 @@ class FromFile:
         told = f'accuracy on the {len(known)} held-out pairs: {found["accuracy"]}; the model: {folder / "export"}'
         log.say(f'{note} {told}'.lstrip())
         return {'train': len(train), 'held_out': found | {'accuracy': asdict(found['accuracy'])}}
+
+
+def preferred(entry: files.Entry, column: str) -> Pair:
+    """The pair of a row with what a column of labels says, which goes before what the row says besides; null and NaN are a
+    pair that could not be labelled.
+    """
+    if column not in entry.row:
+        return entry.record
+    value = entry.row[column]
+    if value is None or isinstance(value, float) and math.isnan(value):
+        return replace(entry.record, preference=None)
+    return replace(entry.record, preference=files.probability(value, f'{entry.where}: column {column!r}'))

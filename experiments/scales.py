@@ -23,10 +23,10 @@ Rule = Literal['averaged', 'both_agree']
 class Data:
     """Prompts and pairs by name, and how many of each are used."""
 
-    source: str
+    source: str  # a data set by name, or the path of a file or a folder
     train: int  # prompts of each split
-    validation: int
-    test: int
+    validation: int  # prompts that evaluate while a policy is trained
+    test: int  # prompts that finished policies are compared on
     pairs: int = 4000  # of the training split, with preferences
     held_out: int = 512  # pairs of the validation split: they choose among a reward model's checkpoints
 
@@ -38,9 +38,9 @@ class Data:
 class Mesh:
     """Devices along each mesh axis; one may be -1: all that are left."""
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = 1  # copies of the model, each with a share of the batch
+    fsdp: int = 1  # shares of the parameters, and of the batch
+    tensor: int = 1  # shares of every matrix product
 
     def __post_init__(self) -> None:
         if wrong := [size for size in (self.data, self.fsdp, self.tensor) if size != -1 and not 0 < size <= MOST]:
@@ -51,17 +51,17 @@ class Mesh:
 class Evaluation:
     """How two policies are compared on test prompts."""
 
-    prompts: int = 1024
+    prompts: int = 1024  # of the test split, at most
     temperature: float = 0.9  # the policies are judged as they were trained: sampled
-    batch: int = 128
+    batch: int = 128  # prompts, or pairs to judge, at once
     judge: str = 'raters'  # 'raters' or 'oracle' (simulated worlds), or a model's name: an LM asked in both orders
     rule: Rule = 'averaged'  # an LM's two verdicts: averaged, or a tie where they differ
     selector: str = ''  # the LM that chooses among checkpoints where `reinforce.candidates` are several
     clean_up: bool = False  # strip what trails behind a response's end before it is judged (App. E)
-    confidence: float = 0.95
+    confidence: float = 0.95  # of the intervals
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: intervals of closed form
     length_ratio: LengthRatio = 'plain'  # of rates at equal length: on the ratio, as in the paper, or its logarithm
-    seed: int = 0
+    seed: int = 0  # of the responses, the simulated raters and the bootstrap
 
     def __post_init__(self) -> None:
         check_within(self, 1, MOST, 'prompts', 'batch')

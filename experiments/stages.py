@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +23,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import checkpoint, log, paths
+from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import Mistake, dump
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
@@ -41,7 +41,6 @@ from rlaif_jax.training.reward_model import RewardModel
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
 Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
-SOME = 256  # prompts that a plan looks at
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
 
@@ -75,12 +74,12 @@ class Supervised:
     def stages(self, root: Path) -> list[Stage]:
         if self.sft is None:
             return []
-        if self.source not in loader.PUBLISHED:  # which are not fetched for a plan
-            self.referenced(loader.source(self.source, 'train', SOME, self.task))
-        elif loader.PUBLISHED[self.source] != 'summarization':
+        read = lambda: self.referenced(loader.source(self.source, 'train', self.train, self.task))  # noqa: E731
+        there = counted(self.source, self.train, read)
+        if there is None and loader.PUBLISHED[self.source] != 'summarization':
             raise Mistake(f'{self.source}: dialogues have no references for SFT to imitate; sft=None starts without')
         length = self.max_prompt + self.max_new_tokens
-        return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length)]
+        return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'sft', self)
@@ -96,10 +95,12 @@ class Supervised:
             if lacking := len(every) - len(prompts):
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
+            tell_prompts(lm, (prompt.text for prompt in prompts), loader.simulated(self.source))
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
-            prompts_at = loader.batches(train, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
+            more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
+            prompts_at = loader.batches(train, cfg.batch, cfg.seed, **more)
             sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
             return {'export': 'export'}
 
@@ -154,6 +155,12 @@ class Labelled:
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'labels', self)
 
+    def count(self) -> int | None:
+        """How many pairs there are; None where nobody knows yet."""
+        if self.writers:
+            return None
+        return counted(self.source, self.pairs, lambda: loader.pairs(self.source, self.label.task, 'train', self.pairs))
+
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
         """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
 
@@ -193,7 +200,13 @@ class Rewarded:
         length = cfg.max_prompt + 2 * cfg.max_response
         before = [] if self.from_base else self.start.stages(root)
         before += self.ai.stages(root) if self.ai else []
-        return [*before, Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=self.of)]
+        votes = counted(self.source, self.human, lambda: loader.pairs(self.source, self.task, 'train', self.human))
+        labels = self.ai.count() if self.ai else 0
+        there = None if None in (votes, labels) else votes + labels
+        return [
+            *before,
+            Stage('reward model', self.folder(root), cfg.steps, models, cfg, length, of=f'of {self.of}', there=there),
+        ]
 
     @property
     def of(self) -> str:
@@ -216,6 +229,7 @@ class Rewarded:
             if self.human and self.ai:  # data may hold fewer than were asked for
                 log.say(f'{note} {len(votes)} pairs with votes of people, {len(labels)} with labels'.lstrip())
             pairs = votes + labels
+            tell_prompts(start, (pair.prompt.text for pair in pairs), loader.simulated(self.source))
             start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
             reward_model.run(cfg, folder, start, pairs, held_out, mesh, note=note)
             return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
@@ -256,7 +270,12 @@ class Optimised:
         reads = {'policy': (cfg.batch, length)}
         reads |= {} if self.rewarded else {'labeler': (self.rating.batch, length)}
         of = self.rewarded.of if self.rewarded else 'ratings'
-        return [*before, Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}')]
+        prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task()))
+        there = None if prompts is None else prompts * cfg.samples
+        return [
+            *before,
+            Stage('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}', there),
+        ]
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'reinforce', self)
@@ -275,12 +294,14 @@ class Optimised:
             count = cfg.steps * cfg.batch // cfg.samples
             known = lambda model: remembering(model, train, lambda p: (p.text, []), self.source, count)  # noqa: E731
             start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
+            tell_prompts(start, (prompt.text for prompt in train), loader.simulated(self.source))
             if self.rewarded:
                 scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
             else:
                 labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
                 scorer = direct.make_scorer(labeler, self.rating, mesh)
             train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
+            loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
@@ -302,10 +323,11 @@ class Optimised:
             return {}
         asked = Evaluation(judge=self.selector, rule=self.rule, batch=cfg.batch, seed=cfg.seed)
         judge = make_judge(asked, self.task(), judge_model(asked, self.dtype, mesh), mesh)
-        write = lambda lm: respond(lm, prompts, cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh)  # noqa: E731
-        theirs, rates = write(start), {}
+        how = cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh
+        theirs, rates = respond(start, prompts, *how, 'SFT'), {}
         for step in reinforce.candidates(folder):
-            ours = write(hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True))
+            model = hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True)
+            ours = respond(model, prompts, *how, f'step {step}')
             rates[step] = win_rate.win_rate(judge(prompts, ours, theirs))
             log.say(
                 f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
@@ -318,6 +340,13 @@ class Optimised:
 
     def task(self) -> str:
         return self.rewarded.task if self.rewarded else self.rating.task
+
+
+def counted(source: str, size: int, read: Callable[[], Sequence[Any]]) -> int | None:
+    """How many of `size` records there are to read; None of published data, which no plan fetches."""
+    if source in loader.PUBLISHED:
+        return None
+    return size if loader.simulated(source) else len(read())  # simulated, they are made as they are asked for
 
 
 def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> str:
@@ -358,8 +387,8 @@ def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> li
     """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
     cfg, policy, start = of.reinforce, of.run(root, mesh), of.start.run(root, mesh)
     prompts = fitted(loader.source(of.source, 'train', of.train, of.task()), start, cfg.max_prompt)[:count]
-    write = lambda lm, seed: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh)  # noqa: E731
-    return list(map(Pair, prompts, write(policy, cfg.seed), write(start, cfg.seed + 1)))
+    write = lambda lm, seed, name: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh, name)  # noqa: E731
+    return list(map(Pair, prompts, write(policy, cfg.seed, 'RLHF'), write(start, cfg.seed + 1, 'SFT')))
 
 
 def remembering(
@@ -374,6 +403,15 @@ def remembering(
     return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, pieces, loader.note(source)))
 
 
+def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
+    """Says how a model reads its prompts, in its chat template or as plain text, where that is a question."""
+    if simulated:
+        return
+    name = Path(model.name.removesuffix('/export')).name
+    if told := chat.account(name, bool(model.tokenizer.hf.chat_template), prompts):
+        log.say(told)
+
+
 def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
     """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
     return lambda text: len(tokenizer.prompts([text])[0]) <= most
@@ -385,10 +423,16 @@ def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
 
 
 def respond(
-    lm: LM, prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, seed: int, batch: int, mesh: DeviceMesh
+    lm: LM,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    batch: int,
+    mesh: DeviceMesh,
+    name: str,
 ) -> list[str]:
-    """A policy's responses to prompts."""
-    name = Path(lm.name.removesuffix('/export')).name
+    """The responses to prompts of a policy, called by the name that reports have for it."""
     with log.progress(f'{len(prompts)} responses of {name}', math.ceil(len(prompts) / batch)) as bar:
         return generate(
             lm, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch, mesh=mesh,

@@ -1,7 +1,7 @@
 """Run an experiment: python launch/run.py --experiment=tldr_direct [reinforce.beta=0.1 ...]
 
 A binding, `path.to.field=value`, may stand anywhere on the line; --dry_run prints all of them, and what would run,
-without running it. The same command again goes on where it stopped.
+without running it; --explain says what they mean. The same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
+import shlex
 import signal
 import sys
 import time
@@ -22,6 +24,20 @@ sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the ro
 
 RESERVED = ('experiment', 'scale')  # bindings that choose the config rather than change it
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
+FILES = {  # of a run folder, what is read first at first
+    'test_samples.md': 'what each wrote to the same prompts, side by side',
+    'training.png': 'how training went: score, KL, length, win rate',
+    'export': 'the model, as transformers reads it',
+    'policies': 'every policy with its metrics and samples, and the model in its export',
+    'models': 'every reward model with its metrics, and the model in its export',
+    'alignment.png': 'how far the labelers agree with people, and where not',
+    'alignment.csv': 'every figure of the tables, a line a labeler',
+    'matrix.png': 'who is preferred to whom',
+    'samples.jsonl': 'what the model gives some held-out prompts, while it was trained',
+    REPORT: 'the tables above',
+    'metrics.jsonl': 'every figure of every step',
+}
+SHOWN = 3  # of them
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
                 os.environ[f'RLAIF_{flag.upper()}'] = str(typed(folder))
         if flags.list:
             return show_experiments()
+        if flags.explain:
+            return explain(flags)
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         axes.ask_for_devices(asdict(config.mesh))
@@ -79,7 +97,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
-    out.add_argument('--list', action='store_true', help='print every experiment in a line')
+    out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
+    out.add_argument('--explain', metavar='PATH', help='print what a field of the config means, or all fields below it')
     out.add_argument(
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
     )
@@ -87,10 +106,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_flags(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, flags and bindings in any order. Raises `Mistake` naming the nearest flag to one that is none."""
+    """The command line, flags and bindings in any order. A hyphen in a flag is an underscore; a bare word is the
+    experiment where there is no other. Raises `Mistake` naming the nearest flag to one that is none.
+    """
     from rlaif_jax.config import Mistake
 
-    flags, unknown = parser.parse_known_intermixed_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    given = [re.sub('(?<=^--)[^=]+', lambda name: name[0].replace('-', '_'), text) for text in given]
+    flags, unknown = parser.parse_known_intermixed_args(given)
+    words = [text for text in flags.binding if '=' not in text]
+    if words and not flags.experiment and not any(text.startswith('experiment=') for text in flags.binding):
+        flags.experiment = words[0]
+        flags.binding.remove(words[0])
     if unknown:
         typed = unknown[0].partition('=')[0]
         known = ['--help', *(f'--{name}' for name in vars(flags) if name != 'binding')]
@@ -146,10 +173,36 @@ def show_experiments() -> int:
     import experiments
     from rlaif_jax import log
 
-    known = experiments.experiments()
-    for name, experiment in known.items():
-        log.say(f'{name:{max(map(len, known))}}  {experiments.summary(experiment)}')
+    longest = max(map(len, experiments.experiments()))
+    for title, known in experiments.grouped().items():
+        log.say(title, 'bold')
+        for name, experiment in known.items():
+            log.entry(
+                f'  {name:{longest}}  ', f'{experiments.summary(experiment)} {experiments.cost(experiment)}'.strip()
+            )
     return 0
+
+
+def explain(flags: argparse.Namespace) -> int:
+    """Print what a field means, and all below it, in the experiment of the command line or the first that has it."""
+    import experiments
+    from rlaif_jax import config, log
+
+    paths: list[str] = []
+    for name in [flags.experiment] if flags.experiment else experiments.experiments():
+        flags.experiment = name
+        rows = config.explain(read_config(flags)[1])
+        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{flags.explain.rstrip(".")}.')]:
+            log.say(f'in {name}', 'bold')
+            for path, kind, literal, said in found:
+                log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
+                for line in said.splitlines():
+                    log.entry('    ', line)
+            return 0
+        paths += [row[0] for row in rows]
+    raise config.Mistake(
+        f'--explain={flags.explain}: no such field; did you mean {config.nearest(flags.explain, paths)}?'
+    )
 
 
 def start_jax() -> None:
@@ -174,7 +227,7 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
 
-    log.say(text)
+    log.say(text, whole=True)
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)
@@ -191,7 +244,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
 
     if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
-    with checkpoint.lock(folder):
+    with checkpoint.stop_on_signal(loop=False), checkpoint.lock(folder):
         checkpoint.open_folder(folder, text)
         result = checkpoint.finished(folder)
         if result is not None and not again:
@@ -204,10 +257,30 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
             result = config.run(folder)
         checkpoint.finish(folder, result)
     took = timedelta(seconds=round(time.monotonic() - began))
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
-    output = f'{result["output"]} is written; ' if 'output' in result else ''
-    log.say(f'done in {took}; {output}{folder} holds {", ".join(there)}')
+    log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
+    look(name, folder, result)
     return 0
+
+
+def look(name: str, folder: Path, result: dict[str, Any]) -> None:
+    """Say what of a finished run to look at first, and what may come next."""
+    from rlaif_jax import log
+
+    there = {file: what for file, what in FILES.items() if (folder / file).exists()}
+    log.say(f'in {folder}, to begin with:')
+    for file in list(there)[:SHOWN]:
+        log.entry(f'  {file:{max(map(len, there))}}  ', there[file])
+    if 'output' in result:
+        following = f'{{}}run.py --experiment=reward_model input={shlex.quote(result["output"])}'
+        log.say('and a reward model of the labels:')
+    elif 'comparisons' in result and (folder / 'export').exists():
+        repeated = shlex.quote(str(folder / 'config.gin'))
+        following = f"{{}}sweep.py --experiment={name} --bindings={repeated} '--seed=[0,1,2]'"
+        log.say('and the same for three seeds, with an interval over them:')
+    else:
+        return
+    launch = shlex.quote(os.path.relpath(Path(__file__).parent)) + '/'
+    log.say(f'  python {following.format(launch)}', whole=True)
 
 
 def use_large_pages() -> None:

@@ -6,7 +6,8 @@
 A binding to a list is swept, unless its field is a tuple and takes the list as its value. Lists are crossed with each
 other and with --sweep=NAME, the points of sweep_NAME() beside the experiment; --zip takes them side by side instead. A
 point is a run of launch/run.py in a folder of its own, in the sweep's folder; its stages are those of all other runs.
-The same command again, with more values too, runs what is not finished.
+The same command again, with more values too, runs what is not finished. --backend=print is for a queue of your own: a
+line a point, to run anywhere on this file system; once all have run, the command without it prints the table.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ RUN = ROOT / 'launch' / 'run.py'
 OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
 SHOWN = 6  # lines of it that are told of a point that failed
 POLL = 0.1  # seconds between two looks at what is running
+TOLD = 60.0  # seconds between two lines on each run
+WIDE = 80  # characters of its output in one
 SHARED = ('stages', 'labels.jsonl')  # what runs find beside their folders: here a link to those of other runs
 
 
@@ -89,11 +92,12 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     try:
         flags = launcher.read_flags(parser(), arguments)
         folder, found = plan(flags)
+        home = folder.resolve().parent if flags.workdir else Path('runs')
         if flags.backend == 'print':
-            print('\n'.join(shlex.join(command(point, runner)) for point in found))
+            print('\n'.join(shell(point, home, runner) for point in found))
             return 0
         with checkpoint.lock(folder):
-            share(folder, folder.resolve().parent if flags.workdir else Path('runs'))
+            share(folder, home)
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
     except Mistake as mistake:
@@ -252,6 +256,15 @@ def command(point: Point, runner: Path = RUN) -> list[str]:
     return [sys.executable, os.path.relpath(runner), *point.arguments]
 
 
+def shell(point: Point, home: Path, runner: Path = RUN) -> str:
+    """A line of shell that runs a point from anywhere, with the stages of the runs in `home`, as `share` gives it them."""
+    folder = point.folder.parent
+    there = shlex.join(os.path.relpath(home / name, folder) for name in SHARED)
+    made = shlex.join(map(str, (home / SHARED[0], point.folder)))
+    link = f'ln -s {there} {shlex.quote(str(folder))} 2>/dev/null'  # there already, of another point
+    return f'cd {shlex.quote(os.getcwd())} && mkdir -p {made} && {{ {link}; {shlex.join(command(point, runner))}; }}'
+
+
 # Running
 
 
@@ -274,6 +287,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
     """
     line = {point: f'{number}/{len(points)} {point.name}' for number, point in enumerate(points, 1)}
     waiting, running, failed, told, free = [], {}, {}, False, shares(parallel)
+    looked = time.monotonic()
     for point in points:
         if result(point.folder) is not None and not getattr(point.config, 'always', False):
             log.say(f'{line[point]}: already finished')
@@ -303,6 +317,11 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                         log.say(f'{line[point]}: failed after {took}: {brief(lines)}')
                     else:
                         log.say(f'{line[point]}: finished in {took}')
+                if (now := time.monotonic()) - looked >= TOLD:
+                    looked = now
+                    for point, (_, began, _) in running.items():
+                        took, last = timedelta(seconds=round(now - began)), (printed(point) or ['nothing yet'])[-1]
+                        log.say(f'{line[point]}: runs since {took}: {last.strip()[:WIDE]}')
                 time.sleep(POLL)
         finally:  # told twice, they do not wait for their step
             for child, *_ in running.values():
@@ -356,8 +375,13 @@ def ending(point: Point, status: int) -> list[str]:
     if status == 0 and result(point.folder) is not None:
         return []
     how = f'killed by {signal.Signals(-status).name}' if status < 0 else f'exit status {status}'
+    return [how if status else 'left no result', *printed(point)[-SHOWN:]]
+
+
+def printed(point: Point) -> list[str]:
+    """What the runs of a point printed, without empty lines."""
     output = (point.folder / OUTPUT).read_text(encoding='utf-8', errors='replace').splitlines()
-    return [how if status else 'left no result', *[text for text in output if text.strip()][-SHOWN:]]
+    return [text for text in output if text.strip()]
 
 
 def brief(lines: list[str]) -> str:
@@ -386,9 +410,13 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
         why, numbers = failed.get(point.name), sweep_table.figures_of(results.get(point.name))
         rows.append(Row(point.name, point.bindings, point.values, numbers, brief(why) if why else ''))
     log.write_whole(folder / 'sweep.csv', sweep_table.as_csv(rows))
-    columns, cells = sweep_table.table(rows, sweep_table.choose(rows, figures))
+    chosen = sweep_table.choose(rows, figures)
+    columns, cells = sweep_table.table(rows, chosen)
+    about = ''.join(f': {word}' for word in sweep_table.common(chosen))
     world = 'SIMULATED world, ' if any(numbers.get('simulated') for numbers in results.values()) else ''
-    log.figures_table(f'{world}{len(results)} of {len(points)} points finished', columns, cells)
+    log.figures_table(f'{world}{len(results)} of {len(points)} points finished{about}', columns, cells)
+    if legend := sweep_table.legend(cells):
+        log.say(f'{legend}\n')
     log.say(f'all figures, a line a point: {folder / "sweep.csv"}')
     for name, lines in failed.items():
         log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))

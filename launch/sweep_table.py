@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from typing import Any
 from rlaif_jax.config import Bindings, Mistake
 
 SEED = 'seed'  # the binding that stands for --seed
+PLUS_MINUS = '±'
 SHOWN = 6  # figures in the table, unless they are named
 GROUPS = ('comparisons', 'cells', 'reward models')  # of a result: what they hold has names of its own
 # The ends of one point's interval say little beside the interval over seeds, and the mean of p values is none.
-APART = ('low', 'high', 'p_value', 'ties')
+APART = ('low', 'high', 'p_value', 'ties', 'n')
+WORDS = {'raw': 'win rate', 'length_adjusted': 'at equal length'}  # as other tables call them
+SHARES = ('raw', 'length_adjusted', 'accuracy', 'agreement')  # in per cent here as in other tables; shown first
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def choose(rows: Sequence[Row], wanted: str | None = None) -> list[str]:
             near = difflib.get_close_matches(name, known, 1, 0.0)[0]
             raise Mistake(f'--figures={name}: no such figure; did you mean {near}?')
         return names
-    known = [name for name in known if not apart(name)]
+    known = sorted([name for name in known if not apart(name)], key=lambda name: not share(name))
     done = [row.figures for row in rows if not row.failed]
     return ([name for name in known if len({figures.get(name) for figures in done}) > 1] or known)[:SHOWN]
 
@@ -72,13 +76,15 @@ def table(rows: Sequence[Row], figures: Sequence[str]) -> tuple[list[str], list[
         groups.setdefault(repr([row.values.get(path) for path in paths]), []).append(row)
 
     def cell(name: str, done: list[Row]) -> str | float | None:
-        seen = [row.figures[name] for row in done if name in row.figures]
+        seen = [row.figures[name] * (100 if share(name) else 1) for row in done if name in row.figures]
         if len(seen) < 2:
             return seen[0] if seen else None
         if apart(name):
             return ', '.join(f'{number:.4g}' for number in seen)
         mean = mean_interval(seen)
-        return f'{mean.value:.4g} ± {mean.high - mean.value:.2g}' + (f' (n={mean.n})' if mean.n < len(done) else '')
+        half = mean.high - mean.value
+        width = f'{half:.2g}' if half < 100 else f'{half:.0f}'  # no exponents
+        return f'{mean.value:.4g} {PLUS_MINUS} {width}' + (f' (n={mean.n})' if mean.n < len(done) else '')
 
     any_failed, lines = any(row.failed for row in rows), []
     for group in groups.values():
@@ -86,7 +92,22 @@ def table(rows: Sequence[Row], figures: Sequence[str]) -> tuple[list[str], list[
         why = '\n'.join(f'{row.name}: {row.failed}' for row in group if row.failed)
         values = [group[0].values.get(path) for path in paths]
         lines.append([*values, len(done), *[cell(name, done) for name in figures], *([why] if any_failed else [])])
-    return [*paths, 'n', *figures, *(['failed'] if any_failed else [])], lines
+    said = len(common(figures))
+    words = [[WORDS.get(word, word) for word in name.split(' / ')[said:]] for name in figures]
+    heads = [' '.join([*row, *['%'] * share(name)]) for row, name in zip(words, figures)]
+    return [*paths, 'n', *heads, *(['failed'] if any_failed else [])], lines
+
+
+def common(figures: Sequence[str]) -> list[str]:
+    """With what the names of all figures begin: a table says it once, above."""
+    rows = [name.split(' / ')[:-1] for name in figures]
+    return [words[0] for words in itertools.takewhile(lambda words: len({*words}) == 1, zip(*rows))]
+
+
+def legend(lines: Sequence[Sequence[Any]]) -> str:
+    """What the cells of a table say, '' where it is plain."""
+    averaged = any(PLUS_MINUS in str(cell) for line in lines for cell in line)
+    return f'n: points; {PLUS_MINUS}: half the 95 % interval of the mean over seeds (Student’s t).' if averaged else ''
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -104,6 +125,11 @@ def as_csv(rows: Sequence[Row]) -> str:
 def swept(rows: Sequence[Row]) -> list[str]:
     """Every path that some point changes."""
     return list(dict.fromkeys(path for row in rows for path in row.swept))
+
+
+def share(figure: str) -> bool:
+    """Whether a figure is a share, from 0 to 1."""
+    return figure.rpartition(' / ')[2] in SHARES
 
 
 def apart(figure: str) -> bool:

@@ -141,9 +141,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def shares(mesh: Mesh, rules: Rules = RULES) -> int:
+    """Into how many a batch is split."""
+    return int(np.prod([mesh.shape[n] for n in rules['B']]))
+
+
 def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
     """Raises `Mistake` where `size` rows do not split evenly over the mesh, naming the nearest sizes that do."""
-    parts = int(np.prod([mesh.shape[n] for n in rules['B']]))
+    parts = shares(mesh, rules)
     if size < 1 or size % parts:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
@@ -152,7 +157,7 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
 
 def smaller_batch(size: int, needed: int, mesh: Mesh, rules: Rules = RULES) -> int:
     """`size`, halved as long as it holds `needed` rows and splits evenly over the mesh: few shapes, little padding."""
-    parts = int(np.prod([mesh.shape[n] for n in rules['B']]))
+    parts = shares(mesh, rules)
     while size % 2 == 0 and size // 2 >= needed and size // 2 % parts == 0:
         size //= 2
     return size

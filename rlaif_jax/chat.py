@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,11 +20,25 @@ DATE = '{% macro strftime_now(form) %}26 July 2024{% endmacro %}'
 Turn = tuple[str, str]  # role, which is user, assistant or system, and what was said
 
 
+def lines(text: str) -> str:
+    """The text with `\\n` for every end of a line."""
+    return text.replace('\r\n', '\n').replace('\r', '\n')
+
+
+def dialogue(text: str) -> str:
+    """A text with a dialogue in it as its turns are told: lines end in `\\n`, and what begins with `Human:`, as a text that
+    was stripped does, has `\\n\\n` before it. Any other text as it is.
+    """
+    found = lines(text)
+    found = '\n\n' + found.lstrip('\n') if re.match('\n?Human:', found) else found
+    return found if SPEAKERS['assistant'] in found else text
+
+
 def turns(text: str) -> list[Turn] | None:
     """The turns of a prompt that is a dialogue, `\\n\\nHuman: …\\n\\nAssistant:`, up to the one that is asked for; None for
     any other. What stands before the first is the system's. Roles take turns: who speaks twice has said one thing.
     """
-    system, *rest = MARKERS.split(text.rstrip())
+    system, *rest = MARKERS.split(dialogue(text).rstrip())
     if not rest or rest[0] != SPEAKERS['user'] or rest[-2:] != [SPEAKERS['assistant'], '']:
         return None
     found = [('system', system.strip())] if system.strip() else []
@@ -35,6 +49,30 @@ def turns(text: str) -> list[Turn] | None:
         else:
             found.append((role, said))
     return found
+
+
+def account(name: str, template: bool, prompts: Iterable[str], asked: bool = False) -> str:
+    """What a run says of how a checkpoint reads its prompts: which of them are dialogues, for its chat template, and which
+    are continued as plain text, and why. '' where it has no template and they are no dialogues: there is no question.
+
+    A labeler is `asked` about prompts in a message of our own, for which a chat template serves whatever they are.
+    """
+    prompts = list(prompts)
+    plain = [text for text in prompts if turns(text) is None]
+    count, dialogues = len(prompts), len(prompts) - len(plain)
+    if not dialogues and not template:
+        return ''
+    if not template:
+        told = f'all {count} prompts are continued as plain text, {dialogues} dialogues among them'
+        return f'{name} has no chat template: {told}'
+    if asked:
+        return f'{name} is asked about all {count} prompts in its chat template'
+    if not plain:
+        return f'{name}: all {count} prompts are dialogues, in its chat template'
+    return (
+        f'{name}: {dialogues} of {count} prompts are dialogues, in its chat template; the others, which are no messages '
+        f"and no '\\n\\nHuman: …\\n\\nAssistant:', are continued as plain text, the first {plain[0][:60]!r}"
+    )
 
 
 def render(hf: Any, messages: Sequence[Turn], ask: bool = True) -> str:

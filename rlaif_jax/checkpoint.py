@@ -22,10 +22,11 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -35,7 +36,7 @@ from jax.sharding import SingleDeviceSharding
 
 from rlaif_jax import paths
 from rlaif_jax.config import Mistake, differences, digest
-from rlaif_jax.log import say, to_json, write_whole
+from rlaif_jax.log import console, error, say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
 SIZES = 'sizes.json'  # of the files of a saved step
@@ -362,37 +363,94 @@ def _compare(there: dict[str, str], here: dict[str, str], path: Path, part: bool
 # Stopping
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HEARD = 0.3  # seconds in which Python hears of a signal, unless XLA computes
+PATIENCE = 2.0  # seconds that a second signal leaves it
+
+
 class Stop:
     """Whether somebody asked the run to stop; see `stop_on_signal`."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: bool = True) -> None:
         self.asked = False
+        self._loop = loop
+        self._count = 0  # signals; of two that come while XLA computes, Python hears one
+        self._heard, self._told = threading.Event(), threading.Event()
 
     def exit(self, where: str) -> NoReturn:
         """Call it behind a save: leaves the program, status 130, saying that the same command goes on from here."""
+        self._told.wait(HEARD)
         say(f'{where}; saved. The same command goes on from here.')
         raise SystemExit(130)
 
+    def hear(self, number: int, frame: Any) -> None:
+        """Python's handler: it runs in the main thread, once that is back from XLA."""
+        if self.asked or self._count > 1 or not self._loop:
+            self._heard.set()
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def tell(self, ends: bool) -> None:
+        """Says, in a thread of its own, that a signal came. The second one `ends` a program that does not hear it."""
+        self._count += 1
+        if self._count == 1 and self._loop:
+            say('stopping after this step, once it is saved; again to stop at once')
+        elif self._count == 1 and not self._heard.wait(HEARD):
+            say('stopping once what is being computed is done; again to stop at once')
+        elif self._count == 2 and ends and not self._heard.wait(PATIENCE):
+            console().show_cursor()
+            error('stopped at once; the same command goes on from what is saved')
+            sys.stdout.flush()
+            os._exit(130)
+        self._told.set()
+
+
+_stops: list[Stop] = []  # of each `stop_on_signal` that is open; the innermost, the last, hears
+
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
+def stop_on_signal(loop: bool = True) -> Iterator[Stop]:
     """Turns the first Ctrl-C or SIGTERM into a wish, `asked`, that the loop grants after its step; a second one stops
-    at once.
+    at once. Either is answered at once, whatever is being computed.
+
+    Without `loop` the first one stops as soon as Python hears it. That is for a whole program: whoever holds one outside
+    all loops lets the second signal end the process while XLA computes, which leaves what a crash does.
     """
-    stop = Stop()
+    stop = Stop(loop)
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield stop
         return
-
-    def ask(number: int, frame: Any) -> None:
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        say('stopping after this step, once it is saved; again to stop at once')
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
+    _stops.append(stop)
     try:
-        yield stop
+        with _listening() if len(_stops) == 1 else nullcontext():
+            yield stop
     finally:
+        _stops.remove(stop)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """A thread that is told of signals by the system: a handler of Python waits until the main thread is back from XLA,
+    which may take minutes.
+    """
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+
+    def listen() -> None:
+        while heard := os.read(ear, 1):
+            if heard[0] in SIGNALS and _stops:
+                _stops[-1].tell(ends=not _stops[0]._loop)
+
+    thread = threading.Thread(target=listen, name='signals', daemon=True)
+    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(mouth)  # the thread reads to the end
+        thread.join()
+        os.close(ear)

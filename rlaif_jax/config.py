@@ -14,10 +14,14 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import inspect
+import io
 import itertools
 import numbers
 import re
 import sys
+import textwrap
+import tokenize
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +34,7 @@ _BINDING = re.compile(
     r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
 )  # loose, so that bind can name the nearest right path
 _BARE_WORD = re.compile(r'[A-Za-z0-9_./:-]+')
+_DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
 
@@ -115,8 +120,8 @@ def bind(config: C, bindings: Mapping[str, Any]) -> C:
     paths = _paths(type(config))
     for path in bindings:
         if path not in paths:
-            nearest = max(paths, key=functools.partial(_likeness, path), default=None)
-            raise Mistake(f'{path}: no such field' + (f'; did you mean {nearest}?' if nearest else ''))
+            near = nearest(path, paths)
+            raise Mistake(f'{path}: no such field' + (f'; did you mean {near}?' if near else ''))
     return _rebuilt(type(config), config, bindings, '')
 
 
@@ -197,6 +202,11 @@ def _nearest(value: Any, hint: Any) -> str | None:
     return spelled[close[0]] if close else None
 
 
+def nearest(typed: str, paths: Iterable[str]) -> str | None:
+    """The path that somebody who typed this may have meant."""
+    return max(paths, key=functools.partial(_likeness, typed), default=None)
+
+
 def _likeness(typed: str, path: str) -> float:
     """How like two paths are, 0..2: as a whole, and in their last words, so that `beta` finds `reinforce.beta`."""
     pairs = (typed, path), (typed.rpartition('.')[2], path.rpartition('.')[2])
@@ -217,6 +227,41 @@ def dump(config: Any) -> str:
 def help_text(config: Any) -> list[tuple[str, str, str]]:
     """(path, type, value as a literal) for every field of `config`, in the fields' order. Raises as dump does."""
     return [(path, _name(hint), repr(_checked(path, value, hint))) for path, hint, value in _leaves(config)]
+
+
+def explain(config: Any) -> list[tuple[str, str, str, str]]:
+    """(path, type, value as a literal, what its source says of it) for every field of `config`, in the fields' order. A
+    config in it comes before its fields, with its own name for a type and no value.
+    """
+    values = {path: (kind, literal) for path, kind, literal in help_text(config)}
+    return [(path, *values.get(path, (kind, '')), said) for path, kind, said in _said(type(config))
+            if path in values or any(leaf.startswith(f'{path}.') for leaf in values)]  # fmt: skip
+
+
+def _said(cls: type, prefix: str = '') -> Iterator[tuple[str, str, str]]:
+    """(path, type, what the source says of it) for every path below a `cls`."""
+    for name, hint in _hints(cls).items():
+        nested, said = _nested(hint), [_comments(cls).get(name, '')]
+        if nested:
+            said.append((inspect.getdoc(nested) or '').split('\n\n')[0])
+        yield prefix + name, _name(hint), '\n'.join(filter(None, said))
+        if nested:
+            yield from _said(nested, f'{prefix}{name}.')
+
+
+@functools.cache
+def _comments(cls: type) -> dict[str, str]:
+    """The comment beside each field in the source of `cls` or, where there is none, the lines of it right above."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
+    said = {t.start[0]: t.string.lstrip('# ') for t in tokens if not _DIRECTIVE.match(t.string)}
+    alone, found = {t.start[0] for t in tokens if t.line.strip() == t.string}, {}
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            above = list(itertools.takewhile(alone.__contains__, range(node.lineno - 1, 0, -1)))[::-1]
+            lines = [n for n in range(node.lineno, node.end_lineno + 1) if n in said] or above
+            found[node.target.id] = ' '.join(said[n] for n in lines)
+    return found
 
 
 def digest(config: Any) -> str:

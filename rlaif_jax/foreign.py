@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import log
 from rlaif_jax.config import Mistake
 
 # How a file begins that is not what its name says.
@@ -35,8 +33,6 @@ KINDS = {
     'metrics.jsonl': "it is a run's folder, without an export/: the run has not finished",
     '*.incomplete': 'a download broke off ({}); fetch the checkpoint again',
 }
-
-say_once = functools.cache(log.say)
 
 
 def read_json(path: Path, wanted: str = 'a table of fields') -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numbers
 import os
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -36,11 +37,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 NARROW = 20  # columns
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+FIRST = 'compiling first'  # which takes longest; there is nothing else to tell of the first unit
 
 
 # Files
@@ -166,7 +168,7 @@ class Optional:
             self.it = make(importlib.import_module(self._module))
         except ModuleNotFoundError as missing:
             missed = missing.name or self._module
-            _say_once(
+            say_once(
                 f'{missed} is not installed: no {self._name}; the metrics are in metrics.jsonl (pip install {missed})'
             )
         except Exception as error:  # noqa: BLE001, of a program that is not ours; a run does without it
@@ -183,7 +185,7 @@ class Optional:
 
     def _fails(self, error: Exception) -> None:
         reason = f'{type(error).__name__}: {error}'.split('\n')[0][:200]
-        _say_once(
+        say_once(
             f'{self._name} does not work here ({reason}); the run goes on without, its metrics are in metrics.jsonl'
         )
 
@@ -195,11 +197,6 @@ def wandb_ready() -> bool:
     if login.it is False:
         say('W&B has no key here (`wandb login`, or WANDB_API_KEY); the metrics are in metrics.jsonl')
     return bool(login.it)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)
 
 
 # The screen
@@ -311,12 +308,12 @@ def _width(screen: Screen, terminal: bool) -> int | None:
 _endings: list[list[str]] = []  # of each `ending` that is open: what was printed since the last progress bar
 
 
-def show(*what: RenderableType, soft_wrap: bool = False) -> None:
+def show(*what: RenderableType) -> None:
     """Prints to the one console: above a live progress bar, and for `ending` to keep."""
-    console().print(*what, soft_wrap=soft_wrap)
+    console().print(*what)
     for kept in _endings:
         page = Console(file=io.StringIO(), width=console().width, highlight=False, color_system=None)
-        page.print(*what, soft_wrap=soft_wrap)
+        page.print(*what)
         kept.append(page.file.getvalue())
 
 
@@ -332,25 +329,76 @@ def ending(path: Path) -> Iterator[None]:
         _endings.pop()
 
 
-def say(text: str) -> None:
-    """Prints one line: above a live progress bar, not wrapped, and with no markup read into it."""
-    show(_text(text), soft_wrap=True)
+def say(text: str, style: str = '', whole: bool = False) -> None:
+    """Prints text, above a live progress bar, and with no markup read into it. A terminal gets its long lines wrapped
+    between words; one that is `whole`, such as a command to copy, and what goes into a file or a pipe, stays one line.
+    """
+    console().print(_text(text if whole else _wrapped(text, console()), style), soft_wrap=True)
+    for kept in _endings:
+        kept.append(f'{_text(text)}\n')
+
+
+def entry(name: str, text: str) -> None:
+    """Prints text beside its name, wrapped in a column of its own where `say` would wrap it."""
+    say(_beside(name, text, console().width if console().is_terminal else sys.maxsize), whole=True)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say`, the first time in a process that this is said."""
+    say(text)
 
 
 def error(text: str) -> None:
-    """Prints one message to stderr, as it stands."""
-    _console('stderr').print(_text(f'error: {text}'), soft_wrap=True)
+    """Prints one message to stderr, wrapped as `say` does."""
+    stderr = _console('stderr')
+    stderr.print(_text(_wrapped(f'error: {text}', stderr)), soft_wrap=True)
 
 
-def sample_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Prints a table of texts, one line or more a row, long cells folded; a row without a column leaves it empty."""
-    table = Table(title=_text(title), title_justify='left', show_lines=True)
-    for name in columns:
-        table.add_column(_text(name), overflow='fold')
+def _wrapped(text: str, on: Console) -> str:
+    """`text` with line ends where a terminal would tear words; longer words, such as paths, are left to it."""
+    if not on.is_terminal:
+        return text
+    return '\n'.join(line for long in text.split('\n') for line in _lines(long, on.width))
+
+
+def _lines(text: str, width: int, most: int | None = None, tear: bool = False) -> list[str]:
+    """The lines of one, all as deep as it is; one that fits as it stands. `most` lines are kept; a word longer than a line
+    stays whole unless they may `tear` it.
+    """
+    if len(text) <= width:
+        return [text]
+    indent = ' ' * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=tear, break_on_hyphens=False, max_lines=most,
+        placeholder=' …',
+    )  # fmt: skip
+
+
+def sample_table(
+    title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], lines: Mapping[str, int] | None = None
+) -> None:
+    """Prints texts, a block of lines a row with the name before each text; a row without a column leaves it out.
+
+    Of a column in `lines` only so many are shown, and no line ends of its own.
+    """
+    before = max(map(len, columns)) + 2
+    say(title, 'bold')
     for row in rows:
-        cells = (row.get(name, '') for name in columns)
-        table.add_row(*(_text(f'{cell:.3f}' if isinstance(cell, float) else _figure(cell)) for cell in cells))
-    show(table)
+        for name in [name for name in columns if name in row]:
+            text = f'{row[name]:.3f}' if isinstance(row[name], float) else _figure(row[name])
+            most = (lines or {}).get(name)
+            text = ' '.join(text.split()) if most else text
+            say(_beside(f'{name:{before}}', text, console().width, most, tear=True), whole=True)
+        say('')
+
+
+def _beside(name: str, text: str, width: int, most: int | None = None, tear: bool = False) -> str:
+    """`name`, and the lines of `text` in a column beside it."""
+    parts = [
+        part for line in text.split('\n') for part in _lines(line, width - len(name), most=most, tear=tear) or ['']
+    ]
+    return name + ('\n' + ' ' * len(name)).join(parts)
 
 
 def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -368,16 +416,16 @@ def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[An
         table.add_column(_text('\n'.join(above + head)), justify='right' if is_number else 'left', no_wrap=True)
     for row in cells:
         table.add_row(*map(_text, row))
-    show(_text(title, 'bold'), soft_wrap=True)
+    say(title, 'bold')
     if console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width:
         show(table, '')
         return
     longest = max(map(len, columns))
     for name, *row in cells:
-        lines = [f'  {column:{longest}}  {cell}' for column, cell in zip(columns[1:], row)]
-        deeper = [line.replace('\n', '\n' + ' ' * (longest + 4)) for line in lines]
-        show(_text('\n'.join([f'{columns[0]}: {name}', *deeper])), soft_wrap=True)
-    show('')
+        say(f'{columns[0]}: {", ".join(name.splitlines())}')
+        for column, cell in zip(columns[1:], row):
+            entry(f'  {column:{longest}}  ', cell)
+    say('')
 
 
 def _head(name: str, cells: Sequence[str]) -> list[str]:
@@ -404,10 +452,12 @@ class Bar:
 
     def __init__(self, description: str, total: int, start: int, live: Progress | None):
         self._description, self._total, self._start, self._live = description, total, start, live
-        self._done, self._first, self._printed = start, 0.0, time.monotonic()
+        self._done, self._first, self._began = start, 0.0, time.monotonic()
+        self._printed = self._began
         if live:
-            # The first unit takes longest, and there is nothing else to tell of it.
-            self._task = live.add_task(description, total=total, completed=start, text=Text('compiling'))
+            self._task = live.add_task(description, total=total, completed=start, text=Text(FIRST))
+        elif start < total:
+            say(f'{description} {start}/{total}  {FIRST}')
 
     def advance(self, text: str = '') -> None:
         self._done += 1
@@ -421,20 +471,40 @@ class Bar:
             left = f'{_rate(speed)}  {max(self._total - self._done, 0) / speed:.0f} s left  ' if speed else ''
             say(f'{self._description} {self._done}/{self._total}  {left}{text}'.rstrip())
 
+    def tell(self, left: threading.Event) -> None:
+        """Prints a line, in a thread of its own, for each ten seconds in which none was printed, until the event."""
+        seen = self._printed
+        while not left.wait(PLAIN_SECONDS):
+            if self._printed == seen:
+                took = time.monotonic() - self._began
+                say(f'{self._description} {self._done}/{self._total}  {took:.0f} s so far')
+            seen = self._printed
+
 
 @contextmanager
 def progress(description: str, total: int, start: int = 0) -> Iterator[Bar]:
     """Shows `total` units of work of which `start` are done: a live bar on a terminal, else a line each ten seconds."""
     if not console().is_terminal:
-        yield Bar(description, total, start, None)
+        bar, left = Bar(description, total, start, None), threading.Event()
+        telling = threading.Thread(target=bar.tell, args=[left], name='progress', daemon=True)
+        telling.start()
+        try:
+            yield bar
+        finally:
+            left.set()
+            telling.join()
         _forget()
         return
-    columns = (
-        TextColumn('{task.description}', markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), _RateColumn(),
-        TimeElapsedColumn(), TimeRemainingColumn(), _LatestColumn(),
-    )  # fmt: skip
+    kinds = MofNCompleteColumn, _RateColumn, TimeElapsedColumn, TimeRemainingColumn
+    figures = [kind(table_column=Column(no_wrap=True)) for kind in kinds]
+    bar = BarColumn(bar_width=console().width // 6)
+    columns = TextColumn('{task.description}', markup=False), bar, *figures, _LatestColumn()
     with Progress(*columns, console=console()) as live:
-        yield Bar(description, total, start, live)
+        try:
+            yield Bar(description, total, start, live)
+        except SystemExit:  # somebody stopped it, and has read where
+            live.live.transient = True
+            raise
     _forget()
 
 
@@ -450,8 +520,12 @@ class _RateColumn(ProgressColumn):
 
 
 class _LatestColumn(ProgressColumn):
+    """The one column that gives way where a line is too long."""
+
     def render(self, task: Task) -> Text:
-        return task.fields['text']
+        text = task.fields['text'].copy()
+        text.no_wrap, text.overflow = True, 'ellipsis'
+        return text
 
 
 def _rate(speed: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from rlaif_jax import chat, foreign
+from rlaif_jax import chat, foreign, log
 from rlaif_jax.config import Mistake
 
 # Spaces, lines, digits, accents, an emoji, code: where tokenizers that are not the same tell themselves apart.
@@ -56,7 +56,7 @@ class Tokenizer:
                     raise Mistake(f'{folder / name}: eos_token_id = {end!r} is no token of its tokenizer, of {len(hf)}')
                 if hf.convert_ids_to_tokens(end) not in hf.added_tokens_encoder:
                     text = hf.decode([end])
-                    foreign.say_once(
+                    log.say_once(
                         f'{folder / name}: eos_token_id = {end} is {text!r}, a piece of text: responses end at it'
                     )
                 ends.append(end)
@@ -83,7 +83,7 @@ class Tokenizer:
                 continue
             self._rows(around)
             if thought := OPEN_THOUGHT.search(around[-1]) if roles == ('user',) else None:
-                foreign.say_once(
+                log.say_once(
                     f'{folder}: its chat template opens {thought[0]} before the answer and does not close it; verdicts and '
                     'responses are read inside of it'
                 )
@@ -336,7 +336,7 @@ def _read(folder: Path, named: dict[str, Any]) -> Any:
         what = f'{folder}: {type(hf).__name__} of transformers makes other tokens of a text than tokenizer.json does'
         if differs(direct):
             raise Mistake(f'{what}; try another version of transformers')
-        foreign.say_once(f'{what}; it is read as the file has it')
+        log.say_once(f'{what}; it is read as the file has it')
         return direct
     return hf
 

@@ -3,10 +3,12 @@ are the dialogue, and whatever is wrong is said with file, line and column.
 """
 
 import datetime
+import decimal
 import gzip
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -44,6 +46,21 @@ def message_list(dialogue):
 
 def same(pair, **row):
     assert files.pair_of({**row, 'id': 'x'}, 'helpful', 'here') == pair
+
+
+def dialogues(count):
+    """Prompts that are dialogues, some with a system's text, as their turns: role and what is said."""
+    rng = random.Random(0)
+    words = ['yes', 'Human:', 'so, Assistant:', 'a\nb', 'a\n\nb', 'é😀', '"quoted"', "it's", '{}', '\\n']
+    for _ in range(count):
+        said = [' '.join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(rng.choice([1, 3, 5]))]
+        yield [('system', 'Be kind.')] * rng.randint(0, 1) + list(zip(['user', 'assistant'] * 3, said))
+
+
+def hh(turns):
+    """A dialogue's text in HH's format."""
+    names = {'system': '{}', 'user': '\n\nHuman: {}', 'assistant': '\n\nAssistant: {}'}
+    return ''.join(names[role].format(said) for role, said in turns) + '\n\nAssistant:'
 
 
 def mistake(path, content, call=files.read_rows):
@@ -170,7 +187,8 @@ def test_lines_and_lists_and_empty_lines(tmp_path):
         ('{"a": 1}\n"a"', 2, 'a row is an object'),
         ('[{"a": 1},\n{"a": }]', 2, 'not JSON'),
         (b'{"a": 1}\n{"a": "\xe9"}', 2, '0xe9 is not UTF-8'),
-        ('{"a": 1}'.encode('utf-16'), 1, '0xff is not UTF-8'),
+        ('{"a": 1}'.encode('utf-16'), 1, '0xff is not UTF-8 (it is UTF-16)'),
+        ('{"a": 1}\r{"a": }', 2, 'not JSON'),
         ('{"a": ' + '[' * 100_000, 1, 'not JSON'),
         ('{"a": ' + '9' * 10_000 + '}', 1, 'not JSON'),
     ],
@@ -181,6 +199,46 @@ def test_a_bad_line_is_named(tmp_path, content, line, words):
     assert text.startswith(f'{path}:{line}: ') and words in text
 
 
+@pytest.mark.parametrize('suffix', ['.jsonl', '.parquet', '.arrow'])
+@pytest.mark.parametrize(
+    'content, kind',
+    [
+        (b'<!DOCTYPE html>\n<html>', 'HTML'),
+        (b'  <html>', 'HTML'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n', 'git lfs pull'),
+        (b'PK\x03\x04' + bytes(20), 'Excel'),
+        (b'id,prompt\n1,hi\n', 'csv.DictReader'),
+        (b'\xef\xbb\xbf"id"\t"prompt"\n1\thi\n', 'csv.DictReader'),
+        ('{"prompt": 1}\n'.encode('utf-16-be'), 'UTF-16; save it as UTF-8'),
+        (b'\xfd7zXZ\x00\x00', 'xz'),
+        (b'\x80\x04\x95' + bytes(20), 'pickle'),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, kind, suffix):
+    if suffix != '.jsonl':
+        pytest.importorskip('pyarrow')
+    path = tmp_path / f'a{suffix}'
+    text = mistake(path, content)
+    assert text.startswith(f'{path}') and kind in text
+
+
+def test_parquet_and_json_under_each_others_names_are_told(tmp_path):
+    pytest.importorskip('pyarrow')
+    files.write_rows(tmp_path / 'a.parquet', ROWS)
+    assert 'Parquet' in mistake(tmp_path / 'b.jsonl', (tmp_path / 'a.parquet').read_bytes())
+    assert 'it is JSON' in mistake(tmp_path / 'b.parquet', '{"a": 1}\n' * 9)
+
+
+def test_a_table_of_csv_is_converted_as_the_error_says(tmp_path):
+    text = mistake(tmp_path / 'rows.csv', 'id,prompt\n1,"é, ""b"""\n2,\n')
+    code = re.search(r'python -c "(.*?)" < rows.csv', text)[1]
+    ran = subprocess.run(
+        [sys.executable, '-X', 'utf8', '-c', code], input=(tmp_path / 'rows.csv').read_bytes(), capture_output=True
+    )
+    (tmp_path / 'rows.jsonl').write_bytes(ran.stdout)
+    assert files.read_rows(tmp_path / 'rows.jsonl') == [{'id': '1', 'prompt': 'é, "b"'}, {'id': '2', 'prompt': ''}]
+
+
 def test_a_row_of_a_list_is_named(tmp_path):
     assert mistake(tmp_path / 'a.json', '[{"a": 1}, 2]').startswith(f'{tmp_path / "a.json"}: row 2: ')
 
@@ -188,6 +246,9 @@ def test_a_row_of_a_list_is_named(tmp_path):
 @pytest.mark.parametrize('suffix', files.SUFFIXES)
 def test_nothing_is_not_rows(tmp_path, suffix):
     assert 'is empty' in mistake(tmp_path / f'a{suffix}', '')
+    if 'json' in suffix:
+        for blank in ' \n\r\n\t', '\ufeff', '[ ]':
+            assert 'is empty' in mistake(tmp_path / f'a{suffix}', blank)
     files.write_rows(tmp_path / f'a{suffix}', [])
     with pytest.raises(Mistake, match='is empty'):
         files.read_rows(tmp_path / f'a{suffix}')
@@ -233,7 +294,323 @@ def test_reading_lines_needs_neither_jax_nor_pyarrow():
     assert ran.stdout == 'set()\n', ran.stderr
 
 
+# Rows with more columns
+
+# What JSON can say, to the letter: a program that reads it into numbers and writes them again says something else.
+ANY_JSON = [
+    '123456789012345678901234567890', '1.10', '1e400', '-0.0', '0.1234567890123456789012345', 'NaN', '-Infinity', 'null',
+    'true', '""', '"\\u00e9\\ud83d\\u2028\u2028"', '[1, "a", {"b": []}]', '{}', '{"a": 1, "a": 2}', '[' * 300 + ']' * 300,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('suffix', ['.jsonl', '.jsonl.gz', '.json'])
+@pytest.mark.parametrize('source', ['.jsonl', '.json'])
+def test_json_that_gets_more_columns_stays_as_it_is_to_the_letter(tmp_path, source, suffix):
+    lines = ['{' + ', '.join(f'"c{i}": {value}' for i, value in enumerate(ANY_JSON)) + '}', '{}', '{"c1": 2, "c1": 3}']
+    text = '\ufeff' + '\r\n\n'.join(f' {line} ' for line in lines)
+    if source == '.json':  # a list over many lines
+        text = '[' + ',\n'.join(line.replace('{"c', '{\n"c') for line in lines) + '\n]'
+    (tmp_path / f'a{source}').write_text(text, encoding='utf-8', newline='')
+    rows = files.read(tmp_path / f'a{source}')
+    more = [{'mine': 0.5, 'why': 'ä'}, {'mine': None}, {'mine': 1, 'why': ''}]
+    assert files.write_more(tmp_path / f'b{suffix}', rows, more) == []
+    ends = ['"mine": 0.5, "why": "ä"}', '"mine": null}', '"mine": 1, "why": ""}']
+    wanted = [line[:-1] + ', ' * (line != '{}') + end for line, end in zip(lines, ends)]
+    data = (tmp_path / f'b{suffix}').read_bytes()
+    found = (gzip.decompress(data) if suffix.endswith('gz') else data).decode().strip('[]\n').split('\n')
+    assert [line.rstrip(',') for line in found] == wanted
+    assert [list(row) for row in files.read_rows(tmp_path / f'b{suffix}')] == [
+        [*(f'c{i}' for i in range(len(ANY_JSON))), 'mine', 'why'], ['mine'], ['c1', 'mine', 'why'],
+    ]  # fmt: skip
+
+
+def every_type(pa):
+    """A column of each type that a table may well have, two rows each."""
+    decimals = [decimal.Decimal('1.10'), None]
+    return {
+        'ns': pa.array([1, None], pa.timestamp('ns')), 'zone': pa.array([1, 2], pa.timestamp('us', 'Mars/Olympus')),
+        'date': pa.array([10**8, None], pa.date32()), 'time': pa.array([1, 2], pa.time64('ns')),
+        'span': pa.array([1, 2], pa.duration('ns')), 'decimal': pa.array(decimals, pa.decimal128(20, 2)),
+        'large': pa.array(['a', None], pa.large_string()), 'category': pa.array(['a', 'b']).dictionary_encode(),
+        'fixed': pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), 'bytes': pa.array([b'\xff', None]),
+        'half': pa.array([1.5, None], pa.float16()), 'whole': pa.array([2**64 - 1, None], pa.uint64()),
+        'gaps': pa.array([2**53 + 1, None]), 'nothing': pa.nulls(2), 'bits': pa.array([True, None]),
+        'map': pa.array([[('a', 1)], None], pa.map_(pa.string(), pa.int8())), 'nan': pa.array([math.nan, math.inf]),
+        'nested': pa.array([[{'a': [1, None], 'b': {'c': 'd'}}], None]),
+        'deep': pa.array([[1], []], pa.list_(pa.timestamp('ns'))), 'cut': pa.array([b'\xff', b'a']).view(pa.string()),
+        'day': pa.array([datetime.date(2024, 1, 2), None]),
+    }  # fmt: skip
+
+
+def test_a_table_that_gets_more_columns_keeps_its_own_with_their_types(tmp_path):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    table = pa.table(every_type(pa)).replace_schema_metadata({b'pandas': b'{}'})
+    table = table.set_column(0, pa.field('ns', table.column(0).type, metadata={b'unit': b'ns'}), table.column(0))
+    pq.write_table(table, tmp_path / 'a.parquet')
+    table = pq.ParquetFile(tmp_path / 'a.parquet').read()
+    rows = files.read(tmp_path / 'a.parquet')
+    assert files.write_more(tmp_path / 'b.parquet', rows, [{'mine': 0.5}, {'mine': None}]) == []
+    again = pq.ParquetFile(tmp_path / 'b.parquet').read()
+    assert again.column_names == [*table.column_names, 'mine'] and again['mine'].to_pylist() == [0.5, None]
+    assert again.drop_columns(['mine', 'nan']).equals(table.drop_columns(['nan']), check_metadata=True)
+    assert repr(again['nan'].to_pylist()) == '[nan, inf]'
+
+
+def test_what_the_other_kind_of_file_cannot_hold_costs_itself_and_is_named(tmp_path):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    pq.write_table(pa.table(every_type(pa)), tmp_path / 'a.parquet')
+    changed = files.write_more(tmp_path / 'a.jsonl', files.read(tmp_path / 'a.parquet'), [{'mine': 1}, {'mine': 2}])
+    kept = {'large', 'category', 'fixed', 'half', 'whole', 'gaps', 'nothing', 'bits', 'nested'}
+    assert set(changed) == set(every_type(pa)) - kept
+    first, second = files.read_rows(tmp_path / 'a.jsonl')
+    assert first['whole'] == 2**64 - 1 and first['nested'] == [{'a': [1, None], 'b': {'c': 'd'}}]
+    assert first['day'] == '2024-01-02' and first['ns'].startswith('1970-01-01') and second['mine'] == 2
+    (tmp_path / 'b.jsonl').write_text(
+        '{"a": 1, "a": 2, "cut": "\\ud83d", "big": 99999999999999999999, "x": 0.5}\n', encoding='utf-8'
+    )
+    rows = files.read(tmp_path / 'b.jsonl')
+    assert files.write_more(tmp_path / 'b.parquet', rows, [{'mine': 1}]) == ['cut', 'a']
+    assert files.read_rows(tmp_path / 'b.parquet') == [
+        {'a': 2, 'cut': '\ufffd', 'big': 99999999999999999999, 'x': 0.5, 'mine': 1}
+    ]
+    # Of Arrow's types that Parquet lacks.
+    union = pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(['a', 'b'])])
+    table = pa.table({'either': union, 'ns': pa.array([1, 2], pa.timestamp('ns'))})
+    with pa.OSFile(str(tmp_path / 'c.arrow'), 'wb') as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    rows = files.read(tmp_path / 'c.arrow')
+    assert files.write_more(tmp_path / 'c.parquet', rows, [{'mine': 1}, {'mine': 2}]) == ['either']
+    assert [row['either'] for row in files.read_rows(tmp_path / 'c.parquet')] == [1, 'b']
+    assert pq.ParquetFile(tmp_path / 'c.parquet').read()['ns'].equals(table['ns'])
+
+
+def test_a_value_that_python_has_not_costs_no_other_row(tmp_path):
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    text, same = pa.array([b'good', b'\xff bad', b'good']).view(pa.string()), pa.array(['a'] * 3)
+    when = pa.array([1000, 1, None], pa.timestamp('ns'))
+    table = pa.table({'prompt': text, 'chosen': same, 'rejected': same, 'when': when})
+    pq.write_table(table, tmp_path / 'a.parquet')
+    entries = files.pairs(tmp_path / 'a.parquet', 'helpful')
+    assert [entry.record is None for entry in entries] == [False, True, False]
+    assert "row 2: column 'prompt' is b'\\xff bad' (bytes)" in entries[1].problem
+    assert [entry.row['when'] for entry in entries] == [
+        datetime.datetime(1970, 1, 1, microsecond=1), '1970-01-01 00:00:00.000000001', None,
+    ]  # fmt: skip
+
+
+def test_lists_in_lists_without_end_cost_no_file(tmp_path):
+    pytest.importorskip('pyarrow')
+    for deep in 150, 250, 800:
+        (tmp_path / 'a.jsonl').write_text('{"a": 1, "deep": ' + '[' * deep + ']' * deep + '}\n', encoding='utf-8')
+        rows = files.read(tmp_path / 'a.jsonl')
+        assert files.write_more(tmp_path / 'a.parquet', rows, [{'mine': 1}]) == ['deep'] * (deep > files.DEEPEST)
+        (row,) = files.read_rows(tmp_path / 'a.parquet')
+        assert (row['a'], row['mine']) == (1, 1) and (row['deep'] == rows.located[0][1]['deep'] or deep > files.DEEPEST)
+
+
 # Shapes
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_a_dialogue_is_one_however_its_lines_end_and_whoever_stripped_it(end):
+    """As a prompt, as whole dialogues, and both; in text and in messages."""
+    for turns in dialogues(60):
+        text = hh(turns)
+        pair = Pair(Prompt(text, 'x'), ' a', ' b', 1.0)
+        shapes = [
+            {'prompt': text, 'chosen': ' a', 'rejected': ' b'},
+            {'chosen': f'{text} a', 'rejected': f'{text} b'},
+            {'prompt': text, 'chosen': f'{text} a', 'rejected': f'{text} b'},
+            {'prompt': text + ' \n', 'chosen': ' a', 'rejected': ' b'},
+            {'prompt': turns[-1][1], 'chosen': f'{text} a', 'rejected': f'{text} b'} if len(turns) == 1 else {},
+        ]
+        for row in filter(None, shapes):
+            cut = {name: value.lstrip('\n') for name, value in row.items()}  # as strip() leaves them
+            for each in (row, cut):
+                same(pair, **{name: value.replace('\n', end) for name, value in each.items()})
+            mixed = {name: value.replace('\n', end if name == 'chosen' else '\n') for name, value in row.items()}
+            same(pair, **mixed)
+        assert chat.turns(text.replace('\n', end)) == chat.turns(text) == [(role, s.strip()) for role, s in turns]
+
+
+def test_a_post_keeps_the_ends_of_its_lines():
+    for post in 'POST: a\r\n\r\nb\r\nTL;DR:\r\n', 'Human: who are you?', '\nHuman: hi\nAssistant:':
+        pair = files.pair_of({'prompt': post, 'chosen': 'a\r\n', 'rejected': 'Human: b'}, 'summarization', 'here')
+        assert (pair.prompt.text, pair.first, pair.second) == (post, 'a\r\n', 'Human: b')
+
+
+def test_messages_are_read_in_every_way_that_people_write_them():
+    sharegpt = {'user': 'human', 'assistant': 'gpt', 'system': 'system'}
+    developer = {'system': 'developer'}
+    for turns in dialogues(60):
+        last = [[('assistant', 'a')], [('assistant', 'b')]]
+        ways = [
+            lambda turns: [{'role': role, 'content': said} for role, said in turns],
+            lambda turns: [{'role': role, 'content': said, 'from': None, 'value': None} for role, said in turns],
+            lambda turns: [{'from': sharegpt[role], 'value': said} for role, said in turns],
+            lambda turns: [{'role': developer.get(role, role).title(), 'content': said} for role, said in turns],
+            lambda turns: [{'role': role, 'content': [{'type': 'text', 'text': said}]} for role, said in turns],
+            lambda turns: [
+                {
+                    'role': role,
+                    'content': [{'type': 'text', 'text': s, 'image_url': None} for s in (said[:2], said[2:])],
+                }
+                for role, said in turns
+            ],
+            lambda turns: [{'role': role, 'content': said, 'tool_calls': None} for role, said in turns],
+        ]
+        ways += [lambda turns, way=way, dump=dump: dump(way(turns)) for way in ways for dump in (json.dumps, repr)]
+        pair = Pair(Prompt(hh(turns), 'x'), ' a', ' b', 1.0)
+        for way in ways:
+            same(pair, prompt=way(turns), chosen=way(last[0]), rejected=way(last[1]))
+            same(pair, chosen=way(turns + last[0]), rejected=way(turns + last[1]))
+        (chosen,), (rejected,) = map(ways[0], last)  # messages without a list
+        same(pair, prompt=ways[0](turns), chosen=chosen, rejected=rejected)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[1, 2]', '{"from": "Paris", "to": "Rome"}', '{"name": "Bob", "role": "user"}',
+        '[{"role": "king", "content": "x"}]',
+        'say [{"role": "user", "content": "x"}]', '[{"role": "user", "content": "x"}] is what?', '{', '[]', '',
+        '[' * 5000, '[{"role": "us' + ']' * 5000,
+    ],
+)  # fmt: skip
+def test_text_that_is_no_messages_stays_text(text):
+    same(Pair(Prompt(text, 'x'), text, '', 1.0), prompt=text, chosen=text, rejected='')
+
+
+@pytest.mark.parametrize(
+    'value, words',
+    [
+        (
+            '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"',
+            [],
+        ),  # cut: no bracket, so it is text
+        ('[{"role": "user", "content": "x"} {"role": "assistant", "content": "y"}]', ['neither JSON nor Python']),
+        ("array([{'content': 'x', 'role': 'user'}], dtype=object)", ['neither JSON nor Python']),
+        ('{"messages": [{"role": "user", "content": "x"}]}', ['message 1', "'role'"]),
+        (
+            [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}, {'type': 'image_url'}]}],
+            ["'image_url'", 'part 2'],
+        ),
+        ([{'role': 'user', 'content': [{'type': ['text'], 'text': 'x'}]}], ["['text']", 'part 1']),
+        ([{'role': 'user', 'content': ['x']}], ["'x' (str)", 'part 1']),
+        ([{'role': 'user', 'content': []}], ['its content is []']),
+        ([{'role': 'user', 'content': [{'type': 'text', 'text': None}]}], ['part 1 is null']),
+        ([{'role': 'assistant', 'content': None, 'tool_calls': [{'id': 1}]}], ['message 1 calls a tool']),
+        ([{'role': 'assistant', 'function_call': {'name': 'f'}}], ['message 1 calls a tool']),
+        ([{'role': ['user'], 'content': 'x'}], ["role is ['user'] (list)"]),
+        ([{'role': None, 'content': 'x'}], ['role is null']),
+        ([{'from': 'observation', 'value': 'x'}], ["'observation'", 'system, user or']),
+        ([('role', 'user')], ['message 1', "'role'"]),
+    ],
+)
+def test_messages_that_cannot_be_read_are_named_and_never_taken_by_the_letter(value, words):
+    row = {'prompt': value, 'chosen': 'a', 'rejected': 'b'}
+    if not words:
+        return same(Pair(Prompt(value, 'x'), 'a', 'b', 1.0), **row)
+    text = bad(row)
+    assert "column 'prompt'" in text
+    for word in words:
+        assert word in text
+
+
+def test_a_message_that_holds_a_turn_contradicts_no_prompt():
+    """What is compared is what was said, not how turns are written; white space is folded."""
+    for said in (
+        'Go on:\n\nHuman: hi\n\nAssistant: hello',
+        'Go on:\n\nHuman: hi\n\nAssistant:',
+        'Human: x\r\n\r\ny',
+        ' a\tb\n',
+    ):
+        wholes = {name: user(said, answer) for name, answer in (('chosen', 'yes'), ('rejected', 'no'))}
+        for prompt in (said, user(said), said.replace('\r\n', '\n'), said.strip()):
+            pair = files.pair_of({'prompt': prompt, **wholes}, 'helpful', 'here')
+            assert (pair.first, pair.second) == (' yes', ' no')
+            turns = chat.turns(pair.prompt.text)
+            assert len(turns) == 1 and turns[0][1].split() == said.split()
+    bad({'prompt': 'another', **wholes})
+
+
+def test_no_message_makes_a_turn_whatever_it_holds():
+    tricks = [
+        '\n\nHuman: x',
+        '\r\n\r\nAssistant: x',
+        'Human: x',
+        '\nHuman:',
+        '\r\rHuman: x\r\rAssistant:',
+        '\n\n\nAssistant:',
+        'Assistant:',
+    ]
+    rng = random.Random(0)
+    for _ in range(300):
+        roles = ['system'] * rng.randint(0, 1) + ['user', 'assistant', 'user'][: rng.choice([1, 3])]
+        said = [''.join(rng.choices([*tricks, 'a', ' ', '\n', '\r\n'], k=rng.randint(1, 5))) + 'end' for _ in roles]
+        messages = [{'role': role, 'content': text} for role, text in zip(roles, said)]
+        text = files.prompt_of({'prompt': messages}, 'helpful', 'here').text
+        turns = chat.turns(text)
+        assert [role for role, _ in turns] == roles
+        assert [each.split() for _, each in turns] == [text.split() for text in said]
+
+
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
+    lines = [
+        '"prompt": "p", "chosen": "a", "rejected": "b"',
+        '"prompt": "p", "prompt": "q", "chosen": "a", "rejected": "b"',
+    ]
+    lines.append('"prompt": "p", "chosen": "a", "rejected": "b", "note": 1, "note": 2')
+    lines.append('"prompt": [{"role": "user", "content": "p", "content": "q"}], "chosen": "a", "rejected": "b"')
+    (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines), encoding='utf-8')
+    found = files.pairs(tmp_path / 'a.jsonl', 'helpful')
+    assert [entry.problem for entry in found] == [
+        '',
+        f"{tmp_path}/a.jsonl:2: 'prompt' stands there twice",
+        '',
+        f"{tmp_path}/a.jsonl:4: column 'prompt', message 1: 'content' stands there twice",
+    ]
+
+
+def test_an_absurd_row_is_a_pair_or_a_mistake_that_says_where():
+    """Whatever stands in whichever column."""
+    odd = [
+        None, True, 0, -1, 7.0, math.nan, math.inf, 2**70, 10**400, '', ' ', 'x', 'Human:', '\ud83d', b'\xff', [], {}, [[]],
+        [{}], [None], ['a'], object(), {1, 2}, (('role', 'user'),), datetime.datetime(2024, 1, 1), datetime.timedelta(1),
+        decimal.Decimal('0.5'), decimal.Decimal('NaN'), decimal.Decimal('sNaN'), TURN.format('q'), TURN.format('q') + ' a',
+        'Human: a\n\nAssistant: b\n\nHuman: c', {'role': 'user', 'content': 'q'}, user('q'), user('q', 'a'),
+        user('', 'a')[1:],
+        [{'role': None, 'content': None}], [{'role': ['user'], 'content': 1}], [{'role': 'tool', 'content': 'x'}],
+        [{'role': 'user', 'content': [{'type': []}]}], [{'from': 'human', 'value': {'type': 'text', 'text': 'q'}}],
+        json.dumps(user('q', 'a')), repr(user('q\\d')), '[{"role": "user", "content": x}]',
+        '{"role": "user", "content": ' + '[' * 3000 + ']' * 3000 + '}',
+        '{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}',
+    ]  # fmt: skip
+    names = 'prompt chosen rejected first second response_1 response_2 preference label id completion other'.split()
+    rng, pairs = random.Random(0), 0
+    for _ in range(1500):
+        row = {name: rng.choice(odd) if rng.random() < 0.6 else 'text' for name in names if rng.random() < 0.6}
+        for make in (files.pair_of, files.prompt_of):
+            for task in ('helpful', 'summarization'):
+                try:
+                    made = make(row, task, 'a.jsonl:3')
+                except Mistake as wrong:
+                    assert str(wrong).startswith('a.jsonl:3: ')
+                else:
+                    pairs += isinstance(made, Pair)
+                    assert isinstance(getattr(made, 'prompt', made).text, str)
+    assert pairs > 10
+
+
+def test_an_id_is_called_the_same_however_a_column_has_it():
+    assert [files.name_of(value) for value in (7, 7.0, '7', 2**70, float(2**53), -0.0)] == [
+        '7', '7', '7', str(2**70), str(2**53), '0',
+    ]  # fmt: skip
+    assert [files.name_of(value) for value in (None, math.nan, '')] == [None] * 3
+    assert files.name_of(1.5) == '1.5' and files.name_of(True) == 'True' and files.name_of(0) == '0'
+    row = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
+    plain = files.pair_of(row, 'helpful', '').prompt.id
+    assert {files.pair_of(row | {'id': none}, 'helpful', '').prompt.id for none in (None, math.nan, '')} == {plain}
 
 
 def test_every_shape_is_the_same_pair():
@@ -331,6 +708,9 @@ def test_a_cut_runs_into_no_response():
         ({'prompt': 'q', 'first': 'a', 'second': 'b', 'label': True}, ["column 'label' is True"]),
         ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': math.nan}, ["column 'preference' is nan"]),
         ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': '1'}, ["column 'preference' is '1' (str)"]),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': True}, ["column 'preference' is True"]),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': 90}, ["column 'preference' is 90 (int)"]),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': [1]}, ["column 'preference' is [1] (list)"]),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(row, words):

@@ -17,15 +17,7 @@ MODULES = {
 }
 # From the bottom to the top; a module stands at its longest match. What shares a rung may import each other, in no circle.
 LADDER = (
-    (
-        'rlaif_jax.axes',
-        'rlaif_jax.config',
-        'rlaif_jax.paths',
-        'rlaif_jax.foreign',
-        'rlaif_jax.chat',
-        'rlaif_jax.text',
-        'rlaif_jax.log',
-    ),
+    tuple(f'rlaif_jax.{name}' for name in ('axes', 'config', 'paths', 'chat', 'text', 'foreign', 'log')),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
     ('rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
     ('rlaif_jax.labeling',),

@@ -51,16 +51,103 @@ def run(*arguments):
     return launcher.main(list(map(str, arguments)))
 
 
-def test_a_column_of_the_file_that_has_one_of_our_names_stays(tmp_path, labeler, calls):
-    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
-    source.write_text(json.dumps(ROWS[0] | {'weight': 'theirs', 'status': 3}) + '\n', encoding='utf-8')
-    command = [
-        '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
-        f'output={target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
-    ]  # fmt: skip
-    assert run(*command) == 0
-    (row,) = files.read_rows(target)
-    assert (row['weight'], row['status'], row['label_weight'], row['label_status']) == ('theirs', 3, 1.0, 'ok')
+def labelled(folder, labeler, source, target, *more):
+    """What a file becomes: a run of its own, of rows that cost little."""
+    assert run(
+        '--experiment=label', f'--workdir={folder / "runs" / target}', f'labeler={labeler}', f'input={folder / source}',
+        f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+    ) == 0  # fmt: skip
+    return folder / target
+
+
+def test_a_column_of_the_file_that_has_one_of_our_names_stays(tmp_path, labeler, calls, capsys):
+    """And all of ours get another name together, one that nobody has."""
+    theirs = {'weight': 'theirs', 'status': 3, 'label_reason': 'second annotator', 'label_2_mass': None}
+    files.write_rows(tmp_path / 'in.jsonl', [ROWS[0] | theirs, ROWS[1]])
+    first, second = files.read_rows(labelled(tmp_path, labeler, 'in.jsonl', 'out.jsonl'))
+    assert {name: first[name] for name in ROWS[0] | theirs} == ROWS[0] | theirs
+    assert (first['label_3_weight'], first['label_3_status'], second['label_3_status']) == (1.0, 'ok', 'invalid')
+    added = [name for name in first if name not in ROWS[0] | theirs]
+    assert len(added) == 13 and all(name.startswith('label_3_') for name in added)
+    assert 'begin with label_3_' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_new_labels_never_have_a_name_that_is_taken_and_always_the_newest():
+    rng = random.Random(0)
+    ours = ['preference_prob', 'status', 'mass']
+    prefixes = ['', 'label_', *(f'label_{n}_' for n in range(2, 6))]
+    for _ in range(500):
+        taken = {rng.choice(prefixes) + rng.choice([*ours, 'other']) for _ in range(rng.randint(0, 8))}
+        prefix = labeling.free_prefix(taken, ours)
+        assert not {prefix + name for name in ours} & taken
+        newest = labeling.generation(f'{prefix}preference_prob')
+        assert newest > max(map(labeling.generation, taken), default=0)
+        assert (prefix == '') == (not {*ours} & taken and not any(map(labeling.generation, taken)))
+    assert not any(map(labeling.generation, ['preference', 'my_preference_prob', 'label_0_preference_prob', 'label_x']))
+
+
+@pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
+def test_labels_of_labels_keep_all_of_them(tmp_path, labeler, suffix):
+    """A file labelled three times has three sets of labels, and the rows and columns of before."""
+    files.write_rows(tmp_path / f'0.{suffix}', ROWS[::2])
+    for i in range(3):
+        after = labelled(tmp_path, labeler, f'{i}.{suffix}', f'{i + 1}.{suffix}', f'label.batch={8 + i}')
+    found = [files.read_rows(tmp_path / f'{i}.{suffix}') for i in range(4)]
+    for before, after in zip(found, found[1:]):
+        assert [{name: row[name] for name in old} for old, row in zip(before, after)] == before
+    for name in ('preference_prob', 'labeler', 'labeler_digest', 'status'):
+        sets = [[row[prefix + name] for row in found[3]] for prefix in ('', 'label_', 'label_2_')]
+        assert sets[0] == sets[1] == sets[2] and None not in sets[0]
+
+
+@pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
+def test_every_column_comes_back_with_its_name_type_and_values(tmp_path, labeler, suffix, capsys):
+    """Also those whose values Python has not, and JSON that would not be the same if it were read and written again."""
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    if suffix == 'parquet':
+        table = pa.table({
+            **{name: [row[name] for row in ROWS[::2]] for name in ('prompt', 'chosen', 'rejected')},
+            'ns': pa.array([1, None], pa.timestamp('ns')), 'status': pa.array(['a', 'b']).dictionary_encode(),
+            'fixed': pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), 'gaps': pa.array([2**53 + 1, None]),
+            'date': pa.array([10**8, None], pa.date32()), 'large': pa.array(['a', None], pa.large_string()),
+        }).replace_schema_metadata({b'mine': b'yes'})  # fmt: skip
+        pq.write_table(table, tmp_path / 'in.parquet')
+        table = pq.ParquetFile(tmp_path / 'in.parquet').read()
+        found = pq.ParquetFile(labelled(tmp_path, labeler, 'in.parquet', 'out.parquet')).read()
+        assert found.select(table.column_names).equals(table, check_metadata=True)
+        assert found['label_status'].to_pylist() == ['ok', 'ok']
+        labelled(tmp_path, labeler, 'in.parquet', 'out.jsonl')
+        assert 'no type for all values of the columns ns, date, which are changed' in ' '.join(
+            capsys.readouterr().out.split()
+        )
+        return
+    given = '"n": 123456789012345678901234567890, "nan": NaN, "f": 1.10, "deep": {"a": [1, {"b": null}]}, "id": 7.0'
+    pair = json.dumps({name: ROWS[0][name] for name in ('prompt', 'chosen', 'rejected')})
+    (tmp_path / 'in.jsonl').write_text(f'{pair[:-1]}, {given}}}\n\n{{{given}}}\n', encoding='utf-8')
+    first, second = labelled(tmp_path, labeler, 'in.jsonl', 'out.jsonl').read_text(encoding='utf-8').splitlines()
+    assert first.startswith(f'{pair[:-1]}, {given}, "preference_prob": 0.')
+    assert second.startswith(f'{{{given}, "preference_prob": null, ')
+
+
+def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypatch):
+    """Of a chat checkpoint, and of dialogues to one that is none; of the packaged models never."""
+    told = lambda: ' '.join(capsys.readouterr().out.split())  # noqa: E731
+    dialogue = {'prompt': 'Human: hi\r\n\r\nAssistant:', 'chosen': ' a', 'rejected': ' b'}
+    files.write_rows(tmp_path / 'in.jsonl', [ROWS[0], dialogue])
+    labelled(tmp_path, labeler, 'in.jsonl', 'toy.jsonl')
+    assert 'chat template' not in told()
+    monkeypatch.setattr(labeling, 'toy', lambda model: '')
+    labelled(tmp_path, labeler, 'in.jsonl', 'plain.jsonl')
+    assert (
+        f'{labeler.name} has no chat template: all 2 prompts are continued as plain text, 1 dialogues among them'
+        in told()
+    )
+    files.write_rows(tmp_path / 'posts.jsonl', ROWS[:1])
+    labelled(tmp_path, labeler, 'posts.jsonl', 'posts.out.jsonl')
+    assert 'chat template' not in told()
+    monkeypatch.setattr(labeling.Tokenizer, 'turn', ('', ''))
+    labelled(tmp_path, labeler, 'in.jsonl', 'chat.jsonl')
+    assert f'{labeler.name} is asked about all 2 prompts in its chat template' in told()
 
 
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
@@ -74,10 +161,9 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     assert run(*command) == 0
     printed = capsys.readouterr().out
     assert 'a toy of the SIMULATED world' in ' '.join(printed.split())
+    assert re.search(rf'^done in 0:0\d:\d\d; {target} is written$', printed, re.MULTILINE)
     *_, closing = printed.splitlines()
-    assert re.fullmatch(
-        rf'done in 0:0\d:\d\d; {target} is written; {tmp_path}/run holds config.gin, report.txt, result.json', closing
-    )
+    assert closing.split()[2:] == ['--experiment=reward_model', f'input={target}']
     rows = files.read_rows(target)
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]
     assert [row['status'] for row in rows] == ['ok', 'invalid', 'ok']

@@ -72,7 +72,7 @@ def test_batches_of_a_window_share_out_its_rows_by_length(epoch):
 
 
 def test_batches_that_cannot_be():
-    assert 'a batch of 25 from 24' in mistake(loader.batches, PROMPTS, 25, 0)
+    assert 'batch = 25: there are 24' in mistake(loader.batches, PROMPTS, 25, 0)
     with pytest.raises(Mistake, match='a batch of 6 does not split evenly over 4'):
         loader.batches(PROMPTS, 6, 0, process=0, processes=4)
 

@@ -2,8 +2,11 @@
 
 import functools
 import importlib
+import io
 import json
+import re
 import sys
+import time
 import types
 
 import numpy as np
@@ -100,10 +103,10 @@ def test_tensorboard_reads_the_same_numbers(tmp_path):
 def test_without_tensorboardx_or_wandb_the_lines_are_written_and_it_is_said_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     monkeypatch.setitem(sys.modules, 'wandb', None)
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     run(tmp_path, range(2), wandb=True)
     run(tmp_path, range(2, 4), wandb=True)
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     assert len(lines(tmp_path / 'metrics.jsonl')) == 4 and not (tmp_path / 'tensorboard').exists()
     said = capsys.readouterr().out
     assert said.count('tensorboardX is not installed') == said.count('wandb is not installed') == 1
@@ -114,10 +117,10 @@ def test_wandb_gets_the_same_numbers_and_a_folder_is_one_run(tmp_path, monkeypat
     one = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
     fake = types.SimpleNamespace(init=lambda **options: ids.append(options['id']) or one)
     monkeypatch.setitem(sys.modules, 'wandb', fake)
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     run(tmp_path, [0], wandb=True)
     run(tmp_path, [1], wandb=True)
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     assert logged == [(0, {'objective/kl': 0}), (1, {'objective/kl': 0.5})] and ids[0] == ids[1]
 
 
@@ -127,10 +130,20 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds(monkeypatch, ca
     with log.progress('sft', 40, start=10) as bar:
         for step in range(30):
             bar.advance(f'loss {step} [b]')
-    printed = capsys.readouterr().out.splitlines()
+    begins, *printed = capsys.readouterr().out.splitlines()
+    assert begins.startswith('sft 10/40') and log.FIRST in begins
     assert 5 <= len(printed) <= 7
     assert printed[0].startswith('sft 14/40  3.3 s/it  87 s left  loss 3 [b]')
     assert printed[-1].startswith('sft 40/40') and '  0 s left  loss 29 [b]' in printed[-1]
+
+
+def test_without_a_terminal_a_unit_that_takes_long_is_told_of(monkeypatch, capsys):
+    monkeypatch.setattr(log, 'PLAIN_SECONDS', 0.05)
+    with log.progress('label', 2) as bar:
+        time.sleep(0.3)
+        bar.advance()
+    told = [line for line in capsys.readouterr().out.splitlines() if line.endswith('s so far')]
+    assert len(told) >= 2 and all(line.startswith('label 0/2') for line in told)
 
 
 def test_in_a_notebook_progress_is_lines_too(monkeypatch, capsys):
@@ -155,8 +168,20 @@ def test_on_a_terminal_progress_counts_from_the_start_and_shows_the_latest_numbe
             bar.advance('loss [b] 2')
         screen.seek(0)
         shown = screen.read()
-    assert 'compiling' in shown.partition('loss 1')[0] and 'compiling' not in shown.partition('loss 1')[2]
+    assert log.FIRST in shown.partition('loss 1')[0] and log.FIRST not in shown.partition('loss 1')[2]
     assert '12/12' in shown and 'sft [1]' in shown and 'loss [b] 2' in shown and 'a line between' in shown
+
+
+def test_a_bar_is_one_line_of_which_the_latest_numbers_give_way(monkeypatch):
+    screen = io.StringIO()
+    narrow = Console(file=screen, force_terminal=True, width=80, _environ={'TERM': 'xterm'}, no_color=True)
+    monkeypatch.setattr(log, 'console', lambda: narrow)
+    with log.progress('reinforce [simulated]', 6) as bar:
+        for _ in range(6):
+            bar.advance('score -0.565  KL 4.07  35 tokens, and more than there is room for')
+    *_, last = re.sub(r'\x1b\[[^A-Za-z]*[A-Za-z]', '', screen.getvalue().rstrip()).replace('\r', '\n').splitlines()
+    assert 'reinforce [simulated]' in last and '6/6' in last and '0:00:00' in last and last.rstrip().endswith('…')
+    assert len(last.rstrip()) <= 80
 
 
 def test_text_is_shown_as_it_stands_and_control_characters_are_not(capsys):
@@ -169,6 +194,52 @@ def test_a_long_cell_is_folded_and_nothing_of_it_is_lost(capsys):
     out = capsys.readouterr().out
     assert out.count('w') == 500 and '0.123' in out and '[/b]' in out and 'samples [b]' in out
     assert max(map(len, out.splitlines())) <= log.console().width
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal 40 columns wide; a function that returns what was written to it."""
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        log, 'console', lambda: Console(file=screen, force_terminal=True, width=40, no_color=True, highlight=False)
+    )
+    return lambda: screen.getvalue()
+
+
+def test_a_terminal_gets_lines_between_words_and_long_words_whole(terminal, tmp_path):
+    path, command = '/runs/' + 'x' * 50, 'python launch/run.py --experiment=tldr_direct --dry_run'
+    text = f'all figures of a world that is simulated are about it alone\n  {path} holds them [b]'
+    with log.ending(tmp_path / 'report.txt'):
+        log.say(text)
+        log.say(command, whole=True)
+    lines = terminal().splitlines()
+    assert (
+        path in terminal()
+        and command in lines
+        and ' '.join(terminal().split()) == ' '.join(f'{text} {command}'.split())
+    )
+    assert all(len(line) <= 40 or path in line or line == command for line in lines)
+    assert all(word in terminal().split() for word in text.split())
+    assert (tmp_path / 'report.txt').read_text(encoding='utf-8') == f'{text}\n{command}\n'  # a file has no edge
+
+
+def test_a_row_of_a_wide_table_is_wrapped_beside_its_columns(terminal):
+    log.figures_table('a plan for a small screen', ['stage', 'models'], [['reward model\nof labels', 'word ' * 20]])
+    title, first, *rest = terminal().rstrip().splitlines()
+    assert first == 'stage: reward model, of labels'
+    assert rest[0].startswith('  models  word') and all(line.startswith('          word') for line in rest[1:])
+    assert max(map(len, rest)) <= 40 and ' '.join(rest).split() == ['models', *['word'] * 20]
+
+
+def test_of_a_column_with_few_lines_the_rest_is_left_out(terminal):
+    prompt = 'a post of many words\n\nand more ' * 30
+    for most in (1, 3):
+        log.sample_table(
+            'samples', [{'prompt': prompt, 'policy': 'short\ntwo'}], ['prompt', 'policy'], {'prompt': most}
+        )
+    shown = terminal().splitlines()
+    assert len(shown) == 2 * (1 + 2 + 1) + 1 + 3 and sum(line.endswith(' …') for line in shown) == 2
+    assert max(map(len, shown)) <= 40 and shown[2:4] == ['policy  short', '        two']
 
 
 def test_figures(capsys):

@@ -1,5 +1,6 @@
 """Laws of the plan: what a run would do is known before anything is fetched, and every scale fits what it is meant for."""
 
+import json
 import re
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -214,3 +215,24 @@ def test_a_repository_s_chat_template_is_fetched_and_other_formats_are_not():
         assert fetched(name), name
     for name in ('consolidated.safetensors', 'onnx/model.safetensors', 'original/params.json', 'pytorch_model.bin'):
         assert not fetched(name), name
+
+
+@pytest.mark.parametrize(
+    'experiment, rows, hope',
+    [
+        ('reward_model', 30, 'reward_model.batch=16'),  # of which 27 train
+        ('tldr_rm_human', 40, 'reward_model.batch=16'),  # of which 4/5 or so are in the training split
+        ('tldr_sft', 40, 'sft.batch=16'),
+        ('tldr_direct', 22, 'reinforce.batch=16'),
+    ],
+)
+def test_a_file_smaller_than_a_batch_is_said_with_the_size_that_fits(experiment, rows, hope, tmp_path, capsys):
+    here, folder = tmp_path / 'pairs.jsonl', tmp_path / 'run'
+    texts = {'completion': 'a', 'chosen': 'a', 'rejected': 'b'}
+    found = [json.dumps({'prompt': f'POST: number {i}\n\nTL;DR:'} | texts) + '\n' for i in range(rows)]
+    here.write_text(''.join(found), encoding='utf-8')
+    more = [f'input={here}'] if experiment == 'reward_model' else [f'data.source={here}']
+    more += ['sft.batch=8'] if 'reinforce' in hope else []
+    more += [] if 'reward_model' in hope else ['evaluation.judge=micro_l']
+    assert launcher.main([f'--experiment={experiment}', f'--workdir={folder}', *more]) == 2
+    assert hope in capsys.readouterr().err and not folder.exists()

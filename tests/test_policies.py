@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -292,6 +293,49 @@ def test_a_reward_model_from_a_file(models, tmp_path, capsys):
         bind(find('reward_model')(MICRO), {'policy': str(models / 'policy')}).stages(tmp_path)
 
 
+def test_of_several_labels_the_newest_is_read_and_the_others_are_named(models, tmp_path, capsys):
+    path = tmp_path / 'labels.jsonl'
+    names = ('preference_prob', 'label_2_preference_prob', 'label_preference_prob', 'mine')
+    rows = [
+        {'prompt': f'p{i}', 'chosen': 'a', 'rejected': 'b', **dict(zip(names, (0.1, 0.3, 0.2, 0.4)))} for i in range(4)
+    ]
+    files.write_rows(path, rows)
+    cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(path)})
+    read = lambda **more: [pair.preference for pair in bind(cfg, more).pairs(tell=True)]  # noqa: E731
+    told = lambda: ' '.join(capsys.readouterr().out.split())  # noqa: E731
+    assert read() == [0.3] * 4
+    assert 'reads label_2_preference_prob, and not preference_prob, label_preference_prob; column=…' in told()
+    for name, value in zip(names, (0.1, 0.3, 0.2, 0.4)):
+        assert read(column=name) == [value] * 4
+    assert 'reads mine, and not' in told()
+    with pytest.raises(Mistake, match="no column 'label_3_preference_prob'; did you mean 'label_2_preference_prob'"):
+        read(column='label_3_preference_prob')
+    files.write_rows(path, [{name: row[name] for name in ('prompt', 'chosen', 'rejected')} for row in rows])
+    assert read() == [1.0] * 4 and not told()
+    with pytest.raises(Mistake, match="no column 'choosen'; did you mean 'chosen'"):
+        read(column='choosen')
+
+
+@pytest.mark.parametrize('value', [52, -0.1, math.inf, '0.9', True, 'first', [0.9], {'p': 0.9}, 10**400])
+def test_a_label_that_is_no_probability_is_named_with_its_line_and_column(value, models, tmp_path):
+    path = tmp_path / 'labels.jsonl'
+    row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'preference_prob': 0.5}
+    path.write_text(f'{json.dumps(row)}\n\n{json.dumps(row | {"preference_prob": value})}\n', encoding='utf-8')
+    cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(path)})
+    with pytest.raises(
+        Mistake, match=r"labels\.jsonl:3: column 'preference_prob' is .*; wants P\(the first is better\)"
+    ):
+        cfg.stages(tmp_path)
+
+
+def test_a_label_that_is_missing_weighs_nothing_however_a_column_says_so(models, tmp_path):
+    row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
+    rows = [row | {'preference_prob': value} for value in (None, math.nan, 0, 1, 0.25)]
+    (tmp_path / 'labels.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [*rows, row]), encoding='utf-8')
+    cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(tmp_path / 'labels.jsonl')})
+    assert [pair.preference for pair in cfg.pairs()] == [None, None, 0.0, 1.0, 0.25, 1.0]
+
+
 def test_accuracy_is_that_of_the_scores():
     cfg = find('tldr_rm_human')(MICRO)
     from rlaif_jax.data import loader
@@ -450,6 +494,79 @@ def test_prompts_are_named_as_in_rankings(tmp_path):
     assert rankings.judge(rankings.read(tmp_path / 'k.jsonl'), 'a', 'b')(prompts, [], []).tolist() == [0, 0, 0]
 
 
+BESIDE = {
+    'prompt_id': 3, 'id': 'x', 'generator': 'gpt', 'Model': 'm', 'annotator': 'ann', 'length': 7, 'score': 0.5,
+    'tags': ['x'], 'meta': {'a': 'b'}, 'when': None,
+}  # fmt: skip
+
+
+def test_columns_beside_responses_are_no_policies_unless_they_are_named(tmp_path, capsys):
+    rows = [{'prompt': f'p{i}', **BESIDE, 'prompt_id': i, 'b': 'two', 'a': 'one', 'source': 'same'} for i in range(3)]
+    files.write_rows(tmp_path / 'r.jsonl', rows)
+    told = []
+    prompts, written = responses.read(tmp_path / 'r.jsonl', tell=told.append)
+    assert written == {'b': ['two'] * 3, 'a': ['one'] * 3} and [prompt.id for prompt in prompts] == ['0', '1', '2']
+    (line,) = told
+    assert all(name in line for name in [*BESIDE, 'source', 'names=[…]'] if name != 'prompt_id')
+    _, written = responses.read(tmp_path / 'r.jsonl', names=('a', 'generator'))
+    assert written == {'a': ['one'] * 3, 'generator': ['gpt'] * 3}
+    for wrong, near in (('generatr', 'generator'), ('score', "'source'")):
+        with pytest.raises(Mistake, match=f'no column of responses .{wrong}.; did you mean .*{near}'):
+            responses.read(tmp_path / 'r.jsonl', names=('a', wrong))
+    files.write_rows(tmp_path / 'r.jsonl', [{'prompt': 'p', 'model': 'one', 'a': 'two'}])
+    with pytest.raises(Mistake, match=r'two policies or more.*names=\[…\] takes one of model'):
+        responses.read(tmp_path / 'r.jsonl')
+    cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'r.jsonl'), 'names': ('a', 'model')})
+    assert cfg.written()[1] == {'a': ['two'], 'model': ['one']}
+    for name in ('model', 'Generator'):  # what is written is read back
+        with pytest.raises(Mistake, match=f"no policy can be named '{name}'"):
+            bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'names': ('a', name)}).named()
+
+
+def test_responses_and_rankings_meet_by_one_key(tmp_path):
+    """A key that stands twice is named with both lines; a prompt that is asked twice has two."""
+    path = tmp_path / 'r.jsonl'
+    say = {'prompt': 'p', 'a': 'one', 'b': 'two'}
+    for first, second in ((7, 7.0), ('x', 'x')):
+        files.write_rows(
+            path, [say | {'prompt_id': first}, {'prompt': 'q', 'a': '', 'b': ''}, say | {'prompt_id': second}]
+        )
+        with pytest.raises(Mistake, match=rf"r\.jsonl:3: the prompt_id '{first}' stands in .*r\.jsonl:1 already"):
+            responses.read(path)
+    files.write_rows(path, [say, say | {'prompt': 'q', 'prompt_id': None}, say | {'a': 'other', 'prompt_id': math.nan}])
+    prompts, written = responses.read(path)
+    assert [prompt.id for prompt in prompts] == ['p#1', 'q', 'p#2'] and written['a'] == ['one', 'one', 'other']
+    same = [Prompt('p', 'x'), Prompt('q', 'y'), Prompt('p', 'x')]
+    responses.write(path, same, written)
+    assert [(prompt.text, prompt.id) for prompt in responses.read(path)[0]] == [('p', 'x#1'), ('q', 'y'), ('p', 'x#2')]
+
+    prompts = [Prompt('p', '1'), Prompt('p', '2'), Prompt('q', '3')]
+
+    def ranked(*rows):
+        files.write_rows(tmp_path / 'k.jsonl', [{'rater': 'ann', 'ranking': ['a', 'b'], **row} for row in rows])
+        return rankings.read(tmp_path / 'k.jsonl', prompts=prompts).prompts
+
+    assert ranked({'prompt_id': 1.0}, {'prompt': 'q'}, {'prompt_id': '2', 'prompt': 'p'}) == ('1', '3', '2')
+    for rows, told in (
+        (
+            [{'prompt': 'q'}, {'prompt_id': 3}],
+            r'k\.jsonl:2: rater .ann. has ranked this prompt before, in .*k\.jsonl:1',
+        ),
+        ([{'prompt_id': 3, 'rater': 1}, {'prompt_id': 3, 'rater': 1.0}], r'k\.jsonl:2: rater .1. has ranked'),
+        ([{'prompt': 'p'}], r"k\.jsonl:1: there are responses to this prompt by the ids '1', '2'"),
+        ([{'prompt_id': 3, 'prompt': 'p'}], r"k\.jsonl:1: the prompt '3' is 'q', not 'p'"),
+        ([{'prompt_id': 3, 'rater': math.nan}], r"k\.jsonl:1: no column 'rater'"),
+    ):
+        with pytest.raises(Mistake, match=told):
+            ranked(*rows)
+    files.write_rows(
+        tmp_path / 'k.jsonl',
+        [{'rater': 'ann', 'ranking': ['a', 'b'], **by} for by in ({'prompt': 'q'}, {'prompt_id': 3})],
+    )
+    with pytest.raises(Mistake, match="'3' was ranked by its id and by its text"):
+        rankings.judge(rankings.read(tmp_path / 'k.jsonl'), 'a', 'b')(prompts, [], [])
+
+
 @pytest.mark.parametrize(
     'row, told',
     [
@@ -526,3 +643,40 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     (tmp_path / 'export').mkdir()
     assert comparison.exported(str(tmp_path)) == tmp_path / 'export'
     assert comparison.exported('micro_xs') == 'micro_xs'
+
+
+@pytest.mark.parametrize(
+    'policies, names',
+    [
+        (('runs/a/export', 'runs/b/export/'), ['a', 'b']),
+        (('runs/a', 'Qwen/Qwen3-4B'), ['a', 'Qwen3-4B']),
+        (('a/policies/RLAIF/export', 'a/policies/RLHF'), ['RLAIF', 'RLHF']),
+        (('seed0/policies/RLAIF', 'seed1/policies/RLAIF'), ['seed0', 'seed1']),
+        (('micro_xs', 'micro_xs'), ['micro_xs', 'micro_xs']),  # nothing does
+    ],
+)
+def test_policies_are_called_by_the_folders_that_tell_them_apart(policies, names):
+    assert comparison.called(policies) == names
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_prompts_of_ones_own_are_no_simulated_world_and_training_in_one_says_so(own, tmp_path, monkeypatch, capsys):
+    said, run = tmp_path / 'prompts.jsonl', tmp_path / 'trained'
+    said.write_text('{"prompt": "\\n\\nHuman: why?\\n\\nAssistant:"}\n' * 4, encoding='utf-8')
+    run.mkdir()
+    row = {'step': 0, 'eval/score': 0.5, 'eval/quality': 0.5, 'eval/kl': 0.1}
+    (run / 'metrics.jsonl').write_text(f'{json.dumps(row)}\n', encoding='utf-8')
+    more = {'prompts': str(said), 'evaluation.judge': 'micro_l'} if own else {'evaluation.prompts': 4}
+    cfg = bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), **more})
+    monkeypatch.setattr(stages, 'judge_model', lambda *_: None)
+    monkeypatch.setattr(stages, 'make_judge', lambda *_: lambda prompts, a, b: np.full(len(prompts), 0.5))
+    plan.check(cfg, tmp_path / 'run')
+    plan.show('compare', cfg, tmp_path / 'run')
+    told = capsys.readouterr().out
+    assert ('SIMULATED' in told) != own and ('dialogues, and task' in told) == own and ('task=helpful' in told) == own
+    prompts = list(cfg.asked())
+    comparison.report(cfg, tmp_path / 'run', prompts, {'a': ['x'] * 4, 'b': ['y'] * 4}, {'a': run})
+    titles = [
+        line for line in capsys.readouterr().out.splitlines() if 'their texts' in line or 'training ended' in line
+    ]
+    assert ['SIMULATED' in title for title in titles] == [not own, True]

@@ -360,3 +360,11 @@ def test_too_many_that_are_none_stop_the_run_and_stay_stored(labelers, tmp_path,
         label_all(labelers / 'one', PLAIN, PAIRS, store)
     assert len(Store(tmp_path / 'labels.jsonl')) == 3 == len(asked_of)
     assert len(label_all(labelers / 'one', PLAIN, PAIRS, store)) == 3 == len(asked_of)
+
+
+def test_few_pairs_come_in_several_batches_and_many_in_whole_ones():
+    for batch in (1, 3, 8, 16, 64):
+        sizes = [preference.at_once(batch, count) for count in range(1, 400)]
+        assert all(batch % size == 0 and size >= min(batch, preference.FEW) for size in sizes)
+        assert sizes == sorted(sizes) and sizes[-1] == batch
+    assert [preference.at_once(64, count) for count in (9, 30, 100, 193)] == [8, 8, 32, 64]

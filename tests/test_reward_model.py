@@ -437,7 +437,7 @@ def test_a_run_that_cannot_be_is_refused(toy, tmp_path):
         toy(tmp_path, held_out=unknown)
     with pytest.raises(Mistake, match='1032 tokens; tiny was made for 512: lower max_prompt to 504'):
         toy(tmp_path, max_prompt=1024)
-    with pytest.raises(Mistake, match='a batch of 16 from 3 prompts'):
+    with pytest.raises(Mistake, match=r'reward_model.batch = 16: there are 3 .*reward_model.batch=2'):
         toy(tmp_path, pairs=toy_pairs(3, 0))
     for wrong in ({'batch': 9, 'parts': 2}, {'seed': -1}, {'max_response': 0}, {'eval_every': 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,8 @@ import experiments
 from experiments import stages
 from experiments.scales import SCALES
 from launch import run as launcher
-from rlaif_jax import log
+from launch import sweep
+from rlaif_jax import config, log
 from rlaif_jax.config import bind, dump, parse
 from rlaif_jax.models import hf
 
@@ -141,6 +143,21 @@ def test_the_export_is_read_by_transformers_and_by_us(finished, models):
     trained, before = hf.load(finished / 'export'), hf.load(models / 'policy')
     assert trained.config == before.config
     assert any((trained.params[name] != before.params[name]).any() for name in before.params)
+
+
+def test_a_finished_run_says_what_to_look_at_first_and_a_command_that_goes_on(finished, tmp_path, monkeypatch, capsys):
+    launcher.look('tldr_direct', finished, json.loads((finished / 'result.json').read_text()))
+    place, *looked, _, command = capsys.readouterr().out.splitlines()
+    files = [line.split()[0] for line in looked]
+    assert str(finished) in place and files[:2] == ['test_samples.md', 'training.png'] and len(files) <= 3
+    assert all((finished / file).exists() for file in files)
+    python, program, *arguments = shlex.split(command)
+    assert python == 'python' and Path(program).resolve() == Path(sweep.__file__)
+    points = sweep.plan(launcher.read_flags(sweep.parser(), arguments))[1]
+    assert [point.bindings for point in points] == [{'seed': seed} for seed in range(3)]
+    for text in [(finished / 'config.gin').read_text(), *(point.text for point in points)]:
+        values = {path: value for path, value in parse(text).items() if not path.endswith('seed')}
+        assert values == {path: value for path, value in points[0].values.items() if not path.endswith('seed')}
 
 
 def test_a_finished_run_is_not_run_again(finished, command, capsys):
@@ -389,6 +406,8 @@ def test_bad_input_is_named_with_the_nearest_right_thing_and_nothing_is_written(
         ([], 'which experiment?.*tldr_direct'),
         (['--experiment=tldr_drect'], "no experiment 'tldr_drect'; did you mean tldr_direct?"),
         (['experiment=7'], "no experiment '7'"),
+        (['tldr_drect', 'sft.steps=3'], "no experiment 'tldr_drect'; did you mean tldr_direct?"),
+        (['--experiment=tldr_sft', 'tldr_direct'], "'tldr_direct' is not a binding"),
         (['--experiment=tldr_sft', '--bindings=/nowhere.gin'], '--bindings=/nowhere.gin: No such file'),
         (['--experiment=tldr_sft', '--bindings=.'], '--bindings=.: Is a directory'),
     ],
@@ -486,9 +505,42 @@ def test_a_misspelt_flag_gets_the_nearest_right_one(flag, capsys):
 def test_list_names_every_experiment_in_a_line(capsys):
     assert launcher.main(['--list']) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == list(experiments.experiments())
-    assert all(len(line.split()) > 3 for line in printed)
-    assert len({re.match(r'\S+ +', line).end() for line in printed}) == 1  # what they are stands below each other
+    titles, listed = ([line for line in printed if line.startswith('  ') == inner] for inner in (False, True))
+    assert titles == list(experiments.grouped()) and printed[0] == titles[0]
+    assert [line.split()[0] for line in listed] == list(experiments.experiments())
+    assert all(len(line.split()) > 3 and 'Cost' in line for line in listed)
+    assert len({re.match(r' +\S+ +', line).end() for line in listed}) == 1  # what they are stands below each other
+
+
+@pytest.mark.parametrize('name', experiments.experiments())
+def test_every_field_says_what_it_is(name):
+    rows = config.explain(experiments.find(name)(SCALES['micro']))
+    assert not [path for path, *_, said in rows if not said]
+    literals = {path: literal for path, _, literal, _ in rows if literal}
+    assert literals == {path: literal for path, _, literal in config.help_text(experiments.find(name)(SCALES['micro']))}
+
+
+@pytest.mark.parametrize(
+    'typed, shown',
+    [
+        ('reinforce.parts', {'reinforce.parts'}),
+        ('reinforce.lora', {'reinforce.lora', 'reinforce.lora.rank', 'reinforce.lora.alpha', 'reinforce.lora.targets'}),
+        ('curriculum.naming', {'curriculum.naming'}),  # which few experiments have
+    ],
+)
+def test_a_field_is_explained_with_all_below_it(typed, shown, capsys):
+    assert launcher.main(['--explain', typed]) == 0
+    title, *printed = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in printed if not line.startswith(' ')} == shown
+    assert sum(line.startswith('    ') for line in printed) >= len(shown)
+    assert launcher.main(['--explain', typed + 'x', 'micro_pretrain_s' if 'naming' in typed else 'tldr_direct']) == 2
+    assert typed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [['tldr_direct', '--dry-run'], ['--dry_run', 'sft.steps=3', 'tldr_direct']])
+def test_a_bare_word_is_the_experiment_and_a_hyphen_in_a_flag_an_underscore(arguments):
+    flags = launcher.read_flags(launcher.parser(), arguments)
+    assert flags.dry_run and flags.experiment == 'tldr_direct' and 'tldr_direct' not in flags.binding
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(command, tmp_path, capsys, monkeypatch):

@@ -96,12 +96,12 @@ def broken(*args, **options):
 def test_loggers_that_fail_are_said_once_and_done_without(tensorboard, wandb, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'tensorboardX', types.SimpleNamespace(**tensorboard))
     monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(**wandb))
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     for step in (0, 2):
         with log.Metrics(tmp_path, start_step=step, wandb=True) as metrics:
             metrics.write(step, {'kl': 1.0})
             metrics.write(step + 1, {'kl': 2.0})
-    log._say_once.cache_clear()
+    log.say_once.cache_clear()
     steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
     said = capsys.readouterr().out
     assert steps == [0, 1, 2, 3] and said.count('TensorBoard does not work') == said.count('W&B does not work') == 1

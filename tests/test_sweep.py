@@ -232,10 +232,25 @@ def test_print_writes_command_lines_and_touches_nothing(tmp_path):
     environment = os.environ | {'JAX_PLATFORMS': 'none_such'}
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, encoding='utf-8')
     assert (done.returncode, done.stderr) == (0, '')
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    lines = [words[words.index(sys.executable) :] for words in map(shlex.split, done.stdout.splitlines())]
     assert len(lines) == 6 and lines[1][2:5] == [DIRECT, 'reinforce.beta=0.0', 'same_size_labeler="a b"']
     assert all((tmp_path / line[1]).resolve() == sweep.RUN for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('own', [True, False])  # folder of the sweep
+def test_a_printed_line_runs_from_anywhere_with_the_stages_of_other_runs(own, stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [DIRECT, 'reinforce.beta=0.5', '--seed=[0,1]', '--backend=print', *['--workdir=a b/c'] * own]
+    assert sweep.main(arguments, stub) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [subprocess.run(line, shell=True, cwd='/', stdout=subprocess.DEVNULL).returncode for line in lines] == [0, 0]
+    folder, points = sweep.plan(launcher.read_flags(sweep.parser(), arguments))
+    assert events(folder, 'ends') == ['seed=0', 'seed=1'] == [point.name for point in points]
+    home = tmp_path / ('a b' if own else 'runs')
+    assert all((folder / name).resolve() == home / name for name in sweep.SHARED) and (home / 'stages').is_dir()
+    (folder / 'break').write_text('seed=1')
+    assert subprocess.run(lines[1], shell=True, cwd='/', capture_output=True).returncode == 1  # as the run's
 
 
 def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, folder, capsys):
@@ -344,6 +359,13 @@ def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
     assert events(folder, 'begins')[2:] == ['reinforce.beta=0.25', 'reinforce.beta=0.5']
 
 
+def test_while_runs_go_on_it_says_what_they_printed_last(stub, folder, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, 'TOLD', 0.0)
+    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if 'runs since 0:00:0' in line]
+    assert told and all(line.startswith('1/1 ') and len(line) < 160 for line in told)
+
+
 def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, capsys):
     silent = tmp_path / 'silent.py'
     silent.write_text('', encoding='utf-8')
@@ -368,6 +390,19 @@ def test_a_row_is_a_mean_over_seeds_with_its_interval():
     assert columns == ['reinforce.beta', 'n', 'win']
     # Of 0, 1, 2: standard error 1 / sqrt(3), and Student's 97.5 % point of two degrees of freedom is 4.303.
     assert first == [0.1, 3, f'1 ± {4.303 / 3**0.5:.2g}'] and second == [0.2, 2, 5.0]
+
+
+def test_shares_are_in_per_cent_come_first_and_the_legend_is_of_what_there_is():
+    rows = beta_rows({(0.1, 0): 0.5, (0.1, 1): 0.75, (0.2, 0): 0.25}, RAW)
+    rows = [dataclasses.replace(row, figures={'length': 9e3 * i} | row.figures) for i, row in enumerate(rows)]
+    figures = sweep_table.choose(rows)
+    columns, lines = sweep_table.table(rows, figures)
+    assert figures == [RAW, 'length'] and columns[:2] == ['reinforce.beta', 'n']
+    assert columns[2:] == ['RLAIF vs SFT raters win rate %', 'length']
+    assert sweep_table.table(rows, [RAW])[0][2:] == ['win rate %'] and sweep_table.common([RAW]) == RAW.split(' / ')[:2]
+    assert lines[0][2].startswith('62.5 ± 1') and lines[1][2] == 25.0 and '4500 ± 57' in lines[0][3]
+    assert 'e+' not in str(lines) and 'seeds' in sweep_table.legend(lines)
+    assert sweep_table.legend(lines[1:]) == ''
 
 
 def test_a_point_that_failed_counts_nowhere_and_is_named_in_its_row():

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grain
 import numpy as np
 
 from rlaif_jax import log
@@ -155,8 +154,10 @@ def batches(
     lengths: Callable[[list[Record]], Sequence[int]] | None = None,
     process: int = 0,
     processes: int = 1,
+    name: str = 'batch',
 ) -> Callable[[int], list[Record]]:
-    """`at(step)`: the step's prompts (or pairs), every epoch in another order, for ever.
+    """`at(step)`: the step's prompts (or pairs), every epoch in another order, for ever. Raises `Mistake`, as
+    `check_batch`, where there is not even one batch of them; `name` is the config's for it.
 
     Nothing is kept between calls, so the step is the position: whoever restores it goes on exactly, on any number of
     processes. Each may read all of a batch (what `jax.device_put` onto a mesh wants), or only its own share of the rows:
@@ -166,8 +167,9 @@ def batches(
     one has the shortest, another the longest, in random order, so that padding to the longest of a batch computes less.
     Which rows a window holds stays as it was; which of them are averaged in one step no longer is independent of length.
     """
-    if not 0 < batch <= len(prompts):
-        raise Mistake(f'a batch of {batch} from {len(prompts)} prompts: there must be at least one batch')
+    import grain  # which brings Orbax and Flax, as nothing else does before a run
+
+    check_batch(name, batch, len(prompts))
     if batch % processes:
         raise Mistake(f'a batch of {batch} does not split evenly over {processes} processes')
     stream, rows = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat(), batch // processes
@@ -181,6 +183,18 @@ def batches(
         return [[found[i] for i in row_B] for row_B in np.random.default_rng((seed, number)).permutation(row_WB)]
 
     return lambda step: shared_out(step // window)[step % window][process * rows : (process + 1) * rows]
+
+
+def check_batch(name: str, size: int, count: int, parts: int = 1) -> None:
+    """Raises `Mistake` where `count` prompts or pairs are no batch of `size`, naming a size that fits: the largest half,
+    quarter, … of it, as sizes are in whole `parts`. Of one with several responses to a prompt, `count` is of responses.
+    """
+    if 0 < size <= count:
+        return
+    halves = [size // 2**i for i in range(1, max(size, 1).bit_length()) if size % 2**i == 0]
+    fit = [half for half in halves if half <= count and half % parts == 0] or [count // parts * parts]
+    hope = f'give {name}={fit[0]}' if fit[0] else f'it takes {parts} at least'
+    raise Mistake(f'{name} = {size}: there are {count} to train on, fewer than a batch; {hope}')
 
 
 def simulated(name: str) -> bool:

@@ -24,6 +24,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
+from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.win_rate import Judge
 
@@ -103,6 +104,8 @@ def judge(rankings: Rankings, a: str, b: str) -> Judge:
 
     def look_up(prompts, responses_a, responses_b):
         keys = [[getattr(prompt, 'id', prompt), getattr(prompt, 'text', prompt)] for prompt in prompts]
+        if twice := [id for id, text in keys if id != text and id in vote_of and text in vote_of]:
+            raise Mistake(f'the prompt {twice[0]!r} was ranked by its id and by its text; name it by one of them')
         if keys and not any(key in vote_of for both in keys for key in both):
             raise Mistake(
                 f'none of the {len(keys)} prompts was ranked: the first is {keys[0][0][:80]!r}, '
@@ -143,23 +146,39 @@ def simulated(
 # Files
 
 
-def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Collection[str] = ()) -> Rankings:
-    """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads. `policies` and `prompts`, by id
-    and by text, are those that there are, where they are known: one misspelt would be a vote that is missing.
+def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Sequence[Prompt] = ()) -> Rankings:
+    """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads. `policies` and `prompts` are
+    those that there are, where they are known: one misspelt would be a vote that is missing. Prompts then come by their
+    ids, however they were named.
 
     Mistake, which names file and line: a column is missing, a ranking is not a list of at least two policies (or lists
-    of tied ones), names one twice, or one that there is not, or is the rater's second for the prompt.
+    of tied ones), names one twice, or one that there is not, or is the rater's second for the prompt; a prompt's text
+    that several have, or that is not the one of its id.
     """
     place_of: dict[tuple[str, str, str], int] = {}
     seen: dict[tuple[str, str], str] = {}
+    ids: dict[str, list[str]] = {}
+    for one in prompts:
+        ids.setdefault(one.text, []).append(one.id)
+    ids |= {one.id: [one.id] for one in prompts}
+    text_of = {one.id: one.text for one in prompts}
     for where, row in files.located(path):
-        prompt, rater = _prompt(row, where), str(_column(row, 'rater', where))
+        prompt, rater = _prompt(row, where), str(files.name_of(_column(row, 'rater', where)))
+        if prompts and prompt not in ids:
+            near = difflib.get_close_matches(prompt, ids, 1, 0.0)[0]
+            raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near[:80]!r}?')
+        if prompts:
+            prompt, *others = ids[prompt]
+            if others:
+                raise Mistake(
+                    f'{where}: there are responses to this prompt by the ids {prompt!r}, {others[0]!r}; name one'
+                )
+            said = row.get('prompt')
+            if isinstance(said, str) and said.split() != text_of[prompt].split():
+                raise Mistake(f'{where}: the prompt {prompt!r} is {text_of[prompt][:80]!r}, not {said[:80]!r}')
         if (prompt, rater) in seen:
             raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')
         seen[prompt, rater] = where
-        if prompts and prompt not in prompts:
-            near = difflib.get_close_matches(prompt, prompts, 1, 0.0)[0]
-            raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near[:80]!r}?')
         for place, names in enumerate(_places(_column(row, 'ranking', where), where)):
             for name in names:
                 if policies and name not in policies:
@@ -174,11 +193,11 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Colle
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:
-    return str(row['prompt_id'] if row.get('prompt_id') is not None else _column(row, 'prompt', where))
+    return files.name_of(row.get('prompt_id')) or str(_column(row, 'prompt', where))
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
-    if row.get(name) is None:
+    if files.name_of(row.get(name)) is None:
         wanted = "'prompt_id' or 'prompt'" if name == 'prompt' else repr(name)
         raise Mistake(f'{where}: no column {wanted}; the columns are {", ".join(map(repr, row)) or "none"}')
     return row[name]

@@ -5,7 +5,9 @@ A row is {"prompt_id", "prompt", name of a policy: its response, ...}; every row
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 
 from rlaif_jax.config import Mistake
@@ -14,43 +16,82 @@ from rlaif_jax.data.records import Prompt
 
 __all__ = ['check_names', 'read', 'write']
 
-OTHERS = ('prompt_id', 'prompt')  # columns that are no policy
+PROMPT = 'prompt_id', 'prompt'
+# Columns of text that are no policy's, in any case; and whatever is no text.
+OTHERS = (
+    *PROMPT, 'id', 'model', 'generator', 'annotator', 'rater', 'source', 'dataset', 'split', 'task', 'category',
+    'subreddit', 'title', 'author', 'url', 'date', 'timestamp', 'language', 'instruction', 'input', 'system', 'metadata',
+)  # fmt: skip
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Mistake: a policy named as a column is."""
-    if taken := set(OTHERS) & set(names):
-        raise Mistake(f'no policy can be named {taken.pop()!r}, which is a column of its own beside responses')
+    """Mistake: a policy named as a column is that stands beside responses."""
+    if taken := [name for name in names if name.lower() in OTHERS]:
+        raise Mistake(
+            f'no policy can be named {taken[0]!r}, which is a column of its own beside responses; give names=[…]'
+        )
 
 
 def write(path: PathLike | str, prompts: Sequence[Prompt], written: Mapping[str, Sequence[str]]) -> None:
-    """Writes all responses, in the format that the suffix of `path` names. Mistake: a policy named as a column is."""
+    """Writes all responses, in the format that the suffix of `path` names. Prompts of one id have `#1`, `#2`, … behind it.
+    Mistake: a policy named as a column is.
+    """
     check_names(written)
     texts = [dict(zip(written, row)) for row in zip(*written.values(), strict=True)]
-    rows = [{'prompt_id': prompt.id, 'prompt': prompt.text} | row for prompt, row in zip(prompts, texts, strict=True)]
-    files.write_rows(path, rows)
+    names = _unique([prompt.id for prompt in prompts])
+    rows = [{'prompt_id': name, 'prompt': prompt.text} for name, prompt in zip(names, prompts)]
+    files.write_rows(path, [row | more for row, more in zip(rows, texts, strict=True)])
 
 
-def read(path: PathLike | str) -> tuple[list[Prompt], dict[str, list[str]]]:
-    """The prompts, and policy -> its responses to them. A row without "prompt_id" is called by the text of its prompt.
+def read(
+    path: PathLike | str, names: Sequence[str] = (), tell: Callable[[str], None] | None = None
+) -> tuple[list[Prompt], dict[str, list[str]]]:
+    """The prompts, and policy -> its responses to them. Policies are the columns of text, without those in `OTHERS`, or
+    `names` where they are given; `tell` is told which columns are left out. A row without "prompt_id" is called by the text
+    of its prompt, with `#1`, `#2`, … behind it where several have it.
 
     Mistake, which names file and line: fewer than two policies, other policies than in the first row, a response that is
-    no text.
+    no text, a "prompt_id" that comes again; a name that is no column of text.
     """
+    rows = files.located(path)
+    columns = {name: None for _, row in rows for name in row if name not in PROMPT}
+    spoken = [name for name in columns if any(isinstance(row.get(name), str) for _, row in rows)]
+    policies = names or [name for name in spoken if name.lower() not in OTHERS]
+    for name in [name for name in policies if name not in spoken][:1]:
+        near = difflib.get_close_matches(name, spoken, 1, 0.0)
+        raise Mistake(f'{path}: no column of responses {name!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+    others = [name for name in columns if name not in policies]
+    if tell and others:
+        tell(f'{path}: the policies are {", ".join(policies)}; left out: {", ".join(others)}; names=[…] says otherwise')
     prompts: list[Prompt] = []
     written: dict[str, list[str]] = {}
-    for where, row in files.located(path):
-        names = [name for name in row if name not in OTHERS]
-        if not isinstance(row.get('prompt'), str) or len(names) < 2:
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        found = [name for name in policies if name in row]
+        if not isinstance(row.get('prompt'), str) or len(found) < 2:
+            left = f' (names=[…] takes one of {", ".join(others)}, too)' if others else ''
             raise Mistake(
-                f'{where}: a row has a "prompt" and the responses of two policies or more; its columns: {[*row]}'
+                f'{where}: a row has a "prompt" and the responses of two policies or more; its columns: {[*row]}{left}'
             )
-        if prompts and set(names) != set(written):
-            raise Mistake(f'{where}: responses of {", ".join(names)}; in the rows before, of {", ".join(written)}')
-        for name in names:
+        if prompts and set(found) != set(written):
+            raise Mistake(f'{where}: responses of {", ".join(found)}; in the rows before, of {", ".join(written)}')
+        for name in found:
             if not isinstance(row[name], str):
                 raise Mistake(f'{where}: the response of {name} is a text, not {str(row[name])[:80]!r}')
             written.setdefault(name, []).append(row[name])
-        named = row['prompt'] if row.get('prompt_id') is None else row['prompt_id']
-        prompts.append(Prompt(row['prompt'], str(named)))
-    return prompts, written
+        named = files.name_of(row.get('prompt_id'))
+        if named is not None and seen.setdefault(named, where) != where:
+            raise Mistake(f'{where}: the prompt_id {named!r} stands in {seen[named]} already')
+        prompts.append(Prompt(row['prompt'], named or ''))
+    ids = _unique([prompt.id or prompt.text for prompt in prompts])
+    return [Prompt(prompt.text, id) for prompt, id in zip(prompts, ids)], written
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names; those of which there are several have `#1`, `#2`, … behind them."""
+    total, seen = Counter(names), Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if total[name] == 1 else f'{name}#{seen[name]}')
+    return found

@@ -32,12 +32,12 @@ RATINGS = tuple(str(i) for i in range(1, 11))
 class Config:
     """How the direct labeler asks, and when an answer is none."""
 
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless: what is asked
     templates: str = ''  # a folder; '' for the checkpoint's own, or ours
     least_mass: float = 0.2  # of the ten ratings together; below it a rating is unscorable
     most_unscorable: float = 0.2  # of the responses of one call; above it the run stops and says why
     max_length: int = 4096  # tokens of a whole prompt, if the model allows it; a longer one loses context
-    batch: int = 64
+    batch: int = 64  # responses at once
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

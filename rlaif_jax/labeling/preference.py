@@ -34,13 +34,14 @@ from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
 ORDERS = 2  # as given, and swapped
+FEW = 8  # pairs: smaller batches leave too much of a machine idle
 
 
 @dataclass(frozen=True)
 class Config:
     """How the preference labeler asks, and when an answer is none."""
 
-    task: str = 'summarization'
+    task: str = 'summarization'  # summarization, helpful or harmless: what is asked
     technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     templates: str = ''  # a folder; '' for the checkpoint's own, or ours
     samples: int = 1  # rationales in each order; 1 is decoded greedily, more are sampled
@@ -51,7 +52,7 @@ class Config:
     least_mass: float = 0.2  # of the two answers together, in each order; below it a pair is unscorable
     most_unscorable: float = 0.2  # share of the labels of a run; above it the run stops and says why
     batch: int = 64  # pairs at once
-    seed: int = 0
+    seed: int = 0  # of sampled rationales
 
     def __post_init__(self) -> None:
         if self.task not in templates.TASKS:
@@ -277,10 +278,20 @@ def label_all(
     sizes = [len(pair.prompt.text) + len(pair.first) + len(pair.second) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
     complete(
-        store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]), batch=cfg.batch, title=title,
-        note=note, most_unscorable=cfg.most_unscorable, describe=lambda i: describe(order[i]),
+        store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]),
+        batch=at_once(cfg.batch, len({*keys})), title=title, note=note, most_unscorable=cfg.most_unscorable,
+        describe=lambda i: describe(order[i]),
     )  # fmt: skip
     return [store.get(key) for key in keys]
+
+
+def at_once(batch: int, count: int) -> int:
+    """Pairs in a batch, of `batch` at most: halved where `count` pairs would be fewer than four batches, so that whoever
+    labels few sees them come and can stop. It depends on nothing else, as sampled rationales are those of a batch.
+    """
+    while batch % 2 == 0 and batch >= 2 * FEW and count <= 3 * batch:
+        batch //= 2
+    return batch
 
 
 def _orders(pair: Pair, task: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -12,7 +12,6 @@ the other (`cat`) are a store again; processes of one host may write the same fi
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
@@ -234,7 +233,4 @@ def _lock(file: BinaryIO, path: Path) -> None:
             raise OSError('not on this system')
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # some network file systems
-        _say_once(f'{path}: there are no file locks here ({error}); take care that one process writes this file')
-
-
-_say_once = functools.cache(log.say)
+        log.say_once(f'{path}: there are no file locks here ({error}); take care that one process writes this file')

@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from rlaif_jax import foreign
+from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config, Rope
 
@@ -101,7 +101,7 @@ class Fields:
         """Raises `Mistake` for a field, unless the user takes it on their own account."""
         if name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
             raise Mistake(f'{self.where}: {why}; {IGNORED}={name} in the environment ignores it, on your own account')
-        foreign.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
+        log.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
 
     def unknown(self, name: str, value: Any) -> None:
         self.refuse(name, value, f'unknown field {name!r}; it may change the mathematics, so it is not ignored')

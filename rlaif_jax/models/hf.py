@@ -164,10 +164,11 @@ def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.nda
         mask_BT = np.ones(token_BT.shape, bool) if mask_BT is None else jax.numpy.asarray(mask_BT, bool)
     except ValueError:
         raise Mistake('token_BT, mask_BT: rows of unlike length; pad them on the right with any token') from None
-    whole = token_BT.ndim == 2 and token_BT.size and token_BT.dtype.kind in 'iu'
-    if not whole or token_BT.shape != mask_BT.shape:
+    if token_BT.ndim != 2 or token_BT.dtype.kind not in 'iu' or token_BT.shape != mask_BT.shape:
         found = f'token_BT is {token_BT.shape} of {token_BT.dtype}, mask_BT {mask_BT.shape}'
-        raise Mistake(f'{found}; both are (B, T), of one token at least, and tokens are whole numbers')
+        raise Mistake(f'{found}; both are (B, T), tokens are whole numbers')
+    if not token_BT.size:
+        return jax.numpy.zeros((*token_BT.shape, lm.config.vocab))
     real_BT = jax.numpy.where(mask_BT, token_BT, 0)
     if not 0 <= real_BT.min() <= real_BT.max() < lm.config.vocab:
         raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {real_BT.min()} to {real_BT.max()}')

@@ -27,7 +27,7 @@ class Config:
 
     rank: int = 0  # X; 0: no adapters, all parameters are trained
     alpha: float = 16.0  # what an adapter adds is multiplied by alpha / rank
-    targets: tuple[Target, ...] = ('query', 'key', 'value', 'out')
+    targets: tuple[Target, ...] = ('query', 'key', 'value', 'out')  # which matrices of each layer get an adapter
 
     def __post_init__(self) -> None:
         check_within(self, 0, MOST, 'rank')

@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, foreign
+from rlaif_jax import axes, foreign, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, transformer
 from rlaif_jax.models.families import Slot
@@ -112,7 +112,7 @@ def untied(folder: Path, cfg: Config) -> Config:
         for i in range(0, one.shape[0], rows)
     ):
         return cfg
-    foreign.say_once(
+    log.say_once(
         f"{folder}: tie_word_embeddings = true, but {slots['unembed_DV'].name} is not the embedding; it is the model's head"
     )
     return replace(cfg, tied=False)

@@ -49,30 +49,30 @@ BUCKET = 128  # a step's prompts are padded to a multiple of this many tokens, t
 class Config:
     """The paper: batch 128, 8 epochs, Adafactor at 1e-5, T 0.9, β 0.05, lengths 1024 + 128. The rest it leaves open."""
 
-    steps: int = 7300
-    batch: int = 128
+    steps: int = 7300  # of the optimizer, a batch each
+    batch: int = 128  # responses
     parts: int = 1  # the update goes through the device in this many parts
     remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
-    beta: float = 0.05
-    temperature: float = 0.9
+    beta: float = 0.05  # what a nat of KL to SFT costs; the score counts 1 − beta
+    temperature: float = 0.9  # at which responses are sampled
     # Own network, a head on the policy's trunk, or no network: the mean return of the batch, or of a prompt's others.
     baseline: Literal['value', 'shared_value', 'batch_mean', 'leave_one_out'] = 'value'
     samples: int = 1  # responses to a prompt; a batch has batch / samples prompts
     missing_end_penalty: float = 0.0  # taken off the score of a response cut at max_new_tokens
-    max_prompt: int = 1024
-    max_new_tokens: int = 128
+    max_prompt: int = 1024  # tokens; longer prompts are shortened
+    max_new_tokens: int = 128  # of a response, the end token among them
     policy_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     value_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)  # of the policy, and of the value network's own trunk
     most_kl: float = 100.0  # nats a response; a policy further than that from SFT has left the language: the run stops
-    eval_every: int = 500
-    eval_prompts: int = 256
+    eval_every: int = 500  # steps between two evaluations on validation prompts
+    eval_prompts: int = 256  # of the validation split, at most
     candidates: int = (
         1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
     )
-    save_every: int = 50
+    save_every: int = 50  # steps between two checkpoints
     export_value: bool = False  # the value network too, to `value/`
-    seed: int = 0
+    seed: int = 0  # of the order of the prompts, and of what is sampled
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
@@ -403,6 +403,7 @@ def run(
                 metrics.write(-1, numbers)
                 log.say(f'{note} {_line(0, numbers)}'.lstrip())
             del written
+            prompt_lines = 4
             for i in range(start, cfg.steps):
                 began = time.perf_counter()
                 prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
@@ -430,8 +431,10 @@ def run(
                     metrics.samples(done, rows)
                     log.say(f'{note} {_line(done, numbers)}'.lstrip())
                     log.sample_table(
-                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score']
-                    )
+                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score'],
+                        lines={'prompt': prompt_lines},
+                    )  # fmt: skip
+                    prompt_lines = 1  # the prompts are the same: so that one knows them again
                 metrics.write(i, shown)
                 training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
                 _check_kl(cfg, i, shown['objective/kl'], checkpoints)

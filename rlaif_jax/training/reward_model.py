@@ -53,9 +53,9 @@ class Config:
     soft: bool = True  # labels as they are; otherwise rounded to 0 or 1, and ties train nothing
     max_prompt: int = 1024  # tokens; of a longer prompt the last ones
     max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
-    eval_every: int = 200
-    save_every: int = 100
-    log_every: int = 10
+    eval_every: int = 200  # steps between two evaluations on held-out pairs
+    save_every: int = 100  # steps between two checkpoints
+    log_every: int = 10  # steps between two lines of metrics
     seed: int = 0  # of the order of the pairs, and of fresh adapters
 
     def __post_init__(self) -> None:
@@ -367,7 +367,7 @@ def run(
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
     lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg))]  # noqa: E731
-    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths)
+    pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='reward_model.batch')
     batch_at = lambda i: make_batch(tokenizer, pairs_at(i), cfg)  # noqa: E731
 
     usable = int(targets(pairs, cfg.soft)[1].sum())

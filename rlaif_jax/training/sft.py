@@ -29,16 +29,16 @@ from rlaif_jax.training import state as training
 class Config:
     """App. G: batch 128, one epoch, Adafactor at 1e-5."""
 
-    steps: int = 900
-    batch: int = 128
+    steps: int = 900  # of the optimizer, a batch each
+    batch: int = 128  # prompts with their references
     parts: int = 1  # the batch goes through the device in this many parts
     remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
     window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
-    seed: int = 0
-    save_every: int = 100
-    log_every: int = 10
+    seed: int = 0  # of the order of the prompts, and of fresh adapters
+    save_every: int = 100  # steps between two checkpoints
+    log_every: int = 10  # steps between two lines of metrics
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)

@@ -27,14 +27,14 @@ Loss = Callable[
 class Optimizer:
     """The paper trains with Adafactor, factored and without momentum (App. G); AdamW by name."""
 
-    name: Literal['adafactor', 'adamw'] = 'adafactor'
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
+    name: Literal['adafactor', 'adamw'] = 'adafactor'  # which optimizer
+    learning_rate: float = 1e-5  # the highest, behind the warm-up
+    warmup_steps: int = 0  # in which the learning rate rises from nothing
     decay: Literal['constant', 'linear', 'cosine'] = (
         'constant'  # from the end of the warm-up to the last step, down to a tenth
     )
     clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # for adamw alone
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate <= 1e3:
