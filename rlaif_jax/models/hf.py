@@ -185,7 +185,7 @@ def read_config(folder: Path, *, dtype: str = 'float32') -> Config:
     """`config.json` as our `Config`. An unknown field, or a known one at a value we do not compute, is a `Mistake` that
     names it.
     """
-    if dtype not in ('float32', 'bfloat16'):
+    if type(dtype) is not str or dtype not in ('float32', 'bfloat16'):
         raise Mistake(f'dtype = {dtype!r} is not supported; supported: float32, bfloat16')
     path = folder / 'config.json'
     if not path.is_file():
