@@ -19,9 +19,9 @@ setup(
     },
     install_requires=[
         'jax>=0.10,<0.13',
-        'flax>=0.12',
+        'flax>=0.12.8',
         'optax>=0.2.8',
-        'orbax-checkpoint>=0.11',
+        'orbax-checkpoint>=0.11.25',
         'transformers>=5',
         'jinja2>=3.1',  # chat templates
         'tensorflow-datasets>=4.9',
