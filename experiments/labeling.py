@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, chat, log
+from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair, Prompt
@@ -193,8 +193,10 @@ class File:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
         files.check_writable(self.output)
-        if Path(self.output).resolve() == Path(self.input).resolve():
+        output = paths.typed(self.output)
+        if output.exists() and paths.typed(self.input).exists() and output.samefile(paths.typed(self.input)):
             raise Mistake(f'output={self.output} is the input; name another file')
+        paths.check_file(output)
         check_prompts(self.labeler, self.asked())
         entries = files.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
@@ -228,7 +230,7 @@ class File:
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
         known = [(r, p) for r, p in zip(filter(None, labels), pairs) if p.preference is not None]
-        result = {'output': str(Path(self.output).resolve()), **counts}
+        result = {'output': str(paths.typed(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
             alignment_report.table(
@@ -257,6 +259,8 @@ class Study:
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
+        if Path(self.output).name != self.output:
+            raise ValueError(f'output = {self.output!r} is a file in the run folder: its name alone')
         if self.pairs < 1 or not (self.labelers and self.techniques and self.tasks and self.samples):
             raise ValueError('a study needs pairs, labelers, tasks, techniques and samples')
         self.cells()

@@ -5,7 +5,8 @@
         (new / 'config.json').write_text(…)
 
 A folder that is written so lists its files, each with a digest, in `.saved.json`. It may be replaced, or removed, only
-while it holds these files as they were written, and no others.
+while it holds these files as they were written, and no others. Beside a file that a person named, `labels.jsonl`, the same
+is noted in `.labels.jsonl.saved`.
 """
 
 from __future__ import annotations
@@ -198,6 +199,35 @@ def replacing(folder: Path) -> Iterator[Path]:
             if old.exists():
                 old.rmdir()
             work.rmdir()
+
+
+def check_file(path: Path) -> None:
+    """Raises `Mistake` where a file lies that `put` did not write, or that was changed since."""
+    if os.path.lexists(path) and not (path.is_file() and digest(path) in _digests(path)):
+        raise Mistake(
+            f'{path} is there already, and this program did not write it, or it was changed since; name another file, or '
+            'move it away'
+        )
+
+
+def put(partial: Path, path: Path) -> None:
+    """Moves a file that is whole to `path`, where `check_file` allows it, and notes that it is ours. Whoever ends it at any
+    moment leaves the old file or the new one, and either is known.
+    """
+    check_file(path)
+    path, known = Path(os.path.realpath(path)), _digests(path)
+    new, note = digest(partial), path.with_name(f'.{path.name}.saved')
+    note.write_text('\n'.join([*known, new, '']), encoding='utf-8')
+    os.replace(partial, path)
+    note.write_text(f'{new}\n', encoding='utf-8')
+
+
+def _digests(path: Path) -> list[str]:
+    path = Path(os.path.realpath(path))
+    try:
+        return path.with_name(f'.{path.name}.saved').read_text(encoding='utf-8').split()
+    except (OSError, ValueError):
+        return []
 
 
 def remove(folder: Path) -> list[str]:

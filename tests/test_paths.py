@@ -8,6 +8,7 @@ import pytest
 
 from rlaif_jax import checkpoint, paths
 from rlaif_jax.config import Mistake
+from rlaif_jax.data import files
 
 # What people type
 
@@ -192,3 +193,41 @@ def test_a_run_takes_a_folder_with_other_things_in_it(tmp_path):
     (tmp_path / 'export' / 'notes').write_text('mine', encoding='utf-8')
     with pytest.raises(Mistake, match='notes'):  # before it trains, not behind it
         checkpoint.open_folder(tmp_path, 'beta = 0.1\n')
+
+
+# Files that a person names
+
+
+def test_a_file_that_somebody_else_wrote_or_changed_is_never_replaced(tmp_path):
+    rows, path = files.read_rows(one_row(tmp_path / 'in.jsonl')), tmp_path / 'out.jsonl'
+    given = files.read(tmp_path / 'in.jsonl')
+    path.write_text('three years of work', encoding='utf-8')
+    with pytest.raises(Mistake, match='did not write it'):
+        files.write_more(path, given, [{'weight': 1.0}])
+    assert path.read_text(encoding='utf-8') == 'three years of work'
+    path.unlink()
+    for weight in (1.0, 2.0):  # its own it replaces
+        files.write_more(path, given, [{'weight': weight}])
+        assert files.read_rows(path) == [rows[0] | {'weight': weight}]
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write('{"prompt": "added by hand"}\n')
+    with pytest.raises(Mistake, match='changed since'):
+        files.write_more(path, given, [{'weight': 3.0}])
+    assert path.read_text(encoding='utf-8').count('\n') == 2
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe', 'link to a file'])
+def test_what_is_no_file_is_not_replaced_by_one(kind, tmp_path):
+    given, path = files.read(one_row(tmp_path / 'in.jsonl')), tmp_path / 'out.jsonl'
+    (tmp_path / 'theirs').write_text('theirs', encoding='utf-8')
+    make = {'folder': path.mkdir, 'pipe': lambda: os.mkfifo(path), 'link to a file': lambda: path.symlink_to('theirs')}
+    make[kind]()
+    with pytest.raises(Mistake):
+        files.write_more(path, given, [{'weight': 1.0}])
+    assert not path.is_file() or path.is_symlink()
+    assert (tmp_path / 'theirs').read_text(encoding='utf-8') == 'theirs'
+
+
+def one_row(path: Path) -> Path:
+    files.write_rows(path, [{'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}])
+    return path

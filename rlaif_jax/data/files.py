@@ -36,7 +36,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import chat
+from rlaif_jax import chat, paths
 from rlaif_jax.chat import MARKERS, SPEAKERS
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Pair, Prompt
@@ -647,12 +647,17 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     path, rows = typed(path), list(rows)
     check_writable(path)
-    _write(path, _parquet(path, rows) if _suffix(path) == '.parquet' else [_json(row) for row in rows])
+    _write(path, _formatted(path, rows))
+
+
+def _formatted(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes | list[str]:
+    return _parquet(path, rows) if _suffix(path) == '.parquet' else [_json(row) for row in rows]
 
 
 def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Writes the rows of a file with more columns, of names that are free, in `more`, as `write_rows` does. What there was
-    stays as it is: the JSON of a row to the letter, a column of a table with its type.
+    """Writes the rows of a file with more columns, of names that are free, in `more`, as `write_rows` does, to a file that
+    a person named: it replaces none but its own (`paths.put`). What there was stays as it is: the JSON of a row to the
+    letter, a column of a table with its type.
 
     Returns the columns that could not stay as they are, where the two files are not of one kind.
     """
@@ -661,15 +666,14 @@ def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) 
     into_table, of_table = _suffix(path) == '.parquet', not isinstance(rows.kept, list)
     if into_table and of_table:
         data, changed = _wider(path, rows, more)
-        _write(path, data)
     elif into_table or of_table:
-        write_rows(path, [row | dict(new) for row, new in zip(given, more, strict=True)])
+        data = _formatted(path, [row | dict(new) for row, new in zip(given, more, strict=True)])
         leaf = _utf8 if into_table else _json_leaf
         odd = [name for row in given for name in row if not _same(_mapped(row[name], leaf), row[name])]
         changed = [*rows.strange, *odd, *(name for row in given for name in getattr(row, 'twice', ()))]
     else:
-        _write(path, [_longer(text, new) for text, new in zip(rows.kept, more, strict=True)])
-        changed = []
+        data, changed = [_longer(text, new) for text, new in zip(rows.kept, more, strict=True)], []
+    _write(path, data, paths.put)
     return list(dict.fromkeys(changed))
 
 
@@ -679,21 +683,23 @@ def _longer(text: str, more: Mapping[str, Any]) -> str:
     return '{' + ', '.join(filter(None, [body, _json(more)[1:-1]])) + '}'
 
 
-def _write(path: Path, data: bytes | Sequence[str]) -> None:
-    """A file of these bytes, or of these rows in JSON, whole or not at all."""
+def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] = os.replace) -> None:
+    """A file of these bytes, or of these rows in JSON, whole or not at all: `put` moves it to its place."""
     if not isinstance(data, bytes):
         lines = '.jsonl' in path.name.lower()[-len('.jsonl.gz') :]
         text = '\n'.join([*data, '']) if lines else '[\n' + ',\n'.join(data) + '\n]\n'
         data = text.encode('utf-8', 'backslashreplace')  # half a character becomes its JSON escape
     if path.name.lower().endswith('.gz'):
         data = gzip.compress(data, mtime=0)  # equal rows, equal bytes
+    path = Path(os.path.realpath(path))  # through a link the file behind it is written
     partial = path.with_name(f'.{path.name}.partial')
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, 'wb') as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        put(partial, path)
     except OSError as error:
         raise Mistake(f'{path}: cannot be written ({error.strerror or error})') from error
     finally:
@@ -701,17 +707,11 @@ def _write(path: Path, data: bytes | Sequence[str]) -> None:
 
 
 def check_writable(path: Path | str) -> None:
-    """Raises `Mistake` where `write_rows` could not write `path`, for asking before the work rather than after it. Makes
-    its folder where there is none.
-    """
+    """Raises `Mistake` where `write_rows` could not write `path`, for asking before the work rather than after it."""
     path = typed(path)
     if _suffix(path) == '.parquet':
         _arrow(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Mistake(f'{path}: its folder cannot be made ({error.strerror or error})') from error
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not paths.writable(path.parent):
         raise Mistake(f'{path}: cannot be written; name a file in a folder that is yours')
 
 
