@@ -82,7 +82,7 @@ def qwen(folder):
     words.save(str(folder / 'tokenizer.json'))
     named = {'tokenizer_class': 'Qwen2Tokenizer', 'eos_token': '<|im_end|>', 'pad_token': '<|endoftext|>'}
     named |= {'chat_template': CHATML.replace('turn', 'im'), 'additional_special_tokens': special[1:]}
-    (folder / 'tokenizer_config.json').write_text(json.dumps(named))
+    (folder / 'tokenizer_config.json').write_text(json.dumps(named), encoding='utf-8')
     return Tokenizer.load(folder)
 
 
@@ -116,7 +116,9 @@ def exports(random_params, micro_tokenizer, talking, tmp_path_factory):
         lm = rlaif_jax.load(SHARED / 'stories260k')
         lm.tokenizer.hf.save_pretrained(root / f'tokenizer_{kind}')
         named = root / f'tokenizer_{kind}' / 'tokenizer_config.json'
-        named.write_text(json.dumps(json.loads(named.read_text()) | {'tokenizer_class': kind}))
+        named.write_text(
+            json.dumps(json.loads(named.read_text(encoding='utf-8')) | {'tokenizer_class': kind}), encoding='utf-8'
+        )
         hf.save(dataclasses.replace(lm, tokenizer=Tokenizer.load(named.parent)), root / kind)
         tasks[kind] = words(root / kind)
     return tasks

@@ -204,7 +204,7 @@ def test_a_language_model_is_no_reward_model(folder):
 
 def test_our_own_adapter_leads_to_the_model_above_it(folder):
     (folder / 'adapter').mkdir()
-    (folder / 'adapter/adapter_config.json').write_text('{"base_model_name_or_path": "someone/base"}')
+    (folder / 'adapter/adapter_config.json').write_text('{"base_model_name_or_path": "someone/base"}', encoding='utf-8')
     with pytest.raises(Mistake, match=rf'an adapter of someone/base; it is merged already in .*{folder}'):
         load(folder / 'adapter')
 
@@ -250,7 +250,7 @@ def test_files_are_read_whatever_the_locale(folder):
         f'import locale, rlaif_jax; print(rlaif_jax.load({str(folder)!r}).config.vocab, locale.getpreferredencoding())'
     )
     plain = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | plain, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | plain, capture_output=True, encoding='utf-8')
     assert done.stdout.split()[:1] == ['1152'] and 'UTF' not in done.stdout.upper(), done.stderr
 
 

@@ -146,7 +146,7 @@ def test_the_export_is_read_by_transformers_and_by_us(finished, models):
 
 
 def test_a_finished_run_says_what_to_look_at_first_and_a_command_that_goes_on(finished, tmp_path, monkeypatch, capsys):
-    launcher.look('tldr_direct', None, finished, json.loads((finished / 'result.json').read_text()))
+    launcher.look('tldr_direct', None, finished, json.loads((finished / 'result.json').read_text(encoding='utf-8')))
     place, *looked, _, command = capsys.readouterr().out.splitlines()
     files = [line.split()[0] for line in looked]
     assert str(finished) in place and files[:2] == ['test_samples.md', 'training.png'] and len(files) <= 3
@@ -155,7 +155,7 @@ def test_a_finished_run_says_what_to_look_at_first_and_a_command_that_goes_on(fi
     assert python == 'python' and Path(program).resolve() == Path(sweep.__file__)
     points = sweep.plan(launcher.read_flags(sweep.parser(), arguments))[1]
     assert [point.bindings for point in points] == [{'seed': seed} for seed in range(3)]
-    for text in [(finished / 'config.gin').read_text(), *(point.text for point in points)]:
+    for text in [(finished / 'config.gin').read_text(encoding='utf-8'), *(point.text for point in points)]:
         values = {path: value for path, value in parse(text).items() if not path.endswith('seed')}
         assert values == {path: value for path, value in points[0].values.items() if not path.endswith('seed')}
 

@@ -249,7 +249,7 @@ def test_a_printed_line_runs_from_anywhere_with_the_stages_of_other_runs(own, st
     assert events(folder, 'ends') == ['seed=0', 'seed=1'] == [point.name for point in points]
     home = tmp_path / ('a b' if own else 'runs')
     assert all((folder / name).resolve() == home / name for name in sweep.SHARED) and (home / 'stages').is_dir()
-    (folder / 'break').write_text('seed=1')
+    (folder / 'break').write_text('seed=1', encoding='utf-8')
     assert subprocess.run(lines[1], shell=True, cwd='/', capture_output=True).returncode == 1  # as the run's
 
 

@@ -147,7 +147,7 @@ def test_what_training_writes_ends_a_response_whoever_says_so(chatty, tmp_path, 
         hf.eos_token = eos
         hf.save_pretrained(folder)
         for name, end in (('generation_config.json', generation), ('config.json', config)):
-            (folder / name).write_text(json.dumps({'eos_token_id': end}))
+            (folder / name).write_text(json.dumps({'eos_token_id': end}), encoding='utf-8')
         said = [
             *(generation if isinstance(generation, list) else [generation]),
             *(config if isinstance(config, list) else [config]),
@@ -338,7 +338,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(chatty, tmp_path, mon
         auto_map={'AutoConfig': 'mine.Config', 'AutoModelForCausalLM': 'mine.M'},
     )
     ran = tmp_path / 'ran'
-    (tmp_path / 'mine.py').write_text(f"open({str(ran)!r}, 'w')\nMine = Config = M = None\n")
+    (tmp_path / 'mine.py').write_text(f"open({str(ran)!r}, 'w')\nMine = Config = M = None\n", encoding='utf-8')
     monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('a question on the terminal'))
     with pytest.raises(Mistake, match=r'code of its repository \(mine\.Mine\), which is never run; .*auto_map'):
         Tokenizer.load(tmp_path)
@@ -355,7 +355,7 @@ def test_a_tokenizer_without_a_class_is_what_its_file_says(chatty, tmp_path, fil
         edited(tmp_path, file, eos_token='<eos>')
     else:
         edited(tmp_path, 'generation_config.json', eos_token_id=2)
-    (tmp_path / 'chat_template.jinja').write_text(ENDS)
+    (tmp_path / 'chat_template.jinja').write_text(ENDS, encoding='utf-8')
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.eos == 2 and tokenizer.turn == ('<user> ', '<|turn_end|><bot>')
 
@@ -442,7 +442,11 @@ def test_control_tokens_have_rows_in_the_embedding(chatty, tmp_path):
         end = hf.convert_tokens_to_ids('<|turn_end|>')
         rows = int(rng.integers(end - 1, len(hf) + 2))
         edited(folder, 'config.json', vocab_size=rows, eos_token_id=int(rng.choice([2, end])))
-        needed = {hf.eos_token_id, hf.pad_token_id, json.loads((folder / 'config.json').read_text())['eos_token_id']}
+        needed = {
+            hf.eos_token_id,
+            hf.pad_token_id,
+            json.loads((folder / 'config.json').read_text(encoding='utf-8'))['eos_token_id'],
+        }
         needed |= {end} if hf.chat_template else set()
         if max(needed) >= rows:
             with pytest.raises(Mistake, match=f'but the embedding has {rows} rows') as error:

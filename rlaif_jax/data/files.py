@@ -683,7 +683,7 @@ def _longer(text: str, more: Mapping[str, Any]) -> str:
     return '{' + ', '.join(filter(None, [body, _json(more)[1:-1]])) + '}'
 
 
-def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] = os.replace) -> None:
+def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] | None = None) -> None:
     """A file of these bytes, or of these rows in JSON, whole or not at all: `put` moves it to its place."""
     if not isinstance(data, bytes):
         lines = '.jsonl' in path.name.lower()[-len('.jsonl.gz') :]
@@ -699,7 +699,7 @@ def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], 
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        put(partial, path)
+        (put or os.replace)(partial, path)
     except OSError as error:
         raise Mistake(f'{path}: cannot be written ({error.strerror or error})') from error
     finally:
