@@ -16,7 +16,9 @@ Just before the rename the size of every file goes into `sizes.json`: a step who
 copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in a file of the right size may not be.)
 """
 
+import errno
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -25,6 +27,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -279,8 +282,9 @@ class Checkpoints:
         """Orbax's checkpointer and its module of arguments; imported here because it takes a third of a second."""
         import orbax.checkpoint as ocp
 
-        logging.getLogger('absl').setLevel(logging.ERROR)  # it tells every step of a save
+        logging.getLogger('absl').setLevel(logging.CRITICAL)  # it tells every step of a save, and errors that it raises
         if self._checkpointer is None:
+            _hush()
             options = ocp.options.AsyncOptions(post_finalization_callback=self._seal)
             self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         return self._checkpointer, ocp.args
@@ -333,7 +337,30 @@ class Checkpoints:
 
 def _brief(error: Exception) -> str:
     error = error.__cause__ or error  # Orbax wraps TensorStore's reason in pages of its settings
-    return f'{type(error).__name__}: {error}'.partition('\n')[0][:600]
+    told = f'{type(error).__name__}: {error}'
+    # Where the system refused, its word is the reason, and all else is how far it had come.
+    system = (
+        os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    )
+    return next((word for word in system if word in told), told.partition('\n')[0][:600])
+
+
+@functools.cache
+def _hush() -> None:
+    """Errors of the threads that write a checkpoint are raised again where it is waited for; nobody wants them twice, nor
+    what TensorStore says when it finds that its caller is gone.
+    """
+    in_thread, unraisable = threading.excepthook, sys.unraisablehook
+
+    def thread_ended(args: threading.ExceptHookArgs) -> None:
+        if not any('orbax' in frame.filename for frame in traceback.extract_tb(args.exc_traceback)):
+            in_thread(args)
+
+    def nobody_listens(args: Any) -> None:
+        if 'Event loop is closed' not in str(args.exc_value):
+            unraisable(args)
+
+    threading.excepthook, sys.unraisablehook = thread_ended, nobody_listens
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -365,3 +365,28 @@ def test_the_innermost_loop_is_asked_and_a_loop_outside_a_program_never_ends_its
             signal.raise_signal(signal.SIGINT)
     assert capsys.readouterr().out.count('stopping after this step') == 1
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path):
+    """Whatever threads of whatever library have to say of it."""
+    program = """
+import resource, sys, time
+import jax.numpy as jnp
+from rlaif_jax import log
+from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.config import Mistake
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, {'a': jnp.arange(100_000.0), 'b': jnp.ones((300, 300))})
+        time.sleep(1)
+except Mistake as mistake:
+    log.error(str(mistake))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program, tmp_path],
+        cwd=Path(checkpoint.__file__).parents[1],
+        capture_output=True,
+        encoding='utf-8',
+    )
+    assert done.stderr.count('\n') == 1 and 'step 1 could not be written: File too large' in done.stderr, done.stderr

@@ -247,7 +247,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch
 
     monkeypatch.setattr(hf, '_write_tensors', full)
     for name in ('out', 'new'):
-        with pytest.raises(OSError, match='no space'):
+        with pytest.raises(Mistake, match='no space'):
             save(lm, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()} == before

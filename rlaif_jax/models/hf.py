@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
@@ -139,7 +141,7 @@ def save(
     generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
     task = 'text-classification' if score else 'text-generation'
     card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
-    with paths.replacing(paths.typed(directory)) as new:
+    with _writing(directory), paths.replacing(paths.typed(directory)) as new:
         write_json(new / 'config.json', config)
         write_json(new / 'generation_config.json', generation)
         _write_tokenizer(new, lm.tokenizer)
@@ -149,6 +151,16 @@ def save(
             _write_adapter(new / 'adapter', adapted, dtype)
         for file in filter(Path.is_file, new.rglob('*')):
             file.chmod(0o644)  # safetensors writes for the owner's eyes only
+
+
+@contextmanager
+def _writing(directory: str | Path) -> Iterator[None]:
+    """Says in a sentence why the system would not have a model written."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise Mistake(f'{directory}: the model could not be written ({reason}); what lay there is as it was') from error
 
 
 def write_json(path: Path, value: Any) -> None:
