@@ -48,6 +48,8 @@ def check(config: Any, folder: Path) -> None:
         if cfg := getattr(config, name, None):
             parts = getattr(cfg, 'parts', 1)
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
+            if name == 'reward_model':
+                axes.check_batch('reward_model.score_batch', cfg.score_batch, mesh)
             if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
                 raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
     if config.data:
