@@ -63,18 +63,8 @@ class Config:
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
         check_within(self, 0, MOST, 'seed')
-        counts = (
-            'steps',
-            'batch',
-            'score_batch',
-            'window',
-            'max_prompt',
-            'max_response',
-            'eval_every',
-            'save_every',
-            'log_every',
-        )
-        check_within(self, 1, MOST, *counts)
+        check_within(self, 1, MOST, 'steps', 'batch', 'score_batch', 'window', 'max_prompt', 'max_response')
+        check_within(self, 1, MOST, 'eval_every', 'save_every', 'log_every')
 
 
 @dataclass(frozen=True, eq=False)
