@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, chat, log, paths
+from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair, Prompt
@@ -213,7 +213,7 @@ class File:
             name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
             if told := chat.account(name, template, prompts, asked=True):
                 log.say(told)
-        store = Store(folder.parent / 'labels.jsonl')
+        store = Store.of(checkpoint.shared(folder))
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
@@ -293,7 +293,7 @@ class Study:
         return [labels_stage(name, folder, self.pairs, labeler, asked) for name, labeler, asked in self.cells()]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        store = Store(folder.parent / 'labels.jsonl')
+        store = Store.of(checkpoint.shared(folder))
         simulated = loader.simulated(self.data.source)
         chosen = {
             task: loader.pairs(self.source(task), task, self.split, self.pairs, self.confident) for task in self.tasks

@@ -167,7 +167,7 @@ class Labelled:
         def make(folder: Path) -> dict[str, Any]:
             pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
             records = preference.label_all(
-                self.labeler, self.label, pairs, Store(root / 'labels.jsonl'), dtype=self.dtype, mesh=mesh,
+                self.labeler, self.label, pairs, Store.of(root), dtype=self.dtype, mesh=mesh,
                 title=f'labels of {Path(self.labeler).name}', note=loader.note(self.source),
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]

@@ -64,6 +64,12 @@ class Store:
         self.added = 0  # records that this process added, and not another one meanwhile
         self.refresh()
 
+    @classmethod
+    def of(cls, stages: Path) -> Store:
+        """The store that runs share: in the folder of their stages or, where an earlier version kept it, beside that."""
+        here, before = Path(stages) / 'labels.jsonl', Path(stages).parent / 'labels.jsonl'
+        return cls(before if not here.exists() and _begins(before) else here)
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -215,6 +221,15 @@ def _weighted(record: Mapping[str, Any]) -> Record:
 
 def _unscorable(record: Mapping[str, Any]) -> bool:
     return record.get('status') == 'unscorable'
+
+
+def _begins(path: Path) -> bool:
+    """Whether a file is a store, by how it begins."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(_START)) == _START
+    except OSError:
+        return False
 
 
 def _parse(line: bytes) -> Record | None:
