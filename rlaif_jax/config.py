@@ -19,6 +19,7 @@ import io
 import itertools
 import numbers
 import re
+import shlex
 import sys
 import textwrap
 import tokenize
@@ -30,10 +31,11 @@ from typing import Any, TypeVar
 C = TypeVar('C')  # the class of a config
 Bindings = dict[str, Any]  # path: value
 
+COMMAND_LINE = 'command line'
 _BINDING = re.compile(
     r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
 )  # loose, so that bind can name the nearest right path
-_BARE_WORD = re.compile(r'[A-Za-z0-9_./:-]+')
+_BARE_WORD = re.compile(r'[\w./:~-]+')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
@@ -85,7 +87,7 @@ def parse(text: str, where: str = 'bindings') -> Bindings:
     return bindings
 
 
-def parse_binding(text: str, where: str = 'command line') -> tuple[str, Any]:
+def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
     """Reads one `path=literal`, as on a command line: ('a.b', 'adamw') for 'a.b=adamw'. Raises Mistake for bad syntax."""
     match = _BINDING.fullmatch(text)
     if not match:
@@ -97,7 +99,9 @@ def parse_binding(text: str, where: str = 'command line') -> tuple[str, Any]:
         if _BARE_WORD.fullmatch(literal):
             return path, literal
     problem = f'{literal} is neither a literal nor a bare word' if literal else 'there is no value'
-    raise Mistake(f"{where}: {path}: {problem}; text goes in quotes, like 'this'")
+    hint = f'{path}="…"'
+    hint = shlex.quote(hint) if where == COMMAND_LINE else hint  # of which a shell takes one pair of quotes away
+    raise Mistake(f'{where}: {path}: {problem}; text goes in quotes, like {hint}')
 
 
 class _NamedFloats(ast.NodeTransformer):
