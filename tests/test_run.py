@@ -7,6 +7,7 @@ RLAIF_REGENERATE_GOLDEN=1 pytest tests/test_run.py rewrites the configs in tests
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from experiments import stages
 from experiments.scales import SCALES
 from launch import run as launcher
 from launch import sweep
-from rlaif_jax import config, log
+from rlaif_jax import checkpoint, config, log
 from rlaif_jax.config import bind, dump, parse
 from rlaif_jax.models import hf
 
@@ -466,6 +467,28 @@ def test_a_place_that_cannot_be_written_is_named(command, tmp_path, capsys):
     assert re.search(r'file/run: nothing can be written here \(Not a directory\)', capsys.readouterr().err)
 
 
+def test_a_folder_that_was_removed_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    assert launcher.main(['tldr_direct']) == sweep.main(['tldr_direct', '--seed=[0,1]']) == 2
+    assert capsys.readouterr().err.count('was removed') == 2
+
+
+@pytest.mark.parametrize('name, status', [('ENOSPC', 2), ('EACCES', 2), ('EISDIR', 2), ('ENOENT', None)])
+def test_what_the_system_refuses_at_any_moment_is_said(name, status, command, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(getattr(errno, name), 'of the system', 'some/file')
+
+    monkeypatch.setattr(checkpoint, 'open_folder', refuse)
+    if status is None:  # a fault of ours
+        with pytest.raises(FileNotFoundError):
+            launcher.main(command(tmp_path / 'run'))
+    else:
+        assert launcher.main(command(tmp_path / 'run')) == status
+        assert 'some/file: of the system' in capsys.readouterr().err
+
+
 def test_a_labeler_that_gives_no_ratings_stops_the_run_and_keeps_the_sft_policy(finished, command, capsys):
     folder = finished.parent / 'strict'
     assert launcher.main(command(folder, 'rating.least_mass=0.9')) == 2
@@ -510,6 +533,12 @@ def test_list_names_every_experiment_in_a_line(capsys):
     assert [line.split()[0] for line in listed] == list(experiments.experiments())
     assert all(len(line.split()) > 3 and 'Cost' in line for line in listed)
     assert len({re.match(r' +\S+ +', line).end() for line in listed}) == 1  # what they are stands below each other
+
+
+def test_without_docstrings_there_are_as_many_experiments():
+    code = 'import experiments; print(*experiments.experiments())'
+    listed = subprocess.run([sys.executable, '-OO', '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == list(experiments.experiments())
 
 
 @pytest.mark.parametrize('name', experiments.experiments())
