@@ -22,7 +22,7 @@ import numpy as np
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, chat, log, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, alignment_report
@@ -180,7 +180,7 @@ class File:
     task: str = 'summarization'  # summarization, helpful or harmless
     technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
     label: Config = field(default_factory=Config)  # its task and technique are the two above
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
     data: Data | None = None  # always None: the pairs are those of `input`
 
@@ -263,7 +263,7 @@ class Study:
     pairs: int = 2048  # in each cell
     confident: bool = True  # only pairs whose raters were sure (§3.4: confidence 1, 2, 8, 9)
     output: str = ''  # a file in the run folder for pairs and labels, '' for none
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:

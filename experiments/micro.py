@@ -27,7 +27,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
-from rlaif_jax.config import MOST, Mistake, check_within
+from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
 from rlaif_jax.data.micro.lexicon import SLOTS
@@ -366,7 +366,7 @@ class Pretrain:
     curriculum: Curriculum = Curriculum()
     seed: int = 0  # of the texts, and of the first parameters
     evaluation_pairs: int = 1000  # of each task, on which the labeler is measured
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import Sampled, Supervised
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, check_within
+from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
@@ -49,7 +49,7 @@ class Policies:
     reinforce: reinforce.Config
     evaluation: Evaluation
     variants: tuple[str, ...] = ()  # bindings, such as 'reinforce.beta=0.0', each tried on every arm
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class SFT:
     max_new_tokens: int  # of a response, the end token among them
     sft: sft.Config
     evaluation: Evaluation
-    mesh: Mesh
+    mesh: Mesh = field(metadata=SAME)
     dtype: Dtype  # of the matrix products; what is trained stays float32
     task = 'summarization'
 

@@ -16,7 +16,7 @@ from experiments.labeling import generation, toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, Mistake, check_within
+from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -43,7 +43,7 @@ class RewardModels:
     reward_model_from_base: bool  # where it learns from people's votes
     test_pairs: int = 2048  # of each kind: all, and those whose raters were sure
     variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class FromFile:
     task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
     reward_model: reward_model.Config = field(default_factory=reward_model.Config)
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
     data: Data | None = None  # always None: the pairs are those of `input`
 

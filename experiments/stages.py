@@ -24,7 +24,7 @@ from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import axes, chat, checkpoint, log, paths
-from rlaif_jax.config import Mistake, dump
+from rlaif_jax.config import Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
@@ -47,7 +47,7 @@ told: set[Path] = set()  # the stages that this process made, or said to be ther
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
     with checkpoint.lock(folder, wait=True):
-        checkpoint.open_folder(folder, dump(stage))
+        checkpoint.open_folder(folder, dump(stage), same(type(stage)))
         result = checkpoint.finished(folder)
         if result is None:
             checkpoint.finish(folder, result := make(folder))

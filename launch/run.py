@@ -158,7 +158,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     """
     import experiments
     from experiments.scales import scale
-    from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
+    from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
     from rlaif_jax.paths import typed
 
     in_files: dict[str, Any] = {}
@@ -182,7 +182,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         other = parse(dump(experiment(row, seed + 1)))
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
-    flags.changed = config != plain
+    flags.changed = digest(config) != digest(plain)
     return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}"
 
 
@@ -267,11 +267,12 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     start_jax()
     from experiments import plan
     from rlaif_jax import checkpoint, log
+    from rlaif_jax.config import same
 
     if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
     with checkpoint.stop_on_signal(loop=False), checkpoint.lock(folder):
-        checkpoint.open_folder(folder, text)
+        checkpoint.open_folder(folder, text, same(type(config)))
         result = checkpoint.finished(folder)
         if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}')

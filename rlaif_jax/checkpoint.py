@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -62,9 +62,9 @@ WRITTEN = (
 )  # fmt: skip
 
 
-def open_folder(folder: Path, config_text: str) -> None:
-    """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, or
-    holds what a run would write over and no run has written.
+def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) -> None:
+    """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
+    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,10 +80,14 @@ def open_folder(folder: Path, config_text: str) -> None:
         text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError:
         raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
-    if changed := differences(text, config_text):
+    found = differences(text, config_text)
+    if changed := [line for line in found if line.partition(':')[0] not in same]:
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
         raise Mistake(f'{lines}\ngive another --workdir, or delete it')
+    if found:
+        say(f'{folder}: goes on with {"; ".join(found)}')
+        write_whole(path, config_text)
     if finished(folder) is None:  # which would train first, and only then find that there is no place for the model
         for name in ('export', 'value'):
             if not (folder / name).is_symlink():  # to a stage, which looks for itself

@@ -29,6 +29,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 C = TypeVar('C')  # the class of a config
+# Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. What was begun with one value
+# of it goes on with another, and is the same thing.
+SAME = {'same': True}
 Bindings = dict[str, Any]  # path: value
 
 COMMAND_LINE = 'command line'
@@ -269,8 +272,26 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def digest(config: Any) -> str:
-    """Ten hex digits that stand for the class and all values of `config`, the same in every process."""
-    return hashlib.sha256(f'{type(config).__name__}\n{dump(config)}'.encode()).hexdigest()[:10]
+    """Ten hex digits that stand for the class of `config` and all its values but those that change no number (`SAME`), the
+    same in every process.
+    """
+    free = same(type(config))
+    lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
+    return hashlib.sha256(f'{type(config).__name__}\n{lines}'.encode()).hexdigest()[:10]
+
+
+@functools.cache
+def same(cls: type, prefix: str = '') -> frozenset[str]:
+    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
+    marked = {field.name for field in dataclasses.fields(cls) if field.metadata.items() >= SAME.items()}
+    found: set[str] = set()
+    for name, hint in _hints(cls).items():
+        nested = _nested(hint)
+        if name in marked:
+            found |= {prefix + name, *(_paths(nested, f'{prefix}{name}.') if nested else ())}
+        elif nested:
+            found |= same(nested, f'{prefix}{name}.')
+    return frozenset(found)
 
 
 def differences(there: str, here: str) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.config import (
+    SAME,
     Mistake,
     bind,
     differences,
@@ -23,6 +24,7 @@ from rlaif_jax.config import (
     parse,
     parse_binding,
     product,
+    same,
     zipped,
 )
 
@@ -401,3 +403,24 @@ def test_sweeps_that_do_not_fit_say_so():
     assert message(zipped, beta, over('name', 'abc')) == 'zipped: sweeps of unequal lengths [2, 3]'
     assert message(product, beta, beta) == 'reinforce.beta: two sweeps bind it at once'
     assert message(zipped, beta, beta) == 'reinforce.beta: two sweeps bind it at once'
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    steps: int = 10
+    log_every: int = dataclasses.field(default=5, metadata=SAME)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Observed = dataclasses.field(default_factory=Observed)
+    mesh: Observed = dataclasses.field(default=Observed(), metadata=SAME)
+
+
+def test_what_only_observes_is_no_part_of_what_a_config_stands_for():
+    plain = Outer()
+    assert same(Outer) == {'inner.log_every', 'mesh', 'mesh.steps', 'mesh.log_every'}
+    for path in ('inner.log_every', 'mesh.steps'):
+        other = bind(plain, {path: 7})
+        assert digest(other) == digest(plain) and dump(other) != dump(plain)
+    assert digest(bind(plain, {'inner.steps': 7})) != digest(plain)

@@ -20,7 +20,7 @@ from huggingface_hub import constants, errors
 from launch import run as launcher
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader, published, tldr
-from rlaif_jax.models import hf
+from rlaif_jax.models import hf, presets
 from rlaif_jax.models.transformer import Config
 
 ROOT = Path(launcher.__file__).parents[1]
@@ -198,3 +198,13 @@ def test_what_a_killed_download_leaves_is_not_taken_for_the_file(served):
         (served / f'.{name}.partial').write_text(json.dumps(POST) + '\n', encoding='utf-8')
     assert len(loader.source('tldr', 'train', 9)) == 5
     assert sorted(path.name for path in served.iterdir()) == sorted(tldr.Posts.COPIES[0].files)
+
+
+def test_without_a_home_a_download_asks_for_a_folder_and_a_plan_does_without(monkeypatch):
+    for name in ('XDG_CACHE_HOME', 'HF_HOME', 'HF_HUB_CACHE'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(presets, 'cache', lambda: None)  # as for a user whom nobody knows
+    with presets.downloading_nothing(), pytest.raises(presets.Absent):
+        presets.resolve('someone/model')
+    with pytest.raises(Mistake, match='HF_HOME'):
+        presets.resolve('someone/model')

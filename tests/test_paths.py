@@ -231,3 +231,11 @@ def test_what_is_no_file_is_not_replaced_by_one(kind, tmp_path):
 def one_row(path: Path) -> Path:
     files.write_rows(path, [{'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}])
     return path
+
+
+def test_a_run_goes_on_with_another_value_of_what_only_observes(tmp_path):
+    checkpoint.open_folder(tmp_path, 'beta = 0.1\nlog_every = 5\n')
+    with pytest.raises(Mistake, match='beta'):
+        checkpoint.open_folder(tmp_path, 'beta = 0.2\nlog_every = 7\n', {'log_every'})
+    checkpoint.open_folder(tmp_path, 'beta = 0.1\nlog_every = 7\n', {'log_every'})
+    assert (tmp_path / 'config.gin').read_text(encoding='utf-8') == 'beta = 0.1\nlog_every = 7\n'

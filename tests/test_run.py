@@ -249,7 +249,7 @@ def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(finished, comma
         assert left.value.code == 130
         assert f'{message}; saved. The same command goes on' in capsys.readouterr().out
         assert not (folder / 'result.json').exists()
-    assert launcher.main(command(folder)) == 0
+    assert launcher.main([*command(folder), 'reinforce.save_every=4', 'sft.log_every=3']) == 0  # they only observe
     assert 'reinforce: going on from step 3 of 6' in capsys.readouterr().out
     same(folder, finished)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from pathlib import Path
 from rlaif_jax import foreign
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
-from rlaif_jax.paths import typed
+from rlaif_jax.paths import cache, typed
 
 PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
 
@@ -113,8 +114,13 @@ def resolve(name: str | Path) -> Path:
         near = difflib.get_close_matches(str(name), packaged, 1)
         hint = f'did you mean {near[0]}?' if near else f'packaged models: {", ".join(packaged) or "none"}'
         raise Mistake(f'{name}: no such directory, and no packaged model of that name; {hint}')
+    homeless = cache() is None and not {'HF_HOME', 'HF_HUB_CACHE'} & {*os.environ}
     if not _downloads.get():
+        if homeless:
+            raise Absent(f'{name}: not on this machine; a run downloads it')
         return _downloaded(str(name))
+    if homeless:
+        raise Mistake(f'{name}: downloads lie in the home directory, and none is known here; set HF_HOME to a folder')
     return _download(str(name))
 
 

@@ -28,7 +28,7 @@ import optax
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, generation, log, paths
-from rlaif_jax.config import HOTTEST, MOST, Mistake, check_within
+from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
@@ -51,8 +51,9 @@ class Config:
 
     steps: int = 7300  # of the optimizer, a batch each
     batch: int = 128  # responses
-    parts: int = 1  # the update goes through the device in this many parts
-    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
+    parts: int = field(default=1, metadata=SAME)  # the update goes through the device in this many parts
+    # The backward pass computes each layer again: a third more time, far less memory.
+    remat: bool = field(default=False, metadata=SAME)
     beta: float = 0.05  # what a nat of KL to SFT costs; the score counts 1 − beta
     temperature: float = 0.9  # at which responses are sampled
     # Own network, a head on the policy's trunk, or no network: the mean return of the batch, or of a prompt's others.
@@ -70,7 +71,7 @@ class Config:
     candidates: int = (
         1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
     )
-    save_every: int = 50  # steps between two checkpoints
+    save_every: int = field(default=50, metadata=SAME)  # steps between two checkpoints
     export_value: bool = False  # the value network too, to `value/`
     seed: int = 0  # of the order of the prompts, and of what is sampled
 

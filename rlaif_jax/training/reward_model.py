@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, Mistake, check_within
+from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.models import heads, hf, lora, stored, transformer
@@ -45,8 +45,9 @@ class Config:
 
     steps: int = 2200  # three epochs of the 92,858 pairs of TL;DR
     batch: int = 128  # pairs
-    parts: int = 1  # the batch goes through the device in this many parts
-    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
+    parts: int = field(default=1, metadata=SAME)  # the batch goes through the device in this many parts
+    # The backward pass computes each layer again: a third more time, far less memory.
+    remat: bool = field(default=False, metadata=SAME)
     window: int = 1  # batches in a row that share out their pairs by length, to pad less; 1: pairs stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -54,8 +55,8 @@ class Config:
     max_prompt: int = 1024  # tokens; of a longer prompt the last ones
     max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
     eval_every: int = 200  # steps between two evaluations on held-out pairs
-    save_every: int = 100  # steps between two checkpoints
-    log_every: int = 10  # steps between two lines of metrics
+    save_every: int = field(default=100, metadata=SAME)  # steps between two checkpoints
+    log_every: int = field(default=10, metadata=SAME)  # steps between two lines of metrics
     seed: int = 0  # of the order of the pairs, and of fresh adapters
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, check_within
+from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
@@ -31,14 +31,15 @@ class Config:
 
     steps: int = 900  # of the optimizer, a batch each
     batch: int = 128  # prompts with their references
-    parts: int = 1  # the batch goes through the device in this many parts
-    remat: bool = False  # the backward pass computes each layer again: a third more time, far less memory
+    parts: int = field(default=1, metadata=SAME)  # the batch goes through the device in this many parts
+    # The backward pass computes each layer again: a third more time, far less memory.
+    remat: bool = field(default=False, metadata=SAME)
     window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
     seed: int = 0  # of the order of the prompts, and of fresh adapters
-    save_every: int = 100  # steps between two checkpoints
-    log_every: int = 10  # steps between two lines of metrics
+    save_every: int = field(default=100, metadata=SAME)  # steps between two checkpoints
+    log_every: int = field(default=10, metadata=SAME)  # steps between two lines of metrics
 
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
