@@ -158,6 +158,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     """
     import experiments
     from experiments.scales import scale
+    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
     from rlaif_jax.paths import typed
 
@@ -183,15 +184,16 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
     flags.changed = digest(config) != digest(plain)
-    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}"
+    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
 
 
 def default_folder(flags: argparse.Namespace, name: str, config: Any, text: str) -> Path:
-    """A folder of the config's own: bindings never collide with the plain experiment's run."""
+    """A folder of the config's own, and of the data's: bindings never collide with the plain experiment's run."""
+    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import digest, parse
 
     scale = parse(text)['scale']
-    own = f'-{digest(config)[:6]}' if flags.changed else ''
+    own = f'-{digest(config, contents(config))[:6]}' if flags.changed else ''
     return Path('runs') / f'{name}-{scale}-s{flags.seed or 0}{own}'
 
 

@@ -39,7 +39,7 @@ from launch import run as launcher  # noqa: E402
 from launch import sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
 from rlaif_jax import checkpoint, log, paths  # noqa: E402
-from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, zipped  # noqa: E402
+from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
 OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
@@ -228,7 +228,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[P
         if here in found:
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
-            checkpoint.open_folder(here, text)
+            checkpoint.open_folder(here, text, same(type(config)))
         found[here] = Point(bindings, (*always, *changes, f'--workdir={here}'), here, config, text)
     return list(found.values())
 

@@ -32,6 +32,7 @@ C = TypeVar('C')  # the class of a config
 # Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. What was begun with one value
 # of it goes on with another, and is the same thing.
 SAME = {'same': True}
+FILE = {'file': True}  # of a field that may name a file or a folder of data: what is in it makes it another thing
 Bindings = dict[str, Any]  # path: value
 
 COMMAND_LINE = 'command line'
@@ -271,26 +272,31 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def digest(config: Any) -> str:
-    """Ten hex digits that stand for the class of `config` and all its values but those that change no number (`SAME`), the
-    same in every process.
+def digest(config: Any, more: str = '') -> str:
+    """Ten hex digits that stand for the class of `config`, all its values but those that change no number (`SAME`), and
+    what `more` says; the same in every process.
     """
     free = same(type(config))
     lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
-    return hashlib.sha256(f'{type(config).__name__}\n{lines}'.encode()).hexdigest()[:10]
+    return hashlib.sha256(f'{type(config).__name__}\n{lines}{more}'.encode()).hexdigest()[:10]
+
+
+def same(cls: type) -> frozenset[str]:
+    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
+    return marked(cls, 'same')
 
 
 @functools.cache
-def same(cls: type, prefix: str = '') -> frozenset[str]:
-    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
-    marked = {field.name for field in dataclasses.fields(cls) if field.metadata.items() >= SAME.items()}
+def marked(cls: type, mark: str, prefix: str = '') -> frozenset[str]:
+    """The paths below a `cls` of fields that have `mark` in their metadata, and of all below them."""
+    those = {field.name for field in dataclasses.fields(cls) if mark in field.metadata}
     found: set[str] = set()
     for name, hint in _hints(cls).items():
         nested = _nested(hint)
-        if name in marked:
+        if name in those:
             found |= {prefix + name, *(_paths(nested, f'{prefix}{name}.') if nested else ())}
         elif nested:
-            found |= same(nested, f'{prefix}{name}.')
+            found |= marked(nested, mark, f'{prefix}{name}.')
     return frozenset(found)
 
 

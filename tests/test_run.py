@@ -647,6 +647,24 @@ def test_a_folder_stands_for_the_config_however_it_was_typed(tmp_path):
     assert folder_name(f'{steps}={plain[steps]}', f'{rate}={plain[rate]:.9f}') == folder_name() == 'tldr_sft-micro-s0'
 
 
+@pytest.mark.parametrize(
+    'bindings',
+    [
+        ['--experiment=tldr_direct', 'data.source={}'],
+        ['--experiment=reward_model', 'input={}'],
+        ['--experiment=compare', 'prompts={}'],
+        ['--experiment=compare', 'responses={}', 'rankings={}'],
+    ],
+)
+def test_a_folder_stands_for_the_data_too(bindings, tmp_path):
+    path, found = tmp_path / 'mine.jsonl', []
+    for i, text in enumerate(('{}', '[]', '{}')):
+        path.write_text(text, encoding='utf-8')
+        os.utime(path, (i, i))  # nobody types as quickly as a test
+        found.append(folder_name(*(binding.format(path) for binding in bindings)))
+    assert found[0] == found[2] != found[1]
+
+
 def test_the_metrics_of_the_first_step_are_those_of_an_unmoved_policy(finished):
     row = lines(finished / 'metrics.jsonl')[1]
     beta = parse((finished / 'config.gin').read_text(encoding='utf-8'))['reinforce.beta']
