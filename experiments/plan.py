@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,8 @@ def check(config: Any, folder: Path) -> None:
         if cfg := getattr(config, name, None):
             parts = getattr(cfg, 'parts', 1)
             axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
+            if name == 'reward_model':
+                axes.check_batch('reward_model.score_batch', cfg.score_batch, mesh)
             if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
                 raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
     if config.data:
@@ -107,8 +109,22 @@ def show(name: str, config: Any, folder: Path) -> None:
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'of it optimizer', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
+    if told := circular(config.stages(folder)):
+        log.say(told)
     if lacking := absent(config, folder):
         log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))
+
+
+def circular(stages: Sequence[Stage]) -> str:
+    """What to say of a model that makes labels or chooses among checkpoints, and judges what comes of it; '' of none."""
+    made = {stage.models[role] for stage in stages for role in ('labeler', 'selector') if role in stage.models}
+    both = sorted(made & {stage.models['judge'] for stage in stages if 'judge' in stage.models})
+    if not both:
+        return ''
+    return (
+        f'{both[0]} makes labels, or chooses among checkpoints, and judges, too: policies that please it win. Another '
+        'judge, evaluation.judge=…, or people’s rankings say more; in the paper people judge.'
+    )
 
 
 def absent(config: Any, folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import arms, comparison, stages
+from experiments import arms, comparison, plan, stages
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import Sampled, Supervised
@@ -93,6 +93,9 @@ class Policies:
         found = {name: (checkpoint.finished(run) or {}).get('over_optimised') for name, run in runs.items()}
         for name, told in (over := {name: told for name, told in found.items() if told}).items():
             log.say(f'{loader.note(self.data.source)} {name}: {told}'.lstrip())
+        if told := plan.circular(self.stages(folder)):
+            log.say(told)
+            result['circular'] = told
         return result | ({'over_optimised': over} if over else {})
 
     def sampled(self, cfg: Policies, arm: str, root: Path, mesh: axes.Mesh) -> Sampled | None:

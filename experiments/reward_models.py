@@ -161,9 +161,7 @@ class FromFile:
         stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
         start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
-        scorer = reward_model.make_scorer(
-            trained, mesh, max_prompt=self.reward_model.max_prompt, max_response=self.reward_model.max_response
-        )
+        scorer = reward_model.scorer_of(cfg, trained, mesh)
         known = [pair for pair, weight in zip(held_out, reward_model.targets(held_out)[1]) if weight]
         found = measured(scorer, known)
         told = f'accuracy on the {len(known)} held-out pairs: {found["accuracy"]}; the model: {folder / "export"}'

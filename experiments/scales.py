@@ -12,6 +12,7 @@ from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
 from rlaif_jax.evaluation import win_rate
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
+from rlaif_jax.labeling.prompts import Technique
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.state import Optimizer
 
@@ -55,15 +56,18 @@ class Evaluation:
     temperature: float = 0.9  # the policies are judged as they were trained: sampled
     batch: int = 128  # prompts, or pairs to judge, at once
     judge: str = 'raters'  # 'raters' or 'oracle' (simulated worlds), or a model's name: an LM asked in both orders
+    technique: str = 'base_0shot'  # how an LM is asked: (base|detailed)[_cot]_<exemplars>shot
     rule: Rule = 'averaged'  # an LM's two verdicts: averaged, or a tie where they differ
     selector: str = ''  # the LM that chooses among checkpoints where `reinforce.candidates` are several
     clean_up: bool = False  # strip what trails behind a response's end before it is judged (App. E)
     confidence: float = 0.95  # of the intervals
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: intervals of closed form
     length_ratio: LengthRatio = 'plain'  # of rates at equal length: on the ratio, as in the paper, or its logarithm
+    length_prior: bool = True  # Jeffreys', in the fit behind rates at equal length; the paper's had none
     seed: int = 0  # of the responses, the simulated raters and the bootstrap
 
     def __post_init__(self) -> None:
+        Technique.parse(self.technique)
         check_within(self, 1, MOST, 'prompts', 'batch')
         check_within(self, 0, MOST, 'resamples', 'seed')
         check_within(self, 0, HOTTEST, 'temperature')
@@ -72,7 +76,7 @@ class Evaluation:
 
     def reported(self) -> win_rate.Config:
         """How its rates are reported."""
-        return win_rate.Config(self.confidence, self.length_ratio, self.resamples)
+        return win_rate.Config(self.confidence, self.length_ratio, self.resamples, self.length_prior)
 
 
 @dataclass(frozen=True)

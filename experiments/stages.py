@@ -239,7 +239,7 @@ class Rewarded:
 
     def scorer(self, trained: RewardModel, mesh: DeviceMesh) -> reward_model.Scorer:
         cfg = self.reward_model
-        return reward_model.make_scorer(trained, mesh, max_prompt=cfg.max_prompt, max_response=cfg.max_response)
+        return reward_model.scorer_of(cfg, trained, mesh)
 
 
 @dataclass(frozen=True)
@@ -456,7 +456,7 @@ def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh) -> w
         return win_rate.raters(cfg.seed)
     if cfg.judge == 'oracle':
         return win_rate.oracle()
-    asked = preference.Config(task=task, technique='base_0shot', batch=cfg.batch)
+    asked = preference.Config(task=task, technique=cfg.technique, batch=cfg.batch)
     labeler = preference.make_labeler(lm, asked, mesh)
 
     def labels(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[preference.Label]:

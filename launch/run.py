@@ -315,9 +315,11 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
 
 def use_large_pages() -> None:
     """Start again with large pages for malloc, on a Linux CPU: they take a third off every training step, and must be
-    asked for early.
+    asked for early. A host of accelerators needs them for nothing.
     """
-    if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+    accelerated = any(map(os.path.exists, ('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0', '/dev/kfd')))
+    on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
+    if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
         tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
         os.environ['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())

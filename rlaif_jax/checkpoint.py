@@ -368,6 +368,16 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.glob('*') if path.name.isdecimal())
 
 
+def emptied(state: State) -> State:
+    """The shapes, types and shardings of a state, to restore another into; its arrays are deleted, so that memory holds no
+    two.
+    """
+    shapes = jax.tree.map(_abstract, state)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    return shapes
+
+
 def _brief(error: Exception) -> str:
     error = error.__cause__ or error  # Orbax wraps TensorStore's reason in pages of its settings
     told = f'{type(error).__name__}: {error}'

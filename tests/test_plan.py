@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from experiments import find, plan
+from experiments.plan import Stage
 from experiments.scales import SCALES
 from launch import run as launcher
 from rlaif_jax import axes
@@ -236,3 +237,13 @@ def test_a_file_smaller_than_a_batch_is_said_with_the_size_that_fits(experiment,
     more += [] if 'reward_model' in hope else ['evaluation.judge=micro_l']
     assert launcher.main([f'--experiment={experiment}', f'--workdir={folder}', *more]) == 2
     assert hope in capsys.readouterr().err and not folder.exists()
+
+
+def test_a_model_that_makes_labels_and_judges_is_named():
+    labels = Stage('labels', Path('a'), 1, {'labeler': 'someone/big'})
+    chosen = Stage('reinforce', Path('b'), 1, {'policy': 'someone/small', 'selector': 'someone/big'})
+    judged = Stage('evaluation', Path('c'), 1, {'policy': 'someone/small', 'judge': 'someone/big'})
+    for made in (labels, chosen):
+        assert 'someone/big' in plan.circular([made, judged]) and 'evaluation.judge' in plan.circular([made, judged])
+        assert plan.circular([made, replace(judged, models={'judge': 'another/big'})]) == ''
+    assert plan.circular([labels, replace(judged, models={})]) == ''  # simulated raters

@@ -62,17 +62,18 @@ def length_adjusted_win_rate(
     length_ratio: LengthRatio = 'plain',
     confidence: float = 0.95,
     resamples: int = 1000,
+    jeffreys: bool = True,
 ) -> Interval:
     """Rate at which A would be preferred if its responses were as long as B's.
 
     win_B in [0, 1] (nan: unscorable, left out); lengths in characters, at least 1 (less counts as 1).
     `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
-    plain ratio does not. `resamples` as in `logistic_at`.
+    plain ratio does not. `resamples` and `jeffreys` as in `logistic_at`.
     """
     length_a_B, length_b_B = (np.maximum(1.0, numbers('lengths', x)) for x in (length_a_B, length_b_B))
     if length_a_B.shape != length_b_B.shape:
         raise Mistake(f'lengths of {len(length_a_B)} and of {len(length_b_B)} responses; there are as many')
-    how = {'form': length_ratio, 'confidence': confidence, 'resamples': resamples}
+    how = {'form': length_ratio, 'confidence': confidence, 'resamples': resamples, 'jeffreys': jeffreys}
     return logistic_at_equal_length(length_a_B / length_b_B, win_B, **how).rate
 
 

@@ -54,6 +54,7 @@ class Config:
     confidence: float = 0.95
     length_ratio: LengthRatio = 'plain'
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: Wilson's, Student's and the delta method's
+    length_prior: bool = True  # `jeffreys` of `logistic_at`; the paper's fit had no prior
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
@@ -133,7 +134,7 @@ def compare(
     return WinRate(
         raw=win_rate(vote_B, **how),
         length_adjusted=length_adjusted_win_rate(
-            vote_B, length_a_B, length_b_B, length_ratio=config.length_ratio, **how
+            vote_B, length_a_B, length_b_B, length_ratio=config.length_ratio, jeffreys=config.length_prior, **how
         ),
         mean_length_a=mean_a,
         mean_length_b=mean_b,

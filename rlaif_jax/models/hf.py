@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,16 @@ def fingerprint(path_or_hub_id: str | Path) -> str:
         folder = resolve(path_or_hub_id)
     except Absent:
         return 'absent'
-    named = [folder / name for name in NAMED]
+    files = sorted([*folder.glob('*.safetensors'), *filter(Path.exists, (folder / name for name in NAMED))])
+    return _fingerprint(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@cache  # a plan and its stages ask again and again
+def _fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files as they were when they were last written to."""
     found = sha256()
-    for file in sorted([*folder.glob('*.safetensors'), *filter(Path.exists, named)]):
-        found.update(f'{file.name} {file.stat().st_size}'.encode())
+    for file, size, _ in files:
+        found.update(f'{file.name} {size}'.encode())
         for piece in paths.pieces(file):
             found.update(piece)
     return found.hexdigest()[:10]

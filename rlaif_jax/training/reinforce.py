@@ -392,7 +392,7 @@ def run(
         _, sft_texts = written
         start = 0
         if checkpoints.begun():
-            start, state = checkpoints.restore(None, state)
+            start, state = checkpoints.restore(None, checkpoint.emptied(state))
             log.say(f'reinforce: going on from step {start} of {cfg.steps}')
         with (
             log.Metrics(folder, start_step=start) as metrics,

@@ -55,6 +55,7 @@ class Config:
     max_prompt: int = 1024  # tokens; of a longer prompt the last ones
     max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
     eval_every: int = 200  # steps between two evaluations on held-out pairs
+    score_batch: int = field(default=64, metadata=SAME)  # responses that are scored at once
     save_every: int = field(default=100, metadata=SAME)  # steps between two checkpoints
     log_every: int = field(default=10, metadata=SAME)  # steps between two lines of metrics
     seed: int = 0  # of the order of the pairs, and of fresh adapters
@@ -62,8 +63,8 @@ class Config:
     def __post_init__(self) -> None:
         training.check_parts('batch', self.batch, self.parts)
         check_within(self, 0, MOST, 'seed')
-        counts = 'steps', 'batch', 'window', 'max_prompt', 'max_response', 'eval_every', 'save_every', 'log_every'
-        check_within(self, 1, MOST, *counts)
+        check_within(self, 1, MOST, 'steps', 'batch', 'score_batch', 'window', 'max_prompt', 'max_response')
+        check_within(self, 1, MOST, 'eval_every', 'save_every', 'log_every')
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +272,11 @@ def make_scorer(
     return scorer
 
 
+def scorer_of(cfg: Config, trained: RewardModel, mesh: Mesh | None = None) -> Scorer:
+    """The scorer of a reward model by the config that it was trained with."""
+    return make_scorer(trained, mesh, batch=cfg.score_batch, max_prompt=cfg.max_prompt, max_response=cfg.max_response)
+
+
 @partial(jax.jit, static_argnames='model')
 def _score(
     model: transformer.Config, params: dict[str, transformer.Params], token_BT: jax.Array, valid_BT: jax.Array
@@ -383,11 +389,7 @@ def run(
     length_BC = np.array([(len(pair.first), len(pair.second)) for pair in judged])  # characters, as in the paper
 
     def evaluate(trained: RewardModel) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        scorer = make_scorer(
-            trained, mesh, batch=cfg.batch // cfg.parts, max_prompt=cfg.max_prompt,
-            max_response=cfg.max_response,
-        )  # fmt: skip
-        score_BC = score_pairs(scorer, judged)
+        score_BC = score_pairs(scorer_of(cfg, trained, mesh), judged)
         rows = [
             {'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, 'preference': pair.preference,
              'first_score': score_C[0], 'second_score': score_C[1]}
@@ -400,7 +402,7 @@ def run(
         run_state = {'training': init(fresh.params), 'best': {'loss': jnp.float32(jnp.inf), 'step': jnp.int32(0)}}
         begun, text = 0, ''
         if checkpoints.begun():
-            begun, run_state = checkpoints.restore(None, run_state)
+            begun, run_state = checkpoints.restore(None, checkpoint.emptied(run_state))
             log.say(f'reward_model: going on from step {begun} of {cfg.steps}')
         state, best = run_state['training'], run_state['best']
         with (

@@ -106,7 +106,7 @@ def run(
         state = init(lm.params)
         start, text = 0, ''
         if checkpoints.begun():
-            start, state = checkpoints.restore(None, state)
+            start, state = checkpoints.restore(None, checkpoint.emptied(state))
             log.say(f'{title}: going on from step {start} of {cfg.steps}')
         with (
             log.Metrics(folder, start_step=start) as metrics,

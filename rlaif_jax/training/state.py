@@ -25,7 +25,11 @@ Loss = Callable[
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The paper trains with Adafactor, factored and without momentum (App. G); AdamW by name."""
+    """The paper trains with Adafactor, factored and without momentum (App. G); AdamW by name.
+
+    Optax factors a parameter along its two largest axes, where both are 128 or more. Ours of attention are (layers, width,
+    heads, head dim): with a head dim of 64 they are not factored, with a larger one within each head.
+    """
 
     name: Literal['adafactor', 'adamw'] = 'adafactor'  # which optimizer
     learning_rate: float = 1e-5  # the highest, behind the warm-up
@@ -35,6 +39,7 @@ class Optimizer:
     )
     clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
     weight_decay: float = 0.0  # for adamw alone
+    parameter_scale: bool = False  # adafactor's steps in proportion to each parameter's size
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate <= 1e3:
@@ -63,12 +68,9 @@ def make_optimizer(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
     clip = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
     if cfg.name == 'adamw':
         return optax.chain(*clip, optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=cfg.weight_decay))
-    # Not scaled by the size of each parameter: 1e-5 would then be far below what moves a policy, and a head that starts
-    # at zero would stay.
-    return optax.chain(
-        *clip,
-        optax.adafactor(schedule, momentum=None, multiply_by_parameter_scale=False),
-    )
+    # By default not scaled by the size of each parameter: 1e-5 would then be far below what moves a policy, and a head that
+    # starts at zero would stay.
+    return optax.chain(*clip, optax.adafactor(schedule, momentum=None, multiply_by_parameter_scale=cfg.parameter_scale))
 
 
 def trained(
