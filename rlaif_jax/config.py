@@ -103,7 +103,7 @@ def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
         if _BARE_WORD.fullmatch(literal):
             return path, literal
     problem = f'{literal} is neither a literal nor a bare word' if literal else 'there is no value'
-    hint = f'{path}="…"'
+    hint = f'{path}=["…"]' if literal[:1] in ('[', '(') else f'{path}="…"'
     hint = shlex.quote(hint) if where == COMMAND_LINE else hint  # of which a shell takes one pair of quotes away
     raise Mistake(f'{where}: {path}: {problem}; text goes in quotes, like {hint}')
 

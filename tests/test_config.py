@@ -92,11 +92,12 @@ def message(function, *args) -> str:
 # Text
 
 
-def test_text_that_wants_quotes_is_shown_with_those_of_a_shell():
+@pytest.mark.parametrize('typed, meant', [('two words', '…'), ('[adamw]', ['…'])])
+def test_text_that_wants_quotes_is_shown_with_those_of_a_shell(typed, meant):
     with pytest.raises(Mistake) as caught:
-        parse_binding('a.b=two words')
+        parse_binding(f'a.b={typed}')
     hint = str(caught.value).rpartition(' like ')[2]
-    assert parse_binding(shlex.split(hint)[0]) == ('a.b', '…')
+    assert parse_binding(shlex.split(hint)[0]) == ('a.b', meant)
 
 
 def test_parse_reads_literals_comments_and_bare_words():
