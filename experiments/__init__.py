@@ -19,7 +19,10 @@ MODULES = ('tldr', 'helpful', 'harmless', 'labeling', 'comparison', 'micro')  # 
 def grouped() -> dict[str, dict[str, Callable[..., Any]]]:
     """Every experiment by name, below the first sentence of its module, in the order in which a reader meets them."""
     modules = [importlib.import_module(f'experiments.{name}') for name in MODULES]
-    return {_paragraph(module): {name: getattr(module, name) for name in module.__all__} for module in modules}
+    return {  # python -OO leaves no docstrings
+        _paragraph(module) or module.__name__: {name: getattr(module, name) for name in module.__all__}
+        for module in modules
+    }
 
 
 def experiments() -> dict[str, Callable[..., Any]]:

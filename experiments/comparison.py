@@ -20,7 +20,7 @@ from experiments.labeling import toy, warn_of_dialogues
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, SAME, Mistake, check_within
+from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import (
@@ -82,9 +82,13 @@ class Compare:
         str, ...
     ] = ()  # what they are called, () for the folders that tell them apart; or which of the responses
     task: str = 'summarization'  # summarization, helpful or harmless: what the judge is asked
-    prompts: str = ''  # a file of prompts; '' for the test split of the data
-    responses: str = ''  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
-    rankings: str = ''  # a file of people's rankings of those responses, in the place of the judge
+    prompts: str = field(default='', metadata=FILE)  # a file of prompts; '' for the test split of the data
+    responses: str = field(
+        default='', metadata=FILE
+    )  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
+    rankings: str = field(
+        default='', metadata=FILE
+    )  # a file of people's rankings of those responses, in the place of the judge
     max_new_tokens: int = 128  # of a response, the end token among them
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32

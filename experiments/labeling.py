@@ -7,6 +7,7 @@ Labels go into one store beside the run folders, so cells that two studies share
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence, Set
@@ -28,7 +29,7 @@ from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import NAMED, TASKS, Technique, folder_of
-from rlaif_jax.labeling.store import Record, Store
+from rlaif_jax.labeling.store import Record, Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.text import Tokenizer
@@ -164,6 +165,11 @@ def toy(model: str) -> str:
     return '[simulated]'
 
 
+def store_of(folder: Path) -> Path:
+    """The labels of a run, which it shares with others."""
+    return store_in(checkpoint.shared(folder))
+
+
 @dataclass(frozen=True)
 class File:
     """Pairs in a file → the same file with labels."""
@@ -193,7 +199,9 @@ class File:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
         files.check_writable(self.output)
-        output = paths.typed(self.output)
+        output = Path(os.path.realpath(paths.typed(self.output)))
+        if output in (store_of(folder).resolve(), (folder / 'result.json').resolve()):
+            raise Mistake(f'output={self.output} is where the run keeps a file of its own; name another')
         if output.exists() and paths.typed(self.input).exists() and output.samefile(paths.typed(self.input)):
             raise Mistake(f'output={self.output} is the input; name another file')
         paths.check_file(output)
@@ -213,7 +221,7 @@ class File:
             name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
             if told := chat.account(name, template, prompts, asked=True):
                 log.say(told)
-        store = Store.of(checkpoint.shared(folder))
+        store = Store(store_of(folder))
         records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
         labels = [None if entry.record is None else next(records) for entry in entries]
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
@@ -293,7 +301,7 @@ class Study:
         return [labels_stage(name, folder, self.pairs, labeler, asked) for name, labeler, asked in self.cells()]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        store = Store.of(checkpoint.shared(folder))
+        store = Store(store_of(folder))
         simulated = loader.simulated(self.data.source)
         chosen = {
             task: loader.pairs(self.source(task), task, self.split, self.pairs, self.confident) for task in self.tasks

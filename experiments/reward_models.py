@@ -16,7 +16,7 @@ from experiments.labeling import generation, toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import MOST, SAME, Mistake, check_within
+from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -105,7 +105,9 @@ class FromFile:
     """Labelled pairs in a file → a reward model that `AutoModelForSequenceClassification` reads."""
 
     policy: str  # the model it starts from
-    input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
+    input: str = field(
+        default='', metadata=FILE
+    )  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
     column: str = ''  # the soft label, P(the first is better); '' for `preference_prob`, the newest where several are
     task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints

@@ -8,7 +8,7 @@ import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rlaif_jax.config import HOTTEST, MOST, Mistake, check_within
+from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
 from rlaif_jax.evaluation import win_rate
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
@@ -24,7 +24,7 @@ Rule = Literal['averaged', 'both_agree']
 class Data:
     """Prompts and pairs by name, and how many of each are used."""
 
-    source: str  # a data set by name, or the path of a file or a folder
+    source: str = field(metadata=FILE)  # a data set by name, or the path of a file or a folder
     train: int  # prompts of each split
     validation: int  # prompts that evaluate while a policy is trained
     test: int  # prompts that finished policies are compared on

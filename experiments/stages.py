@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +24,14 @@ from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import axes, chat, checkpoint, log, paths
-from rlaif_jax.config import Mistake, dump, same
+from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import policies_figures, win_rate
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
-from rlaif_jax.labeling.store import Store
+from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
@@ -64,7 +64,7 @@ class Supervised:
     policy: str
     fingerprint: str  # of the weights behind that name
     task: str
-    source: str
+    source: str = field(metadata=FILE)
     train: int
     max_prompt: int
     max_new_tokens: int
@@ -143,7 +143,7 @@ class Labelled:
     labeler: str
     fingerprint: str  # of the weights behind that name
     label: preference.Config
-    source: str
+    source: str = field(metadata=FILE)
     pairs: int
     writers: str  # '': the data's own pairs; else the digest of a policy that wrote the first, beside SFT's (App. K)
     dtype: Dtype
@@ -167,7 +167,7 @@ class Labelled:
         def make(folder: Path) -> dict[str, Any]:
             pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
             records = preference.label_all(
-                self.labeler, self.label, pairs, Store.of(root), dtype=self.dtype, mesh=mesh,
+                self.labeler, self.label, pairs, Store(store_in(root)), dtype=self.dtype, mesh=mesh,
                 title=f'labels of {Path(self.labeler).name}', note=loader.note(self.source),
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]
@@ -188,7 +188,7 @@ class Rewarded:
     start: Supervised
     from_base: bool  # from the base model, not from what SFT made of it (Table 6)
     task: str
-    source: str
+    source: str = field(metadata=FILE)
     human: int  # pairs with the votes of people
     ai: Labelled | None  # and pairs with a labeler's preferences
     held_out: int  # pairs with votes of people that choose among checkpoints
@@ -251,7 +251,7 @@ class Optimised:
     labeler: str  # whose ratings are the reward where there is no reward model
     fingerprint: str  # of the weights behind that name
     rating: direct.Config | None
-    source: str
+    source: str = field(metadata=FILE)
     train: int
     validation: int
     reinforce: reinforce.Config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import shlex
@@ -22,6 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
+REFUSALS = {  # what a system may say to any reading or writing, whatever was asked of it beforehand
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+}  # fmt: skip
 RESERVED = ('experiment', 'scale')  # bindings that choose the config rather than change it
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
@@ -59,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             return show_experiments()
         if flags.explain:
             return explain(flags)
+        check_here()
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         axes.ask_for_devices(asdict(config.mesh))
@@ -67,9 +73,29 @@ def main(arguments: list[str] | None = None) -> int:
     except Mistake as mistake:
         log.error(str(mistake))
         return 2
+    except OSError as error:
+        log.error(refused(error))
+        return 2
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on from the last checkpoint, or begins where there is none')
         return 130
+
+
+def check_here() -> None:
+    """Raises `Mistake` where the folder that one is in was removed, which no library bears."""
+    from rlaif_jax.config import Mistake
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Mistake('the folder that you are in was removed; cd to one that is there') from None
+
+
+def refused(error: OSError) -> str:
+    """What the system would not do, in a sentence. Raises an error that is none of `REFUSALS` again."""
+    if error.errno not in REFUSALS:
+        raise error
+    return f'{error.filename or "a file"}: {error.strerror}; put that right, and the same command goes on'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,6 +162,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     """
     import experiments
     from experiments.scales import scale
+    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
     from rlaif_jax.paths import typed
 
@@ -161,7 +188,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
     flags.changed = digest(config) != digest(plain)
-    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}"
+    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
 
 
 def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
@@ -174,11 +201,12 @@ def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
 
 
 def default_folder(flags: argparse.Namespace, name: str, config: Any, text: str) -> Path:
-    """A folder of the config's own: bindings never collide with the plain experiment's run."""
+    """A folder of the config's own, and of the data's: bindings never collide with the plain experiment's run."""
+    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import digest, parse
 
     scale = parse(text)['scale']
-    own = f'-{digest(config)[:6]}' if flags.changed else ''
+    own = f'-{digest(config, contents(config))[:6]}' if flags.changed else ''
     return Path('runs') / f'{name}-{scale}-s{flags.seed or 0}{own}'
 
 

@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = launcher.read_flags(parser(), arguments)
+        launcher.check_here()
         folder, found = plan(flags)
         if flags.backend == 'print':
             print('\n'.join(shell(point, runner) for point in found))
@@ -101,6 +102,9 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
             return report(folder, found, failed, flags.figures)
     except Mistake as mistake:
         log.error(str(mistake))
+        return 2
+    except OSError as error:
+        log.error(launcher.refused(error))
         return 2
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on with what is not finished')

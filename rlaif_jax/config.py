@@ -19,6 +19,7 @@ import io
 import itertools
 import numbers
 import re
+import shlex
 import sys
 import textwrap
 import tokenize
@@ -31,12 +32,14 @@ C = TypeVar('C')  # the class of a config
 # Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. What was begun with one value
 # of it goes on with another, and is the same thing.
 SAME = {'same': True}
+FILE = {'file': True}  # of a field that may name a file or a folder of data: what is in it makes it another thing
 Bindings = dict[str, Any]  # path: value
 
+COMMAND_LINE = 'command line'
 _BINDING = re.compile(
     r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
 )  # loose, so that bind can name the nearest right path
-_BARE_WORD = re.compile(r'[A-Za-z0-9_./:-]+')
+_BARE_WORD = re.compile(r'[\w./:~-]+')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
@@ -88,7 +91,7 @@ def parse(text: str, where: str = 'bindings') -> Bindings:
     return bindings
 
 
-def parse_binding(text: str, where: str = 'command line') -> tuple[str, Any]:
+def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
     """Reads one `path=literal`, as on a command line: ('a.b', 'adamw') for 'a.b=adamw'. Raises Mistake for bad syntax."""
     match = _BINDING.fullmatch(text)
     if not match:
@@ -100,7 +103,9 @@ def parse_binding(text: str, where: str = 'command line') -> tuple[str, Any]:
         if _BARE_WORD.fullmatch(literal):
             return path, literal
     problem = f'{literal} is neither a literal nor a bare word' if literal else 'there is no value'
-    raise Mistake(f"{where}: {path}: {problem}; text goes in quotes, like 'this'")
+    hint = f'{path}=["…"]' if literal[:1] in ('[', '(') else f'{path}="…"'
+    hint = shlex.quote(hint) if where == COMMAND_LINE else hint  # of which a shell takes one pair of quotes away
+    raise Mistake(f'{where}: {path}: {problem}; text goes in quotes, like {hint}')
 
 
 class _NamedFloats(ast.NodeTransformer):
@@ -267,26 +272,31 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def digest(config: Any) -> str:
-    """Ten hex digits that stand for the class of `config` and all its values but those that change no number (`SAME`), the
-    same in every process.
+def digest(config: Any, more: str = '') -> str:
+    """Ten hex digits that stand for the class of `config`, all its values but those that change no number (`SAME`), and
+    what `more` says; the same in every process.
     """
     free = same(type(config))
     lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
-    return hashlib.sha256(f'{type(config).__name__}\n{lines}'.encode()).hexdigest()[:10]
+    return hashlib.sha256(f'{type(config).__name__}\n{lines}{more}'.encode()).hexdigest()[:10]
+
+
+def same(cls: type) -> frozenset[str]:
+    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
+    return marked(cls, 'same')
 
 
 @functools.cache
-def same(cls: type, prefix: str = '') -> frozenset[str]:
-    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
-    marked = {field.name for field in dataclasses.fields(cls) if field.metadata.items() >= SAME.items()}
+def marked(cls: type, mark: str, prefix: str = '') -> frozenset[str]:
+    """The paths below a `cls` of fields that have `mark` in their metadata, and of all below them."""
+    those = {field.name for field in dataclasses.fields(cls) if mark in field.metadata}
     found: set[str] = set()
     for name, hint in _hints(cls).items():
         nested = _nested(hint)
-        if name in marked:
+        if name in those:
             found |= {prefix + name, *(_paths(nested, f'{prefix}{name}.') if nested else ())}
         elif nested:
-            found |= same(nested, f'{prefix}{name}.')
+            found |= marked(nested, mark, f'{prefix}{name}.')
     return frozenset(found)
 
 

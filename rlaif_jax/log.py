@@ -246,6 +246,9 @@ class Screen(io.TextIOBase):
             return self._stream is not None and self._stream.isatty()
         return False
 
+    def __del__(self) -> None:
+        pass  # it holds nothing to close, and as Python ends there is no `sys` to ask
+
     def fileno(self) -> int:
         if self._stream is None:
             raise OSError('there is no such stream')

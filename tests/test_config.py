@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import shlex
 from collections.abc import Callable
 from typing import Literal, Optional
 
@@ -91,6 +92,14 @@ def message(function, *args) -> str:
 # Text
 
 
+@pytest.mark.parametrize('typed, meant', [('two words', '…'), ('[adamw]', ['…'])])
+def test_text_that_wants_quotes_is_shown_with_those_of_a_shell(typed, meant):
+    with pytest.raises(Mistake) as caught:
+        parse_binding(f'a.b={typed}')
+    hint = str(caught.value).rpartition(' like ')[2]
+    assert parse_binding(shlex.split(hint)[0]) == ('a.b', meant)
+
+
 def test_parse_reads_literals_comments_and_bare_words():
     text = """
     # a comment
@@ -116,6 +125,7 @@ def test_parse_reads_literals_comments_and_bare_words():
         'a.j': math.inf, 'a.k': '', 'a.l': 1000,
     }  # fmt: skip
     assert math.isnan(parse('x = nan')['x'])
+    assert parse('a = ~/données_猫.jsonl') == {'a': '~/données_猫.jsonl'}
     assert parse('') == parse('\n\n# only\n') == {}
     assert parse('a = 1\r\nb = x\r\n') == {'a': 1, 'b': 'x'}
 

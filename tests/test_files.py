@@ -188,6 +188,8 @@ def test_lines_and_lists_and_empty_lines(tmp_path):
         ('[{"a": 1},\n{"a": }]', 2, 'not JSON'),
         (b'{"a": 1}\n{"a": "\xe9"}', 2, '0xe9 is not UTF-8'),
         ('{"a": 1}'.encode('utf-16'), 1, '0xff is not UTF-8 (it is UTF-16)'),
+        ('{"a": 1, "b": 2}'.encode('utf-16'), 1, '0xff is not UTF-8 (it is UTF-16)'),
+        (r'"{\"a\": 1, \"b\": 2}"', 1, 'a row is an object'),
         ('{"a": 1}\r{"a": }', 2, 'not JSON'),
         ('{"a": ' + '[' * 100_000, 1, 'not JSON'),
         ('{"a": ' + '9' * 10_000 + '}', 1, 'not JSON'),
@@ -237,6 +239,30 @@ def test_a_table_of_csv_is_converted_as_the_error_says(tmp_path):
     )
     (tmp_path / 'rows.jsonl').write_bytes(ran.stdout)
     assert files.read_rows(tmp_path / 'rows.jsonl') == [{'id': '1', 'prompt': 'é, "b"'}, {'id': '2', 'prompt': ''}]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.jsonl')
+    with pytest.raises(Mistake, match='a.jsonl is a pipe'):
+        files.read(tmp_path / 'a.jsonl')
+
+
+def test_arrow_is_read_as_a_file_and_as_a_stream(tmp_path):
+    pa = pytest.importorskip('pyarrow')
+    table = pa.table({'a': [1, 2], 'b': ['x', None]})
+    for i, writer in enumerate((pa.ipc.new_file, pa.ipc.new_stream)):
+        with pa.OSFile(str(tmp_path / f'{i}.arrow'), 'wb') as sink, writer(sink, table.schema) as out:
+            out.write_table(table)
+        assert files.read_rows(tmp_path / f'{i}.arrow') == [{'a': 1, 'b': 'x'}, {'a': 2, 'b': None}]
+
+
+@pytest.mark.parametrize(
+    'text', ['{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}', '{"data": [{}]}']
+)
+def test_a_whole_table_in_one_object_is_told_from_rows(tmp_path, text):
+    read = lambda path: files.pairs(path, 'helpful')  # noqa: E731
+    assert 'lines=True' in mistake(tmp_path / 'a.json', text, read)
+    assert 'lines=True' not in mistake(tmp_path / 'a.jsonl', f'{text}\n{text}', read)
 
 
 def test_a_row_of_a_list_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,15 @@ def test_a_save_replaces_what_an_earlier_save_left(lm, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert (tmp_path / 'out').stat().st_mode & 0o055  # as readable as any new directory
     same(load(tmp_path / 'out').params, lm.params)
+
+
+def test_a_saved_model_is_as_private_as_the_umask_asks(lm, tmp_path):
+    before = os.umask(0o077)
+    try:
+        save(lm, tmp_path / 'out')
+    finally:
+        os.umask(before)
+    assert not any(path.stat().st_mode & 0o077 for path in [tmp_path / 'out', *(tmp_path / 'out').iterdir()])
 
 
 def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch):

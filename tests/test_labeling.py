@@ -224,6 +224,18 @@ def test_bad_input_is_named_and_nothing_is_run(tmp_path, labeler, capsys, calls,
     assert says in ''.join((out.out + out.err).split('\n')) and not calls
 
 
+@pytest.mark.parametrize('target', ['labels.jsonl', 'run/result.json', 'none/../labels.jsonl'])
+def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_asked(
+    tmp_path, labeler, capsys, calls, target
+):
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    assert run(
+        '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={tmp_path / "in.jsonl"}',
+        f'output={tmp_path / target}', 'technique=base_0shot',
+    ) == 2  # fmt: skip
+    assert target in capsys.readouterr().err and not calls and [p.name for p in tmp_path.iterdir()] == ['in.jsonl']
+
+
 def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
     few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
     few += [f'labelers=["{labeler}"]', 'label.max_rationale=4']

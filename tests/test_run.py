@@ -7,6 +7,7 @@ RLAIF_REGENERATE_GOLDEN=1 pytest tests/test_run.py rewrites the configs in tests
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from experiments import stages
 from experiments.scales import SCALES
 from launch import run as launcher
 from launch import sweep
-from rlaif_jax import config, log
+from rlaif_jax import checkpoint, config, log
 from rlaif_jax.config import bind, dump, parse
 from rlaif_jax.models import hf
 
@@ -466,6 +467,28 @@ def test_a_place_that_cannot_be_written_is_named(command, tmp_path, capsys):
     assert re.search(r'file/run: nothing can be written here \(Not a directory\)', capsys.readouterr().err)
 
 
+def test_a_folder_that_was_removed_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    assert launcher.main(['tldr_direct']) == sweep.main(['tldr_direct', '--seed=[0,1]']) == 2
+    assert capsys.readouterr().err.count('was removed') == 2
+
+
+@pytest.mark.parametrize('name, status', [('ENOSPC', 2), ('EACCES', 2), ('EISDIR', 2), ('ENOENT', None)])
+def test_what_the_system_refuses_at_any_moment_is_said(name, status, command, tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(getattr(errno, name), 'of the system', 'some/file')
+
+    monkeypatch.setattr(checkpoint, 'open_folder', refuse)
+    if status is None:  # a fault of ours
+        with pytest.raises(FileNotFoundError):
+            launcher.main(command(tmp_path / 'run'))
+    else:
+        assert launcher.main(command(tmp_path / 'run')) == status
+        assert 'some/file: of the system' in capsys.readouterr().err
+
+
 def test_a_labeler_that_gives_no_ratings_stops_the_run_and_keeps_the_sft_policy(finished, command, capsys):
     folder = finished.parent / 'strict'
     assert launcher.main(command(folder, 'rating.least_mass=0.9')) == 2
@@ -510,6 +533,12 @@ def test_list_names_every_experiment_in_a_line(capsys):
     assert [line.split()[0] for line in listed] == list(experiments.experiments())
     assert all(len(line.split()) > 3 and 'Cost' in line for line in listed)
     assert len({re.match(r' +\S+ +', line).end() for line in listed}) == 1  # what they are stands below each other
+
+
+def test_without_docstrings_there_are_as_many_experiments():
+    code = 'import experiments; print(*experiments.experiments())'
+    listed = subprocess.run([sys.executable, '-OO', '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout.split() == list(experiments.experiments())
 
 
 @pytest.mark.parametrize('name', experiments.experiments())
@@ -616,6 +645,24 @@ def test_a_folder_stands_for_the_config_however_it_was_typed(tmp_path):
     assert len({folder_name(*way) for way in ways}) == 1 != len({folder_name(), folder_name(*ways[0])})
     plain = parse(launcher.read_config(launcher.parser().parse_intermixed_args(['--experiment=tldr_sft']))[2])
     assert folder_name(f'{steps}={plain[steps]}', f'{rate}={plain[rate]:.9f}') == folder_name() == 'tldr_sft-micro-s0'
+
+
+@pytest.mark.parametrize(
+    'bindings',
+    [
+        ['--experiment=tldr_direct', 'data.source={}'],
+        ['--experiment=reward_model', 'input={}'],
+        ['--experiment=compare', 'prompts={}'],
+        ['--experiment=compare', 'responses={}', 'rankings={}'],
+    ],
+)
+def test_a_folder_stands_for_the_data_too(bindings, tmp_path):
+    path, found = tmp_path / 'mine.jsonl', []
+    for i, text in enumerate(('{}', '[]', '{}')):
+        path.write_text(text, encoding='utf-8')
+        os.utime(path, (i, i))  # nobody types as quickly as a test
+        found.append(folder_name(*(binding.format(path) for binding in bindings)))
+    assert found[0] == found[2] != found[1]
 
 
 def test_the_metrics_of_the_first_step_are_those_of_an_unmoved_policy(finished):

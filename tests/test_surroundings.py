@@ -115,6 +115,14 @@ def test_without_a_key_wandb_is_not_asked(monkeypatch, capsys):
     assert log.wandb_ready()
 
 
+def test_python_ends_without_a_word_about_the_screen():
+    code = 'from rlaif_jax import log; log.say("found")'
+    done = subprocess.run(
+        [sys.executable, '-X', 'dev', '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == 'found\n' and not done.stderr
+
+
 def test_a_listing_may_be_cut_short():
     command = f'set -o pipefail; {sys.executable} launch/run.py --list | head -n 1'
     done = subprocess.run(

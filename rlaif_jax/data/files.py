@@ -80,6 +80,7 @@ CONVERT = (
     'to convert it: python -c "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(sys.stdin)]" '
     "< rows.csv > rows.jsonl (of tabs: DictReader(sys.stdin, delimiter='\\t'))"
 )
+LONE = '; one object is one row (to write a DataFrame row by row: to_json(path, orient="records", lines=True))'
 
 DEEPEST = 200  # lists in lists that are written value by value
 _ENCODED = {b'rlaif_jax': b'json'}  # metadata of a Parquet column whose strings are JSON
@@ -141,7 +142,10 @@ def _entries(source: Path | str | Rows, noun: str, make: Callable[[Row, str], Pa
         except Mistake as mistake:
             entries.append(Entry(row, None, str(mistake), where))
     if not any(entry.record for entry in entries):
-        raise Mistake(f'{source.path}: none of its {len(entries)} rows is a {noun}; the first: {entries[0].problem}')
+        lone = LONE if len(entries) == 1 and isinstance(source.kept, list) else ''
+        raise Mistake(
+            f'{source.path}: none of its {len(entries)} rows is a {noun}; the first: {entries[0].problem}{lone}'
+        )
     return entries
 
 
@@ -435,6 +439,8 @@ def read(path: Path | str) -> Rows:
     if path.is_dir():
         raise Mistake(f'{path} is a folder{_nearest_file(path / path.name)}')
     suffix = _suffix(path, READABLE)
+    if not path.is_file():  # what is in it can be read once only
+        raise Mistake(f'{path} is a pipe or a device; save what comes out of it in a file')
     try:
         rows = _read_table(path, suffix) if suffix in ('.parquet', '.arrow') else _read_json(path)
     except OSError as error:
@@ -532,10 +538,10 @@ def _kind(head: bytes) -> str:
             return kind
     if head.lstrip()[:1] == b'<':
         return 'a page of HTML or XML, as a download that was refused leaves; fetch it again'
-    if b'\0' in head[:4] and head[:2] not in WIDE:
-        return 'UTF-16; save it as UTF-8'
+    if b'\0' in head[:4]:
+        return '' if head[:2] in WIDE else 'UTF-16; save it as UTF-8'
     first = head.removeprefix(codecs.BOM_UTF8).lstrip().split(b'\n')[0]
-    if first[:1] not in (b'{', b'[') and (b',' in first or b'\t' in first):
+    if first.lstrip(b'"')[:1] not in (b'{', b'[') and (b',' in first or b'\t' in first):
         return f'a table, CSV or TSV; {CONVERT}'
     return ''
 
@@ -559,7 +565,9 @@ def _read_table(path: Path, suffix: str) -> Rows:
     try:
         if suffix == '.arrow':
             with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_stream(source).read_all()
+                kept = source.read(6) == b'ARROW1'  # on a disk, as Feather and Polars do; `datasets` writes a stream
+                source.seek(0)
+                table = (pa.ipc.open_file if kept else pa.ipc.open_stream)(source).read_all()
         else:
             with pq.ParquetFile(path) as file:  # read_table would add columns named in the path
                 table = file.read()

@@ -64,12 +64,6 @@ class Store:
         self.added = 0  # records that this process added, and not another one meanwhile
         self.refresh()
 
-    @classmethod
-    def of(cls, stages: Path) -> Store:
-        """The store that runs share: in the folder of their stages or, where an earlier version kept it, beside that."""
-        here, before = Path(stages) / 'labels.jsonl', Path(stages).parent / 'labels.jsonl'
-        return cls(before if not here.exists() and _begins(before) else here)
-
     def __len__(self) -> int:
         return len(self._records)
 
@@ -221,6 +215,12 @@ def _weighted(record: Mapping[str, Any]) -> Record:
 
 def _unscorable(record: Mapping[str, Any]) -> bool:
     return record.get('status') == 'unscorable'
+
+
+def store_in(stages: Path) -> Path:
+    """The store that runs share: in the folder of their stages or, where an earlier version kept it, beside that."""
+    here, before = Path(stages) / 'labels.jsonl', Path(stages).parent / 'labels.jsonl'
+    return before if not here.exists() and _begins(before) else here
 
 
 def _begins(path: Path) -> bool:

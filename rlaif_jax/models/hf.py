@@ -156,7 +156,7 @@ def save(
         if transformer.adapters(adapted.params):
             _write_adapter(new / 'adapter', adapted, dtype)
         for file in filter(Path.is_file, new.rglob('*')):
-            file.chmod(0o644)  # safetensors writes for the owner's eyes only
+            file.chmod((new / 'config.json').stat().st_mode)  # safetensors writes for the owner's eyes only
 
 
 @contextmanager
