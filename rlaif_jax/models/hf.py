@@ -238,7 +238,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         config.pop(word, None)
     if isinstance(config.get('extra_special_tokens'), list):  # by name of what they are for, in version 4
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast'})
+    # Of that class version 4 gives token_type_ids too, which no model of ours takes.
+    inputs = ['input_ids', 'attention_mask']
+    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_input_names': inputs})
 
 
 def _together(cfg: Config) -> dict[str, list[str]]:
