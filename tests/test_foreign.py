@@ -148,6 +148,22 @@ FOUND = {
         both(moved('model.safetensors', 'a.safetensors'), holds('model.safetensors.index.json', HTML)),
         r'index\.json: a page of HTML',
     ),
+    'weights alone': (only(**{'model.safetensors': b''}), r'no config\.json here; here is model\.safetensors'),
+    'a folder for weights': (
+        lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').mkdir()),
+        r'model\.safetensors is no file',
+    ),
+    'links to nowhere': (
+        lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').symlink_to('../../blobs/1f')),
+        r'model\.safetensors is a link to \.\./\.\./blobs/1f, which is not there; .*cp -L',
+    ),
+    'an index that names no file': (
+        both(
+            moved('model.safetensors', 'a.safetensors'),
+            holds('model.safetensors.index.json', b'{"weight_map": {"model.norm.weight": ".."}}'),
+        ),
+        r'\.\. is no file',
+    ),
     'an index that leads away': (
         both(
             moved('model.safetensors', 'a.safetensors'),
