@@ -524,6 +524,7 @@ HOSTILE = {
     'loops in loops': '{% for i in range(9999) %}' * 4 + '{{ i }}' + '{% endfor %}' * 4,
     'loops over text': "{% set t = 'x' * 9999 %}{% for i in t %}{% for j in t %}{{ loop.index }}{% endfor %}{% endfor %}",
     'no end': '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
+    'a book': "{{ 'x' * 2000000 }}{% for m in messages %}{{ m.content }}{% endfor %}",
     'no such filter': '{{ messages | nothing }}',
 }
 
