@@ -75,6 +75,9 @@ def stage_folder(stages: Path, name: str, config: Any) -> Path:
     return Path(stages) / f'{name}-{digest(config, contents(config))}'
 
 
+READ = '# read '  # begins a line of config.gin about data that was read
+
+
 def contents(config: Any) -> str:
     """A comment for each path of `config` that names data of one's own which is there: what is in it, as a digest."""
     named = parse(dump(config))

@@ -224,7 +224,7 @@ def test_bad_input_is_named_and_nothing_is_run(tmp_path, labeler, capsys, calls,
     assert says in ''.join((out.out + out.err).split('\n')) and not calls
 
 
-@pytest.mark.parametrize('target', ['labels.jsonl', 'run/result.json', 'none/../labels.jsonl'])
+@pytest.mark.parametrize('target', ['run/stages/labels.jsonl', 'run/result.json', 'none/../run/stages/labels.jsonl'])
 def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_asked(
     tmp_path, labeler, capsys, calls, target
 ):
