@@ -326,21 +326,26 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     log.say(f'  python {shlex.join(following)}', whole=True)
 
 
-def use_large_pages() -> None:
-    """Start again with large pages for malloc, on a Linux CPU: they take a third off every training step, and must be
-    asked for early. A host of accelerators needs them for nothing.
+def begin_again() -> None:
+    """Start again where Python has to be told something early: to call files by UTF-8 names whatever the locale, as the
+    libraries below do; and on a Linux CPU to take large pages for memory, a third off every training step.
     """
+    early = {}
+    if sys.getfilesystemencoding() != 'utf-8' and not sys.flags.ignore_environment:  # else for ever
+        early |= {'PYTHONUTF8': '1', 'PYTHONIOENCODING': getattr(sys.stdout, 'encoding', None) or 'utf-8'}
     accelerated = any(map(os.path.exists, ('/dev/nvidia0', '/dev/accel0', '/dev/vfio/0', '/dev/kfd')))
     on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
     if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
         tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
-        os.environ['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
+        early['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
+    if early:
+        os.environ |= early
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == '__main__':
-    use_large_pages()
+    begin_again()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
     status = main()
     if status == 130:  # XLA may still compile in a thread, which does not survive the interpreter's end

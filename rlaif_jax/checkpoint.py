@@ -228,6 +228,10 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f'keep must be at least 1, got {keep}')
         self.folder = Path(folder).resolve() / 'checkpoints'  # Orbax wants an absolute path
+        try:
+            str(self.folder).encode()
+        except UnicodeEncodeError:  # bytes of another encoding, which TensorStore does not take
+            raise Mistake(f'{ascii(str(self.folder))}: checkpoints want a path in UTF-8; name another folder') from None
         self._keep = keep
         self._written: int | None = None  # the step on disk that is, bit for bit, what this run would write again
         self._saving: int | None = None  # the step that is being written

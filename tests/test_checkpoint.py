@@ -417,3 +417,8 @@ except Mistake as mistake:
         encoding='utf-8',
     )
     assert done.stderr.count('\n') == 1 and 'step 1 could not be written: File too large' in done.stderr, done.stderr
+
+
+def test_a_path_that_is_not_utf_8_is_said(tmp_path):
+    with pytest.raises(Mistake, match='UTF-8'):
+        Checkpoints(tmp_path / os.fsdecode(b'caf\xe9'))

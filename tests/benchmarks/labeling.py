@@ -41,7 +41,7 @@ from typing import Any, Self
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch.run import use_large_pages  # noqa: E402
+from launch.run import begin_again  # noqa: E402
 
 TOLERANCE = 1e-3  # of a preference, and of each of the two probabilities that it averages
 ARMS = ('ours', 'torch', 'torch, last logits')
@@ -376,7 +376,7 @@ def words(count: int, seed: str) -> str:
 
 
 if __name__ == '__main__':
-    use_large_pages()
+    begin_again()
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launch.run import use_large_pages  # noqa: E402
+from launch.run import begin_again  # noqa: E402
 
 PROMPT, NEW = 128, 40  # tokens
 
@@ -196,7 +196,7 @@ def measure(flags: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
 
 
 if __name__ == '__main__':
-    use_large_pages()
+    begin_again()
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # else it tells that there is no torch
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     main()
