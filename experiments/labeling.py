@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, chat, log, paths
+from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Pair, Prompt
@@ -29,7 +29,7 @@ from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import NAMED, TASKS, Technique, folder_of
-from rlaif_jax.labeling.store import Record, Store
+from rlaif_jax.labeling.store import Record, Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.text import Tokenizer
@@ -166,8 +166,8 @@ def toy(model: str) -> str:
 
 
 def store_of(folder: Path) -> Path:
-    """The labels of a run, which it shares with those beside it."""
-    return folder.parent / 'labels.jsonl'
+    """The labels of a run, which it shares with others."""
+    return store_in(checkpoint.shared(folder))
 
 
 @dataclass(frozen=True)

@@ -64,15 +64,16 @@ class Policies:
 
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
+        shared = checkpoint.shared(folder)
         for _, cfg, arm in arms.each(self):
             needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' and arms.counts(cfg, arm)[1] else [arm]
-            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(folder.parent)]:
+            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(shared)]:
                 found.setdefault(stage.folder, stage)
         length = self.reinforce.max_prompt + self.reinforce.max_new_tokens
         return [*found.values(), comparison.stage(self.evaluation, folder, {'policy': self.policy}, length)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), folder.parent, self.evaluation
+        mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), checkpoint.shared(folder), self.evaluation
         # Simulated, the judge shows how training goes; a model is not kept in memory for that.
         judge = None if comparison.models(cfg) else stages.make_judge(cfg, self.task, None, mesh)
         made = {name: arms.optimised(changed, arm) for name, changed, arm in arms.each(self)}
@@ -140,12 +141,12 @@ class SFT:
         evaluation = comparison.stage(
             self.evaluation, folder, {'policy': self.policy}, self.max_prompt + self.max_new_tokens
         )
-        return [*self.start().stages(folder.parent), evaluation]
+        return [*self.start().stages(checkpoint.shared(folder)), evaluation]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
-        checkpoint.link(self.start().folder(folder.parent), folder)
-        policy = self.start().run(folder.parent, mesh, frozen=True)
+        checkpoint.link(self.start().folder(checkpoint.shared(folder)), folder)
+        policy = self.start().run(checkpoint.shared(folder), mesh, frozen=True)
         prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
         ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [

@@ -55,12 +55,12 @@ class RewardModels:
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
         for _, cfg, arm in arms.each(self):
-            for stage in arms.rewarded(cfg, arm).stages(folder.parent):
+            for stage in arms.rewarded(cfg, arm).stages(checkpoint.shared(folder)):
                 found.setdefault(stage.folder, stage)
         return [*found.values(), Stage('evaluation', folder, 2 * self.test_pairs)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, root = axes.make_mesh(asdict(self.mesh)), folder.parent
+        mesh, root = axes.make_mesh(asdict(self.mesh)), checkpoint.shared(folder)
         test = {
             kind: loader.pairs(self.data.source, self.task, 'test', self.test_pairs, confident=kind == 'sure')
             for kind in ('sure', 'all')

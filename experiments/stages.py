@@ -31,7 +31,7 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import policies_figures, win_rate
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
-from rlaif_jax.labeling.store import Store
+from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
@@ -167,7 +167,7 @@ class Labelled:
         def make(folder: Path) -> dict[str, Any]:
             pairs = sampled() if sampled else loader.pairs(self.source, self.label.task, 'train', self.pairs)
             records = preference.label_all(
-                self.labeler, self.label, pairs, Store(root / 'labels.jsonl'), dtype=self.dtype, mesh=mesh,
+                self.labeler, self.label, pairs, Store(store_in(root)), dtype=self.dtype, mesh=mesh,
                 title=f'labels of {Path(self.labeler).name}', note=loader.note(self.source),
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]

@@ -48,7 +48,7 @@ SHOWN = 3  # of them
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
-    from rlaif_jax import axes, log
+    from rlaif_jax import axes, checkpoint, log
     from rlaif_jax.config import Mistake
     from rlaif_jax.paths import typed
 
@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         axes.ask_for_devices(asdict(config.mesh))
-        return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
+        with checkpoint.sharing(stages_of(flags, folder)):
+            return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
     except Mistake as mistake:
         log.error(str(mistake))
         return 2
@@ -108,7 +109,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', type=int, help='of everything random (default: 0)')
     out.add_argument(
-        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); stages that runs share lie beside it'
+        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); nothing is written outside of it'
+    )
+    out.add_argument(
+        '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
     )
     out.add_argument(
         '--bindings',
@@ -185,6 +189,15 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     config = bind(config, in_files | typed)
     flags.changed = digest(config) != digest(plain)
     return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
+
+
+def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
+    """Where runs keep what they share: with the runs, or within the one folder that was named."""
+    from rlaif_jax.paths import typed
+
+    if flags.stages is not None:
+        return typed(flags.stages)
+    return Path('runs/stages') if flags.workdir is None else folder / 'stages'
 
 
 def default_folder(flags: argparse.Namespace, name: str, config: Any, text: str) -> Path:

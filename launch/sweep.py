@@ -47,7 +47,6 @@ SHOWN = 6  # lines of it that are told of a point that failed
 POLL = 0.1  # seconds between two looks at what is running
 TOLD = 60.0  # seconds between two lines on each run
 WIDE = 80  # characters of its output in one
-SHARED = ('stages', 'labels.jsonl')  # what runs find beside their folders: here a link to those of other runs
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +58,7 @@ class Point:
     folder: Path
     config: Any
     text: str  # the whole config, as config.gin has it
+    stages: Path  # where it finds and leaves what points share
 
     @property
     def name(self) -> str:
@@ -73,7 +73,8 @@ class Point:
     def shared(self) -> list[Path]:
         """The folders of the stages that other points may need too."""
         try:
-            return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
+            with checkpoint.sharing(self.stages):
+                return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
         except Mistake:  # the run says so, when its turn comes
             return []
 
@@ -93,12 +94,10 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         flags = launcher.read_flags(parser(), arguments)
         launcher.check_here()
         folder, found = plan(flags)
-        home = folder.resolve().parent if flags.workdir else Path('runs')
         if flags.backend == 'print':
-            print('\n'.join(shell(point, home, runner) for point in found))
+            print('\n'.join(shell(point, runner) for point in found))
             return 0
         with checkpoint.lock(folder):
-            share(folder, home)
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
     except Mistake as mistake:
@@ -126,7 +125,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
     out.add_argument(
         '--workdir',
-        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); stages that runs share lie beside it',
+        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); nothing is written outside of it',
+    )
+    out.add_argument(
+        '--stages', help='where points find and leave what they share (default: runs/stages, or WORKDIR/stages)'
     )
     out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
@@ -165,12 +167,13 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
     chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
     if flags.workdir is not None:
-        return (folder := paths.typed(flags.workdir)), points(sweep, [*chosen, *own], folder)
+        folder = paths.typed(flags.workdir)
+        return folder, points(sweep, [*chosen, *own], folder, launcher.stages_of(flags, folder))
     words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
     always = changed(sweep, chosen, own)
     parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(always)] if always else [])]
     folder = Path('runs/sweeps') / '-'.join(map(str, parts))
-    return folder, points(sweep, [*chosen, *own], folder)
+    return folder, points(sweep, [*chosen, *own], folder, launcher.stages_of(flags, folder))
 
 
 def changed(sweep: list[Bindings], chosen: Sequence[str], own: Sequence[str]) -> list[tuple[str, Any]]:
@@ -213,7 +216,7 @@ def named(experiment: Callable[..., Any], name: str, scale_name: str) -> list[Bi
     return known[name](*row)
 
 
-def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[Point]:
+def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: Path) -> list[Point]:
     """A point for each of the bindings, with the arguments that all share.
 
     Raises `Mistake` where one does not bind, comes twice, or has a folder that belongs to another config.
@@ -229,7 +232,8 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path) -> list[P
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
             checkpoint.open_folder(here, text, same(type(config)))
-        found[here] = Point(bindings, (*always, *changes, f'--workdir={here}'), here, config, text)
+        arguments = (*always, *changes, f'--workdir={here}', f'--stages={stages}')
+        found[here] = Point(bindings, arguments, here, config, text, stages)
     return list(found.values())
 
 
@@ -260,27 +264,12 @@ def command(point: Point, runner: Path = RUN) -> list[str]:
     return [sys.executable, os.path.relpath(runner), *point.arguments]
 
 
-def shell(point: Point, home: Path, runner: Path = RUN) -> str:
-    """A line of shell that runs a point from anywhere, with the stages of the runs in `home`, as `share` gives it them."""
-    folder = point.folder.parent
-    there = shlex.join(os.path.relpath(home / name, folder) for name in SHARED)
-    made = shlex.join(map(str, (home / SHARED[0], point.folder)))
-    link = f'ln -s {there} {shlex.quote(str(folder))} 2>/dev/null'  # there already, of another point
-    return f'cd {shlex.quote(os.getcwd())} && mkdir -p {made} && {{ {link}; {shlex.join(command(point, runner))}; }}'
+def shell(point: Point, runner: Path = RUN) -> str:
+    """A line of shell that runs a point from anywhere."""
+    return f'cd {shlex.quote(os.getcwd())} && {shlex.join(command(point, runner))}'
 
 
 # Running
-
-
-def share(folder: Path, home: Path) -> None:
-    """Lets the points of the sweep in `folder` find, and leave, their stages and labels with the runs in `home`."""
-    try:
-        (home / 'stages').mkdir(parents=True, exist_ok=True)
-    except OSError:  # not ours to write in; the sweep keeps its own
-        return
-    for name in SHARED:
-        if not os.path.lexists(folder / name):
-            (folder / name).symlink_to(os.path.relpath(home / name, folder))
 
 
 def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ ROLES = {marker: role for role, marker in SPEAKERS.items()}
 MARKERS = re.compile(f'({"|".join(SPEAKERS.values())})')
 # Some chat templates tell the date, by default today's: a label must not depend on when it is made.
 DATE = '{% macro strftime_now(form) %}26 July 2024{% endmacro %}'
+LONGEST = 10**6  # characters that a template may write around short messages
 
 Turn = tuple[str, str]  # role, which is user, assistant or system, and what was said
 
@@ -82,11 +83,14 @@ def render(hf: Any, messages: Sequence[Turn], ask: bool = True) -> str:
     """
     try:
         with _steps():
-            return hf.apply_chat_template(
+            text = hf.apply_chat_template(
                 [{'role': role, 'content': content} for role, content in messages],
                 chat_template=DATE + hf.get_chat_template(), tokenize=False, add_generation_prompt=ask,
                 enable_thinking=False, date_string='26 Jul 2024',
             )  # fmt: skip
+        if len(text) > LONGEST:
+            raise RuntimeError(f'it writes {len(text):,} characters')
+        return text
     except Exception as error:  # of jinja, or raised by the template
         reason = str(error).split('\n')[0][:200]
         raise Mistake(f'{hf.name_or_path}: its chat template cannot be filled in ({reason})') from error

@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -50,11 +51,29 @@ UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind 
 # The run folder
 
 
-def stage_folder(root: Path, name: str, config: Any, data: str = '') -> Path:
+_stages: ContextVar[Path | None] = ContextVar('stages', default=None)
+
+
+@contextmanager
+def sharing(stages: Path) -> Iterator[None]:
+    """Within it runs keep in `stages` what they share, and find it there."""
+    token = _stages.set(Path(stages))
+    try:
+        yield
+    finally:
+        _stages.reset(token)
+
+
+def shared(folder: Path) -> Path:
+    """Where lies what a run shares with others, its stages and its labels: as `sharing` says, else beside its folder."""
+    return _stages.get() or Path(folder).parent / 'stages'
+
+
+def stage_folder(stages: Path, name: str, config: Any, data: str = '') -> Path:
     """Where a stage of an experiment lives: the same config finds the same folder, another one another; so does what stands
     for its data.
     """
-    return Path(root) / 'stages' / f'{name}-{digest(config, data)}'
+    return Path(stages) / f'{name}-{digest(config, data)}'
 
 
 # What runs and stages write into their folder, besides config.gin.

@@ -75,6 +75,12 @@ def instead(folder: Path) -> str:
             f"M, then M.from_pretrained('{folder}').merge_and_unload().save_pretrained('merged'), with the tokenizer of "
             f'{base}'
         )
+    broken = [path for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    if broken:  # as in a copy of the hub's cache without its blobs
+        return (
+            f'; {broken[0].name} is a link to {broken[0].readlink()}, which is not there; copy what is behind the links '
+            '(cp -L), or fetch the checkpoint again'
+        )
     run = next((path.parent for path in (folder, folder.parent) if path.name == 'checkpoints'), folder)
     patterns = ('*/config.json', 'snapshots/*/config.json')  # of a Trainer, or of the hub's cache
     if (
@@ -85,7 +91,7 @@ def instead(folder: Path) -> str:
         number = lambda path: [int(n) for n in re.findall(r'\d+', path.name)]  # noqa: E731
         return f'; did you mean {max(found, key=number)}?'
     for pattern, words in KINDS.items():
-        if names := sorted(path.name for path in folder.glob(pattern)):
+        if names := sorted(path.name for path in folder.glob(pattern) if path.name != 'model.safetensors'):
             return f'; {words.format(names[0])}'
     names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
     if not names:

@@ -168,7 +168,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     at.parent.mkdir(parents=True, exist_ok=True)
     # A mounted folder cannot be renamed, and beside it there may be no place for us.
     inside = at.is_dir() and (os.path.ismount(at) or not os.access(at.parent, os.W_OK))
-    work = Path(tempfile.mkdtemp(prefix=f'.{at.name}-', dir=at if inside else at.parent))
+    work = Path(tempfile.mkdtemp(prefix=f'.{at.name[:40]}-', dir=at if inside else at.parent))
     new, old = work / 'new', work / 'old'
     try:
         new.mkdir()

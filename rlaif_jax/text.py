@@ -54,12 +54,14 @@ class Tokenizer:
             for end in _listed(raw.get('eos_token_id')):
                 if type(end) is not int or not 0 <= end < len(hf):
                     raise Mistake(f'{folder / name}: eos_token_id = {end!r} is no token of its tokenizer, of {len(hf)}')
-                if hf.convert_ids_to_tokens(end) not in hf.added_tokens_encoder:
+                if end not in hf.added_tokens_decoder:
                     text = hf.decode([end])
                     log.say_once(
                         f'{folder / name}: eos_token_id = {end} is {text!r}, a piece of text: responses end at it'
                     )
                 ends.append(end)
+        if hf.eos_token is not None and hf.eos_token not in hf.get_vocab():  # '', which would be the unknown token
+            raise Mistake(f'{folder}: eos_token = {hf.eos_token!r} is no token of its tokenizer')
         ends += _listed(hf.eos_token_id)
         if not ends:
             raise Mistake(
@@ -268,13 +270,18 @@ class Tokenizer:
     def _prepends(self) -> bool:
         return self._plain('\n1') != self._plain('\n') + self._plain('1')
 
+    @cached_property
+    def _silent(self) -> set[int]:
+        """Control tokens that are no part of a text."""
+        return {*self.hf.all_special_ids, *(i for i, token in self.hf.added_tokens_decoder.items() if token.special)}
+
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row, control tokens left out."""
         if not len(rows):
             return []
-        return self.hf.batch_decode(
-            [list(map(int, row)) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        # Left out here: some versions of tokenizers keep a control token in the text that is to be normalized.
+        kept = [[int(i) for i in row if i not in self._silent] for row in rows]
+        return self.hf.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def allowed(self, vocab: int) -> np.ndarray:
         """(V,) bool: what a policy may sample. Not padded rows of the embedding, not control tokens, except those that
@@ -315,21 +322,24 @@ def _read(folder: Path, named: dict[str, Any]) -> Any:
             f'{folder}: its tokenizer is code of its repository ({names}), which is never run; if tokenizer.json says all '
             'that it does, take auto_map out of tokenizer_config.json'
         )
+    if not isinstance(longest := named.get('model_max_length'), int | float | None):
+        raise Mistake(f'{folder / "tokenizer_config.json"}: model_max_length = {longest!r:.80} is no number')
     try:
         raw = tokenizers.Tokenizer.from_file(str(file))
         # An empty config: the class is that of tokenizer_config.json, whatever the kind of model.
         hf = AutoTokenizer.from_pretrained(folder, config=PreTrainedConfig(), trust_remote_code=False)
     except Exception as error:  # a torn file, of which the tokenizers library tells with a bare Exception
         wrong = (foreign.disguise(path) for path in (file, folder / 'tokenizer_config.json') if path.is_file())
-        reason = next(filter(None, wrong), None) or str(error).split('\n')[0][:300]
+        reason = next(filter(None, wrong), None) or str(error).split('\n')[0][:300] or type(error).__name__
         raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
     raw.no_truncation(), raw.no_padding()
-    ids = raw.encode(PROBE, add_special_tokens=False).ids
-    wanted = ids, raw.decode(ids, skip_special_tokens=False)
+    probes = [PROBE, f' \u2581{PROBE}']  # of which some classes make less of a space at the beginning
+    rows = [row.ids for row in raw.encode_batch(probes, add_special_tokens=False)]
+    wanted = rows, raw.decode(rows[0], skip_special_tokens=False)
 
     def differs(hf: Any) -> bool:
-        text = hf.decode(ids, clean_up_tokenization_spaces=False)
-        return (hf(PROBE, add_special_tokens=False)['input_ids'], text) != wanted
+        text = hf.decode(rows[0], clean_up_tokenization_spaces=False)
+        return (hf(probes, add_special_tokens=False, verbose=False)['input_ids'], text) != wanted
 
     if differs(hf):
         direct = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)

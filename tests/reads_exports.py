@@ -38,6 +38,7 @@ def read(task: dict) -> dict:
         'generation': [generation.eos_token_id, generation.pad_token_id],
         'named': [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id, len(tokenizer)],
         'ids': [tokenizer(text, add_special_tokens=False)['input_ids'] for text in task['texts']],
+        'given': sorted(tokenizer('one two')),
         'started': [tokenizer(text)['input_ids'] for text in task['texts']],
         'decoded': [tokenizer.decode(tokenizer(text)['input_ids'], skip_special_tokens=True) for text in task['texts']],
         'chat': chat and list(chat['input_ids']),

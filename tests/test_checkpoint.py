@@ -78,7 +78,7 @@ class Config:
 
 def test_a_stage_has_a_folder_for_each_config(tmp_path):
     folder = checkpoint.stage_folder(tmp_path, 'sft', Config())
-    assert folder == tmp_path / 'stages' / f'sft-{digest(Config())}'
+    assert folder == tmp_path / f'sft-{digest(Config())}'
     assert folder != checkpoint.stage_folder(tmp_path, 'sft', Config(beta=0.1))
 
 

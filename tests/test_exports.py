@@ -146,7 +146,7 @@ def ours(task):
         },
         'generation': [eos, tokenizer.pad],
         'named': [tokenizer.eos, tokenizer.hf.pad_token_id, tokenizer.hf.bos_token_id, len(tokenizer.hf)],
-        'ids': ids, 'started': [[*tokenizer.start, *row] for row in ids],
+        'ids': ids, 'given': ['attention_mask', 'input_ids'], 'started': [[*tokenizer.start, *row] for row in ids],
         'decoded': tokenizer.decode(ids), 'chat': chat,
     }  # fmt: skip
 
@@ -183,6 +183,7 @@ def test_an_export_says_what_both_versions_of_transformers_ask_for(exports):
         named = json.loads((folder / 'tokenizer_config.json').read_text(encoding='utf-8'))
         assert not {'backend', 'is_local', 'local_files_only', 'extra_special_tokens', 'auto_map'} & set(named), name
         assert named['tokenizer_class'] == 'PreTrainedTokenizerFast'
+        assert named['model_input_names'] == ['input_ids', 'attention_mask']  # all that a model's generate takes
         config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
         assert 'rope_parameters' not in config and config['dtype'] == config['torch_dtype']
     talking = json.loads(Path(exports['talking']['folder'], 'tokenizer_config.json').read_text(encoding='utf-8'))

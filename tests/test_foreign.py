@@ -148,6 +148,22 @@ FOUND = {
         both(moved('model.safetensors', 'a.safetensors'), holds('model.safetensors.index.json', HTML)),
         r'index\.json: a page of HTML',
     ),
+    'weights alone': (only(**{'model.safetensors': b''}), r'no config\.json here; here is model\.safetensors'),
+    'a folder for weights': (
+        lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').mkdir()),
+        r'model\.safetensors is no file',
+    ),
+    'links to nowhere': (
+        lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').symlink_to('../../blobs/1f')),
+        r'model\.safetensors is a link to \.\./\.\./blobs/1f, which is not there; .*cp -L',
+    ),
+    'an index that names no file': (
+        both(
+            moved('model.safetensors', 'a.safetensors'),
+            holds('model.safetensors.index.json', b'{"weight_map": {"model.norm.weight": ".."}}'),
+        ),
+        r'\.\. is no file',
+    ),
     'an index that leads away': (
         both(
             moved('model.safetensors', 'a.safetensors'),
@@ -317,6 +333,7 @@ class Counted:
     [
         ([[5, 1152]], 'tokens are 0 to 1151, not 5 to 1152'),
         ([[-1, 5]], 'not -1 to 5'),
+        ([[5, 2**40]], f'not 5 to {2**40}'),
         ([[5, 6], [7]], 'rows of unlike length'),
         ([5, 6], r'token_BT is \(2,\)'),
         ([[0.5, 1.0]], r'of float64'),
@@ -326,6 +343,20 @@ class Counted:
 def test_logits_are_of_the_models_tokens(folder, tokens, tells):
     with pytest.raises(Mistake, match=tells):
         rlaif_jax.logits(load(folder), tokens)
+
+
+def test_tokens_may_be_of_any_whole_number(folder):
+    lm = load(folder)
+    for kind in (np.uint8, np.int16, np.uint16, np.int64, np.uint64):
+        np.testing.assert_array_equal(
+            rlaif_jax.logits(lm, np.array([[5, 200]], kind)), rlaif_jax.logits(lm, [[5, 200]])
+        )
+
+
+@pytest.mark.parametrize('mesh', [0, 4, 'data'])
+def test_a_mesh_is_a_mesh(folder, mesh):
+    with pytest.raises(Mistake, match='make_mesh'):
+        rlaif_jax.load(folder, mesh=mesh)
 
 
 def test_what_stands_in_the_padding_does_not_matter(folder):

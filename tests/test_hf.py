@@ -270,6 +270,33 @@ def test_a_save_loses_no_parameter(lm, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    'change, dtype, says',
+    [
+        (lambda norm: norm * np.nan, 'float32', r'model\.norm\.weight holds NaN or infinity'),
+        (
+            lambda norm: norm + 1e6,
+            'float16',
+            r'model\.norm\.weight holds a number too large for float16; write bfloat16',
+        ),
+        (lambda norm: norm[:3], 'float32', r'final_norm_D is \(3,\); its config wants \(8,\)'),
+    ],
+)
+def test_a_save_writes_nothing_that_is_not_read_back(lm, tmp_path, change, dtype, says):
+    params = lm.params | {'final_norm_D': change(lm.params['final_norm_D'])}
+    with pytest.raises(Mistake, match=says):
+        save(dataclasses.replace(lm, params=params), tmp_path / 'out', dtype=dtype)
+    del params['final_norm_D']
+    with pytest.raises(Mistake, match='final_norm_D is not there'):
+        save(dataclasses.replace(lm, params=params), tmp_path / 'out', dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_have_any_name_that_a_file_system_holds(lm, tmp_path):
+    save(lm, tmp_path / ('n' * 255))
+    same(load(tmp_path / ('n' * 255)).params, lm.params)
+
+
 # bad checkpoints
 
 

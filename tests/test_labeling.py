@@ -54,7 +54,8 @@ def run(*arguments):
 def labelled(folder, labeler, source, target, *more):
     """What a file becomes: a run of its own, of rows that cost little."""
     assert run(
-        '--experiment=label', f'--workdir={folder / "runs" / target}', f'labeler={labeler}', f'input={folder / source}',
+        '--experiment=label', f'--workdir={folder / "runs" / target}', f'--stages={folder / "stages"}',
+        f'labeler={labeler}', f'input={folder / source}',
         f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
     ) == 0  # fmt: skip
     return folder / target
@@ -223,7 +224,7 @@ def test_bad_input_is_named_and_nothing_is_run(tmp_path, labeler, capsys, calls,
     assert says in ''.join((out.out + out.err).split('\n')) and not calls
 
 
-@pytest.mark.parametrize('target', ['labels.jsonl', 'run/result.json', 'none/../labels.jsonl'])
+@pytest.mark.parametrize('target', ['run/stages/labels.jsonl', 'run/result.json', 'none/../run/stages/labels.jsonl'])
 def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_asked(
     tmp_path, labeler, capsys, calls, target
 ):
@@ -236,7 +237,8 @@ def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_ask
 
 
 def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
-    few = ['pairs=12', 'label.batch=8', 'label.least_mass=0.0', f'labelers=["{labeler}"]', 'label.max_rationale=4']
+    few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
+    few += [f'labelers=["{labeler}"]', 'label.max_rationale=4']
     assert run('--experiment=labeling_swap', f'--workdir={tmp_path / "swap"}', *few) == 0
     assert len(calls) == 24  # two techniques
     result = json.loads((tmp_path / 'swap' / 'result.json').read_text(encoding='utf-8'))
@@ -256,7 +258,8 @@ def test_a_study_counts_its_own_labels_beside_another_process(tmp_path, labeler,
         return label_all(name, cfg, pairs, store, **more)
 
     monkeypatch.setattr(preference, 'label_all', beside)
-    few = ['pairs=12', 'label.batch=8', 'label.least_mass=0.0', f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
+    few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
+    few += [f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
     for name, hits in (('one', 0), ('again', 100)):
         assert run('--experiment=labeling_swap', f'--workdir={tmp_path / name}', *few) == 0
         (cell,) = json.loads((tmp_path / name / 'result.json').read_text(encoding='utf-8'))['cells'].values()

@@ -106,7 +106,7 @@ def tuned(shared, posts, programs, tmp_path_factory):
 
 
 def sft_of(folder):
-    (found,) = folder.parent.glob('stages/sft-*')
+    (found,) = folder.glob('stages/sft-*')
     return found
 
 
@@ -235,9 +235,7 @@ def test_real_dialogues_pass_every_stage(talkers, shared, tmp_path, monkeypatch)
         (votes,) = judged.values()
         assert votes['n'] == 8 and 0 <= votes['raw']['value'] <= 1
 
-    of = {
-        kind: sorted(folder.parent.glob(f'stages/{kind}-*')) for kind in ('sft', 'labels', 'reward_model', 'reinforce')
-    }
+    of = {kind: sorted(folder.glob(f'stages/{kind}-*')) for kind in ('sft', 'labels', 'reward_model', 'reinforce')}
     assert [len(found) for found in of.values()] == [0, 1, 2, 2]  # the policy of dialogue is tuned already
     labels = files.read_rows(of['labels'][0] / 'labels.parquet')
     assert [row['status'] for row in labels] == ['ok'] * 16 and all(0 < row['preference_prob'] < 1 for row in labels)

@@ -82,7 +82,7 @@ def finished(command, tmp_path_factory):
 
 def stage(folder: Path) -> Path:
     """The one SFT stage beside a run."""
-    (found,) = folder.parent.glob('stages/sft-*')
+    (found,) = folder.glob('stages/sft-*')
     return found
 
 
@@ -191,17 +191,17 @@ def test_a_seed_on_the_command_line_is_that_of_a_repeated_config_too(finished):
 
 
 def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, command, capsys):
-    folder = finished.parent / 'sft'
+    folder, share = finished.parent / 'sft', f'--stages={finished / "stages"}'
     stages.told.clear()  # as in another process
-    assert launcher.main(command(folder, experiment='tldr_sft')) == 0
+    assert launcher.main([*command(folder, experiment='tldr_sft'), share]) == 0
     assert f'sft: already there, in {stage(finished)}' in capsys.readouterr().out.replace('\n', '')
     assert (folder / 'export/model.safetensors').read_bytes() == (
         stage(finished) / 'export/model.safetensors'
     ).read_bytes()
     for change in ('sft.seed=1', 'data.train=32', 'reinforce.max_new_tokens=5'):
-        assert launcher.main([*command(finished.parent / 'other', change), '--dry_run']) == 0
+        assert launcher.main([*command(finished.parent / 'other', change), share, '--dry_run']) == 0
         assert 'done, reused' not in capsys.readouterr().out
-    assert launcher.main([*command(finished.parent / 'other', 'reinforce.beta=0.1'), '--dry_run']) == 0
+    assert launcher.main([*command(finished.parent / 'other', 'reinforce.beta=0.1'), share, '--dry_run']) == 0
     assert 'done, reused' in capsys.readouterr().out
 
 
@@ -307,7 +307,7 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
         process = start(arguments, out)
         while process.poll() is None:
             time.sleep(0.003)
-            if any(folder.parent.glob('stages/sft-*')) and count(of_stage(folder) / 'metrics.jsonl') >= step + before:
+            if any(folder.glob('stages/sft-*')) and count(of_stage(folder) / 'metrics.jsonl') >= step + before:
                 process.kill()
         assert process.wait() == -signal.SIGKILL, out.read_text(encoding='utf-8')
         assert not (folder / 'result.json').exists()

@@ -31,6 +31,7 @@ from pathlib import Path
 given = dict(argument.lstrip('-').split('=', 1) for argument in sys.argv[1:])
 folder, beta, seed = Path(given['workdir']), float(given['reinforce.beta']), int(given.get('seed', 0))
 place = folder.parent
+folder.mkdir(parents=True, exist_ok=True)
 order = lambda what: (place / what).exists() and (place / what).read_text(encoding='utf-8') == folder.name
 
 def tell(text):
@@ -156,7 +157,7 @@ def test_a_folder_is_a_function_of_the_values_alone():
         ['reinforce.temperature=5e-1', 'sft.steps=3', 'sft.batch=64'],
     )
     assert len({point.folder.parent for way in ways for point in planned(BETAS, *way)}) == 1
-    assert there[0].parent / 'stages' in {stage.parent for point in planned(BETAS) for stage in point.shared}
+    assert {stage.parent for point in planned(BETAS) for stage in point.shared} == {Path('runs/stages')}
 
 
 def test_names_that_no_folder_can_have_are_made_to_fit():
@@ -247,8 +248,9 @@ def test_a_printed_line_runs_from_anywhere_with_the_stages_of_other_runs(own, st
     assert [subprocess.run(line, shell=True, cwd='/', stdout=subprocess.DEVNULL).returncode for line in lines] == [0, 0]
     folder, points = sweep.plan(launcher.read_flags(sweep.parser(), arguments))
     assert events(folder, 'ends') == ['seed=0', 'seed=1'] == [point.name for point in points]
-    home = tmp_path / ('a b' if own else 'runs')
-    assert all((folder / name).resolve() == home / name for name in sweep.SHARED) and (home / 'stages').is_dir()
+    stages = 'a b/c/stages' if own else 'runs/stages'
+    assert all(f'--stages={stages}' in shlex.split(line) for line in lines)
+    assert {stage.parent for point in points for stage in point.shared} == {Path(stages)}
     (folder / 'break').write_text('seed=1', encoding='utf-8')
     assert subprocess.run(lines[1], shell=True, cwd='/', capture_output=True).returncode == 1  # as the run's
 
@@ -323,17 +325,16 @@ def test_a_stage_that_is_made_holds_nobody_up(folder):
     assert sweep.startable([second, third], [first]) is second
 
 
-def test_stages_are_those_of_the_runs_beside_the_sweep(stub, folder):
-    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0
-    (point,) = planned('--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}')
+@pytest.mark.parametrize('own', [True, False])
+def test_points_share_the_stages_that_the_sweep_was_given_or_its_own(own, folder):
+    where = [f'--workdir={folder}', *[f'--stages={folder.parent / "run" / "stages"}'] * (not own)]
+    (point,) = planned('--seed=[3]', 'reinforce.beta=0.5', *where)
     assert sft_of(point) in point.unmade() == {*point.shared}
-    (stage,) = point.config.stages(folder.parent / 'run')[:1]  # of a plain run of the same config
+    with checkpoint.sharing((folder if own else folder.parent / 'run') / 'stages'):
+        (stage,) = point.config.stages(Path('a plain run of the same config'))[:1]
     stage.folder.mkdir(parents=True)
     (stage.folder / 'result.json').write_text('{}', encoding='utf-8')
     assert point.unmade() == {*point.shared} - {sft_of(point)}
-    assert sweep.main([DIRECT, '--seed=[3]', 'reinforce.beta=0.5', f'--workdir={folder}'], stub) == 0  # linked already
-    (folder / 'labels.jsonl').write_text('x', encoding='utf-8')
-    assert (folder.parent / 'labels.jsonl').read_text(encoding='utf-8') == 'x'
 
 
 def test_a_stage_that_somebody_else_is_making_is_left_to_the_run_to_wait_for(stub, folder, capsys):

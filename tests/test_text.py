@@ -400,6 +400,45 @@ def test_tokens_are_those_of_the_file_whatever_class_it_names(bytewise, tmp_path
     assert tokenizer.decode(tokenizer.encode([PROBE])) == [PROBE] and (tokenizer.ends, tokenizer.start) == ((0,), ())
 
 
+@pytest.fixture
+def spaced():
+    """A tokenizer as Llama 2's: a space is a letter, and stands before every text."""
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>', fuse_unk=True, byte_fallback=True))
+    put = [tokenizers.normalizers.Prepend('▁'), tokenizers.normalizers.Replace(' ', '▁')]
+    words.normalizer = tokenizers.normalizers.Sequence(put)
+    of = tokenizers.decoders
+    words.decoder = of.Sequence([of.Replace('▁', ' '), of.ByteFallback(), of.Fuse(), of.Strip(' ', 1, 0)])
+    special = [
+        tokenizers.AddedToken(token, normalized=True, special=True) for token in ('<unk>', '<|begin|>', '<|end|>')
+    ]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=200, initial_alphabet=sorted(set(PROBE)), special_tokens=special, show_progress=False
+    )
+    words.train_from_iterator(['hello world, you are here again and again'] * 20, trainer)
+    return words
+
+
+@pytest.mark.parametrize('kind', ['LlamaTokenizerFast', 'LlamaTokenizer', 'GemmaTokenizer', 'PreTrainedTokenizerFast'])
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+def test_a_space_before_a_text_is_what_the_file_makes_of_it(spaced, tmp_path, kind):
+    tokenizer = Tokenizer.load(saved(spaced, tmp_path, tokenizer_class=kind, unk_token='<unk>'))
+    for text in ('hello', ' hello world', '  hello', '▁hello', '\n hello '):
+        assert tokenizer.encode([text]) == [spaced.encode(text, add_special_tokens=False).ids]
+
+
+def test_control_tokens_are_no_text_whether_they_are_normalized_or_not(spaced, tmp_path, capsys):
+    tokenizer = Tokenizer.load(saved(spaced, tmp_path, unk_token='<unk>'))
+    (row,) = tokenizer.encode(['hello again'])
+    assert tokenizer.decode([[1, *row, 2]]) == tokenizer.decode([row]) and 'hello again' in tokenizer.decode([row])[0]
+    assert tokenizer.ends == (2,) and not tokenizer.allowed(200)[[0, 1]].any()
+
+
+@pytest.mark.parametrize('named', [{'model_max_length': '512'}, {'eos_token': ''}])
+def test_what_is_no_number_and_no_token_is_named(bytewise, tmp_path, named):
+    with pytest.raises(Mistake, match=f'{next(iter(named))} = '):
+        Tokenizer.load(saved(bytewise, tmp_path, **named))
+
+
 PROCESSORS = {  # what is put round a text -> what stands before it
     ('<|begin|> $A', '<|end|>'): [1], ('<|end|> $A', '<|end|>'): [0], ('$A <|end|>', '<|end|>'): [],
     ('<|begin|> $A <|end|>', '<|end|>'): [1], ('<|end|> $A <|end|>', '<|end|>'): [0],
@@ -489,6 +528,7 @@ HOSTILE = {
     'loops in loops': '{% for i in range(9999) %}' * 4 + '{{ i }}' + '{% endfor %}' * 4,
     'loops over text': "{% set t = 'x' * 9999 %}{% for i in t %}{% for j in t %}{{ loop.index }}{% endfor %}{% endfor %}",
     'no end': '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
+    'a book': "{{ 'x' * 2000000 }}{% for m in messages %}{{ m.content }}{% endfor %}",
     'no such filter': '{{ messages | nothing }}',
 }
 

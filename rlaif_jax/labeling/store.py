@@ -217,6 +217,21 @@ def _unscorable(record: Mapping[str, Any]) -> bool:
     return record.get('status') == 'unscorable'
 
 
+def store_in(stages: Path) -> Path:
+    """The store that runs share: in the folder of their stages or, where an earlier version kept it, beside that."""
+    here, before = Path(stages) / 'labels.jsonl', Path(stages).parent / 'labels.jsonl'
+    return before if not here.exists() and _begins(before) else here
+
+
+def _begins(path: Path) -> bool:
+    """Whether a file is a store, by how it begins."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(_START)) == _START
+    except OSError:
+        return False
+
+
 def _parse(line: bytes) -> Record | None:
     """A line as a record with its key; None where it is damaged. What is cut off a line's end never leaves a whole one."""
     try:

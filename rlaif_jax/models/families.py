@@ -15,11 +15,12 @@ import dataclasses
 import difflib
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rlaif_jax import log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import MOST, Mistake
 from rlaif_jax.models.transformer import Config, Rope
 
 Raw = dict[str, Any]  # what config.json holds
@@ -70,6 +71,7 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
     'mean': (0, None),
     'std': (1, None),
 }
+MANY = 10_000  # layers: more than any model has, and few enough to be listed
 IGNORED = 'RLAIF_IGNORE_FIELDS'  # names of fields, with commas between, that the user takes on their own account
 # theirs -> ours, taken as they are
 NUMBERS = {
@@ -93,6 +95,24 @@ class Fields:
         """The value, or the default where the field is not there at all (null is a value: None)."""
         self.left.pop(name, None)
         return self.raw.get(name, default)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.take(name, default)
+        if value not in (True, False, None):  # a word, which would be true whatever it says
+            raise self.unsupported(name, value, 'true, false')
+        return bool(value)
+
+    def positive(self, name: str, value: Any) -> float:
+        """A number above 0 that a float can hold. Raises `Mistake` for what is none: text, true, infinity."""
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            raise self.unsupported(name, value, 'a number above 0')
+        return float(value)
+
+    def whole(self, name: str, value: Any, most: int = MOST) -> int:
+        """A whole number, 1 at least. Raises `Mistake` for what is none, also for 2.0."""
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.unsupported(name, value, f'a whole number, 1 to {most:,}')
+        return value
 
     def unsupported(self, name: str, value: Any, supported: str) -> Mistake:
         return Mistake(f'{self.where}: {name} = {value!r} is not supported; supported: {supported}')
@@ -176,12 +196,17 @@ def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
         value = defaults.get(theirs) if value is None else value
         if value is None and theirs not in defaults:
             raise Mistake(f'{where}: field {theirs!r} is missing')
-        wanted = {'tied': (bool,), 'norm_eps': (float, int)}.get(mine, (int,))
-        if value is not None and type(value) not in wanted:
-            raise Mistake(f'{where}: {theirs} = {value!r} is no {wanted[0].__name__}')
+        if mine == 'tied' and type(value) is not bool:
+            raise Mistake(f'{where}: {theirs} = {value!r} is no bool')
+        elif mine == 'norm_eps' and value != 0:
+            fields.positive(theirs, value)
+        elif mine in ('kv_heads', 'head_dim') and value in (None, 0):
+            value = None
+        elif mine not in ('tied', 'norm_eps'):
+            fields.whole(theirs, value, MANY if mine == 'layers' else MOST)
         ours[mine] = value
     ours['kv_heads'] = ours.get('kv_heads') or ours['heads']
-    ours['head_dim'] = ours.get('head_dim') or ours['width'] // max(ours['heads'], 1)
+    ours['head_dim'] = ours.get('head_dim') or ours['width'] // ours['heads']
     try:
         for trait in family.traits:
             ours |= trait.read(fields, ours)
@@ -237,15 +262,21 @@ def _numbers(family: Family) -> list[tuple[str, str]]:
 
 def _flag(theirs: str, default: bool, *ours: str) -> Trait:
     """A switch of theirs for one or several of ours, which go together."""
-    return Trait(
-        lambda f, known: dict.fromkeys(ours, bool(f.take(theirs, default))),
-        lambda cfg: {theirs: getattr(cfg, ours[0])},
-    )
+
+    def read(f: Fields, known: Raw) -> Raw:
+        return dict.fromkeys(ours, f.flag(theirs, default))
+
+    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours[0])})
 
 
 def _optional(theirs: str, default: float | None, ours: str) -> Trait:
     """A number of theirs that may be null, as ours may be None."""
-    return Trait(lambda f, known: {ours: f.take(theirs, default)}, lambda cfg: {theirs: getattr(cfg, ours)})
+
+    def read(f: Fields, known: Raw) -> Raw:
+        value = f.take(theirs, default)
+        return {ours: None if value is None else f.positive(theirs, value)}
+
+    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours)})
 
 
 _ACTIVATIONS = {
@@ -257,7 +288,7 @@ _ACTIVATIONS = {
 def _activation(default: str) -> Trait:
     def read(f: Fields, known: Raw) -> Raw:
         name = f.take('hidden_act', default)
-        if name not in _ACTIVATIONS:
+        if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise f.unsupported('hidden_act', name, ', '.join(_ACTIVATIONS))
         return {'activation': _ACTIVATIONS[name]}
 
@@ -275,7 +306,7 @@ def _gemma_read(f: Fields, known: Raw) -> Raw:
 
 
 def _scale_read(f: Fields, known: Raw) -> Raw:
-    scalar = f.take('query_pre_attn_scalar', 256)
+    scalar = f.positive('query_pre_attn_scalar', f.take('query_pre_attn_scalar', 256))
     return {'attention_scale': None if scalar == known['head_dim'] else scalar**-0.5}
 
 
@@ -289,6 +320,12 @@ def _scale_write(cfg: Config) -> Raw:
 USUAL = {  # words of some files
     'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rope_local_base_freq': 'rope_theta',
     'rotary_pct': 'partial_rotary_factor',
+}  # fmt: skip
+
+
+NUMBERED = {
+    'rope_theta', 'partial_rotary_factor', 'factor', 'low_freq_factor', 'high_freq_factor',
+    'original_max_position_embeddings',
 }  # fmt: skip
 
 
@@ -308,10 +345,12 @@ def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *t
             if usual in raw and raw[usual] != value:
                 raise Mistake(f'{f.where}: {names[usual]} = {raw[usual]!r}, but {name} = {value!r}; say it once')
             raw[usual], names[usual] = value, name
+            if usual in NUMBERED:
+                f.positive(name, value)
     kind, factor, spared = raw.pop('rope_type', 'default'), 1.0, None
     part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
-    if not part > 0 or fraction is None and part != 1:
-        raise f.unsupported('partial_rotary_factor', part, '1' if fraction is None else 'more than 0')
+    if fraction is None and part != 1:
+        raise f.unsupported('partial_rotary_factor', part, '1')
     if kind != 'default':
         factor = float(raw.pop('factor'))
     if kind == 'llama3':
@@ -371,8 +410,10 @@ def _unused(*names: str) -> Trait:
 
 def _still_read(f: Fields, known: Raw) -> Raw:
     """SmolLM 3, whose every fourth layer knows no positions."""
-    every, (rope,) = f.take('no_rope_layer_interval', 4), known['ropes']
+    every, (rope,) = f.whole('no_rope_layer_interval', f.take('no_rope_layer_interval', 4)), known['ropes']
     turns = f.take('no_rope_layers', None) or [(i + 1) % every for i in range(known['layers'])]
+    if not isinstance(turns, list) or len(turns) < known['layers']:
+        raise f.unsupported('no_rope_layers', turns, f'one number for each of {known["layers"]} layers')
     still = dataclasses.replace(rope, factor=math.inf, spared=None)
     return {'ropes': _cycle([rope if turn else still for turn in turns[: known['layers']]])}
 
@@ -411,10 +452,12 @@ def _two_ropes_write(cfg: Config) -> Raw:
 
 def _window(default: int | None) -> Trait:
     """The same in all layers; null is none."""
-    return Trait(
-        lambda f, known: {'windows': (f.take('sliding_window', default) or 0,)},
-        lambda cfg: {'sliding_window': cfg.windows[0] or None},
-    )
+
+    def read(f: Fields, known: Raw) -> Raw:
+        window = f.take('sliding_window', default) or 0
+        return {'windows': (window and f.whole('sliding_window', window),)}
+
+    return Trait(read, lambda cfg: {'sliding_window': cfg.windows[0] or None})
 
 
 def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False) -> Trait:
@@ -425,10 +468,11 @@ def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False
 
     def read(f: Fields, known: Raw) -> Raw:
         window, layers = f.take('sliding_window', 4096), known['layers']
-        window = window if not switched or f.take('use_sliding_window', False) else None
+        window = window if not switched or f.flag('use_sliding_window', False) else None
+        window = window and f.whole('sliding_window', window)
         slide_L = [bool(window) and slide for slide in slides(f, known)]
         types = f.take('layer_types', None) or [KINDS[slide] for slide in slide_L]
-        if len(types) != layers or set(types) - set(KINDS):
+        if not isinstance(types, list) or len(types) != layers or any(kind not in KINDS for kind in types):
             raise f.unsupported('layer_types', types, f'{" or ".join(KINDS)}, one for each of {layers} layers')
         if KINDS[1] in types and not window:
             raise f.unsupported('sliding_window', window, 'a number, where layer_types has sliding_attention')
@@ -446,13 +490,14 @@ def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False
 
 def _late(f: Fields, known: Raw) -> list[bool]:
     first = f.take('max_window_layers', 28)
+    first = first if first == 0 else f.whole('max_window_layers', first)
     return [i >= first for i in range(known['layers'])]
 
 
 def _all_but_every(n: int) -> Callable[[Fields, Raw], list[bool]]:
     def slides(f: Fields, known: Raw) -> list[bool]:
-        every = f.take('sliding_window_pattern', None) or f.take('_sliding_window_pattern', None) or n
-        f.take('_sliding_window_pattern', None)
+        said = [f.take(name, None) for name in ('sliding_window_pattern', '_sliding_window_pattern')]
+        every = f.whole('sliding_window_pattern', said[0] or said[1] or n)
         return [(i + 1) % every != 0 for i in range(known['layers'])]
 
     return slides

@@ -60,6 +60,11 @@ def check_given(lm: Any, mesh: Any = None) -> None:
     """Raises `Mistake` for what is no language model, or no mesh, in the place of one."""
     if not isinstance(lm, LM):
         raise Mistake(f'lm is a {type(lm).__name__}, {lm!r:.80}; rlaif_jax.load(path) gives a language model')
+    check_mesh(mesh)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raises `Mistake` for what is no mesh, and not None, in the place of one."""
     if mesh is not None and not isinstance(mesh, Mesh):
         raise Mistake(
             f'mesh is a {type(mesh).__name__}, {mesh!r:.80}; rlaif_jax.axes.make_mesh({{"data": 4}}) makes one'
@@ -75,6 +80,7 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     that is written of them is rounded, too). Each device reads only its own slices. Raises `Mistake` for anything that is
     missing, torn, of another shape, or would change the mathematics if ignored.
     """
+    check_mesh(mesh)
     folder = resolve(path_or_hub_id)
     config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
     params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen)
@@ -87,6 +93,7 @@ def load_value(
     """A value network, as `save` writes one and TRL's `AutoModelForCausalLMWithValueHead`: its trunk, and its head for
     `heads.value`. Raises `Mistake` as `load` does, also for a model without such a head.
     """
+    check_mesh(mesh)
     folder = resolve(path_or_hub_id)
     config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
     params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, value=True)
@@ -129,7 +136,7 @@ def save(
     merged, and lie by themselves in `adapter/`, as PEFT reads them, on top of the model that `lm.name` names. The
     directory appears whole or not at all. What an earlier save left there is replaced, and nothing else
     (`paths.replacing`). Raises `Mistake` where anything else lies there, for a parameter that the family's layout has no
-    place for, for a config that its config.json cannot say, and for a dtype that is no float of a model's.
+    place for or that is missing, for a number that the dtype cannot hold, and for a config that its config.json cannot say.
     """
     check_given(lm)
     if not isinstance(dtype, str) or dtype not in WRITTEN:
@@ -141,6 +148,11 @@ def save(
     adapted, lm = lm, replace(lm, config=replace(lm.config, lora_scale=1.0), params=lora.merge(lm.config, lm.params))
     if unwritten := sorted(set(lm.params) - set(families.slots_of(lm.config)) - {'score_D', *VALUE}):
         raise Mistake(f'{directory}: the Hugging Face layout written here has no place for {unwritten[0]}')
+    for name in lm.config.names:
+        wanted = tuple(lm.config.sizes[c] for c in axes.letters(name))
+        if (found := np.shape(lm.params.get(name))) != wanted:
+            what = f'is {found}' if name in lm.params else 'is not there'
+            raise Mistake(f'{directory}: parameter {name} {what}; its config wants {wanted}')
     score = 'score_D' in lm.params
     config = write_config(lm.config, lm.tokenizer, dtype, score=score)
     ends = list(lm.tokenizer.ends)
@@ -187,9 +199,11 @@ def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.nda
         raise Mistake(f'{found}; both are (B, T), tokens are whole numbers')
     if not token_BT.size:
         return jax.numpy.zeros((*token_BT.shape, lm.config.vocab))
-    real_BT = jax.numpy.where(mask_BT, token_BT, 0)
-    if not 0 <= real_BT.min() <= real_BT.max() < lm.config.vocab:
-        raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {real_BT.min()} to {real_BT.max()}')
+    # As they were given: JAX would cut a larger integer down to 32 bits.
+    real_BT = (jax.numpy if isinstance(token_BT, jax.Array) else np).where(mask_BT, token_BT, 0)
+    least, most = int(real_BT.min()), int(real_BT.max())
+    if not 0 <= least <= most < lm.config.vocab:
+        raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {least} to {most}')
     return _logits(lm.config, lm.params, token_BT, mask_BT)
 
 
@@ -256,7 +270,9 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         config.pop(word, None)
     if isinstance(config.get('extra_special_tokens'), list):  # by name of what they are for, in version 4
         config['additional_special_tokens'] = config.pop('extra_special_tokens')
-    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast'})
+    # Of that class version 4 gives token_type_ids too, which no model of ours takes.
+    inputs = ['input_ids', 'attention_mask']
+    write_json(path, config | {'tokenizer_class': 'PreTrainedTokenizerFast', 'model_input_names': inputs})
 
 
 def _together(cfg: Config) -> dict[str, list[str]]:
@@ -318,7 +334,7 @@ def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
     }
     folder.mkdir()
     write_json(folder / 'adapter_config.json', config)
-    tensors = {name: np.ascontiguousarray(x.astype(jax.numpy.dtype(dtype))) for name, x in tensors.items()}
+    tensors = {name: _rounded(name, x, dtype) for name, x in tensors.items()}
     safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
 
 
@@ -344,7 +360,7 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
     total = size = 0
     shard: dict[str, np.ndarray] = {}
     for name, array in tensors():
-        array = np.ascontiguousarray(array.astype(jax.numpy.dtype(dtype)))
+        array = _rounded(name, array, dtype)
         if shard and size + array.nbytes > shard_bytes:
             _write_shard(folder, shard, where)
             shard, size = {}, 0
@@ -360,6 +376,18 @@ def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_
         os.replace(folder / f'part-{i}', folder / file)
         weight_map |= dict.fromkeys(names, file)
     write_json(folder / 'model.safetensors.index.json', {'metadata': {'total_size': total}, 'weight_map': weight_map})
+
+
+def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """A tensor as it is written. Raises `Mistake` for NaN and infinity, which nobody reads back, and for what is too large
+    for the dtype.
+    """
+    with np.errstate(over='ignore'):
+        rounded = np.ascontiguousarray(array.astype(jax.numpy.dtype(dtype)))
+    if not np.isfinite(rounded).all():
+        what = f'a number too large for {dtype}; write bfloat16' if np.isfinite(array).all() else 'NaN or infinity'
+        raise Mistake(f'{name} holds {what}')
+    return rounded
 
 
 def _write_shard(folder: Path, shard: dict[str, np.ndarray], where: list[list[str]]) -> None:

@@ -360,11 +360,12 @@ def _open(folder: Path) -> dict[str, Stored]:
         )
     files = {}
     for name in names:
+        if not (folder / name).is_file():
+            what = 'is no file' if (folder / name).exists() else 'is named in the index but is not here'
+            raise Mistake(f'{folder}: {name} {what}; fetch it again')
         try:
             safetensors.safe_open(folder / name, framework='numpy')  # checks the header, and the length of the file
-        except FileNotFoundError:
-            raise Mistake(f'{folder}: {name} is named in the index but is not here; fetch it again') from None
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, FileNotFoundError) as error:  # the latter for what may not be read, too
             what = foreign.disguise(folder / name) or f'not a whole safetensors file ({error}); fetch it again'
             raise Mistake(f'{folder / name}: {what}') from None
         # A tensor that is in two files is the one that the index names.

@@ -52,6 +52,8 @@ class Rope:
     def __post_init__(self) -> None:
         if not (0 < self.theta < math.inf and self.factor > 0 and 0 < self.fraction <= 1):
             raise ValueError(f'rotary positions need theta > 0, factor > 0 and a fraction in (0, 1], not {self}')
+        if self.spared and not (0 < self.spared[0] < self.spared[1] < math.inf and self.spared[2] >= 1):
+            raise ValueError(f'rotary positions are spared with 0 < low < high and a length above 0, not {self.spared}')
 
 
 @dataclass(frozen=True)

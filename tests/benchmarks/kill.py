@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+STORE = Path('stages') / 'labels.jsonl'  # below the folder of a run and of what it shares
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
             process = start(flags, killed)
             time.sleep(moment)
             ended = kill_9(process)
-            there = len(labels(killed)) if (killed / 'labels.jsonl').exists() else 0
+            there = len(labels(killed)) if (killed / STORE).exists() else 0
             print(f'kill {kill + 1} after {moment:.0f} s: {there} labels' + ' (it had ended)' * ended, flush=True)
         start(flags, killed).wait()
         expected, found = labels(alone), labels(killed)
@@ -70,7 +71,8 @@ def start(flags: argparse.Namespace, folder: Path, out: int = subprocess.DEVNULL
 
 def launch(experiment: str, folder: Path, *bindings: str, out: Any, err: Any) -> subprocess.Popen[str]:
     """A run in a process of its own and in `folder`/run; what runs share lies beside that, so also in `folder`."""
-    command = [sys.executable, 'launch/run.py', f'--experiment={experiment}', f'--workdir={folder / "run"}', *bindings]
+    where = f'--workdir={folder / "run"}', f'--stages={folder / "stages"}'
+    command = [sys.executable, 'launch/run.py', f'--experiment={experiment}', *where, *bindings]
     return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, encoding='utf-8')
 
 
@@ -84,7 +86,7 @@ def kill_9(process: subprocess.Popen[str]) -> bool:
 
 def labels(folder: Path) -> list[dict]:
     """The whole lines of the store; one cut short by a kill is not a label."""
-    lines = (folder / 'labels.jsonl').read_text(encoding='utf-8').split('\n')[:-1]
+    lines = (folder / STORE).read_text(encoding='utf-8').split('\n')[:-1]
     return [json.loads(line) for line in lines]
 
 

@@ -20,7 +20,7 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-from kill import kill_9, launch
+from kill import STORE, kill_9, launch
 
 STAGES = ('sft', 'labels', 'reward_model', 'reinforce', 'evaluation')  # in the order in which they are finished
 SMALL = [
@@ -132,7 +132,7 @@ def grown(folder: Path, stage: str) -> int:
     """How far a stage is: lines that it wrote, or files."""
     if stage == 'evaluation':
         return sum(not path.name.startswith('.') for path in place(folder, stage).glob('*'))
-    lines = folder / 'labels.jsonl' if stage == 'labels' else place(folder, stage) / 'metrics.jsonl'
+    lines = folder / STORE if stage == 'labels' else place(folder, stage) / 'metrics.jsonl'
     return lines.read_bytes().count(b'\n') if lines.exists() else 0
 
 
