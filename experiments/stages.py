@@ -82,7 +82,7 @@ class Supervised:
         return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'sft', self)
+        return checkpoint.stage_folder(root, 'sft', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, frozen: bool = False) -> LM:
         """`frozen`: whoever goes on from here trains none of its parameters, but adapters."""
@@ -153,7 +153,7 @@ class Labelled:
         return [labels_stage('labels', self.folder(root), self.pairs, self.labeler, self.label)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'labels', self)
+        return checkpoint.stage_folder(root, 'labels', self, loader.contents(self))
 
     def count(self) -> int | None:
         """How many pairs there are; None where nobody knows yet."""
@@ -214,7 +214,7 @@ class Rewarded:
         return ' and '.join(['votes of people'] * bool(self.human) + ['labels'] * bool(self.ai))
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reward_model', self)
+        return checkpoint.stage_folder(root, 'reward_model', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> RewardModel:
         """`sampled` makes the pairs to label where policies write them."""
@@ -278,7 +278,7 @@ class Optimised:
         ]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reinforce', self)
+        return checkpoint.stage_folder(root, 'reinforce', self, loader.contents(self))
 
     def run(
         self, root: Path, mesh: DeviceMesh, judge: win_rate.Judge | None = None, sampled: Sampled | None = None

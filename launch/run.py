@@ -162,8 +162,8 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     """
     import experiments
     from experiments.scales import scale
-    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
+    from rlaif_jax.data.loader import contents
     from rlaif_jax.paths import typed
 
     in_files: dict[str, Any] = {}
@@ -202,8 +202,8 @@ def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
 
 def default_folder(flags: argparse.Namespace, name: str, config: Any, text: str) -> Path:
     """A folder of the config's own, and of the data's: bindings never collide with the plain experiment's run."""
-    from rlaif_jax.checkpoint import contents
     from rlaif_jax.config import digest, parse
+    from rlaif_jax.data.loader import contents
 
     scale = parse(text)['scale']
     own = f'-{digest(config, contents(config))[:6]}' if flags.changed else ''

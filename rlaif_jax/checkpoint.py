@@ -19,7 +19,6 @@ copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in 
 import errno
 import fcntl
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -41,7 +40,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from rlaif_jax import paths
-from rlaif_jax.config import Mistake, differences, digest, dump, marked, parse
+from rlaif_jax.config import CONTENT, Mistake, differences, digest
 from rlaif_jax.log import console, error, say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
@@ -70,31 +69,11 @@ def shared(folder: Path) -> Path:
     return _stages.get() or Path(folder).parent / 'stages'
 
 
-def stage_folder(stages: Path, name: str, config: Any) -> Path:
-    """Where a stage of an experiment lives: the same config finds the same folder, another config or other data another."""
-    return Path(stages) / f'{name}-{digest(config, contents(config))}'
-
-
-READ = '# read '  # begins a line of config.gin about data that was read
-
-
-def contents(config: Any) -> str:
-    """A comment for each path of `config` that names data of one's own which is there: what is in it, as a digest."""
-    named = parse(dump(config))
-    found = {path: paths.typed(named[path]) for path in sorted(marked(type(config), 'file')) if named.get(path)}
-    return ''.join(f'{READ}{path}: {_content(place)}\n' for path, place in found.items() if place.exists())
-
-
-def _content(place: Path) -> str:
-    files = [place] if place.is_file() else sorted(path for path in place.rglob('*') if path.is_file())
-    sums = [f'{path.relative_to(place)} {_sum(path, path.stat().st_size, path.stat().st_mtime_ns)}' for path in files]
-    return hashlib.sha256('\n'.join(sums).encode('utf-8', 'surrogateescape')).hexdigest()[:10]
-
-
-@functools.cache
-def _sum(path: Path, size: int, changed: int) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+def stage_folder(stages: Path, name: str, config: Any, data: str = '') -> Path:
+    """Where a stage of an experiment lives: the same config finds the same folder, another one another; so does what stands
+    for its data.
+    """
+    return Path(stages) / f'{name}-{digest(config, data)}'
 
 
 # What runs and stages write into their folder, besides config.gin.
@@ -123,7 +102,7 @@ def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) ->
         text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError:
         raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
-    before, now = (dict(re.findall(f'^{READ}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
+    before, now = (dict(re.findall(f'^{CONTENT}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
     if other := [name for name in now if before.get(name, now[name]) != now[name]]:
         raise Mistake(
             f'{folder} was made of other data: {other[0]} has changed since; give another --workdir, or delete it'

@@ -32,7 +32,8 @@ C = TypeVar('C')  # the class of a config
 # Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. What was begun with one value
 # of it goes on with another, and is the same thing.
 SAME = {'same': True}
-FILE = {'file': True}  # of a field that may name a file or a folder of data: what is in it makes it another thing
+# Of a field that may name a file or a folder of data: what is in it makes it another thing. It is noted in a comment.
+FILE, CONTENT = {'file': True}, '# content of '
 Bindings = dict[str, Any]  # path: value
 
 COMMAND_LINE = 'command line'

@@ -49,13 +49,17 @@ FIRST = 'compiling first'  # which takes longest; there is nothing else to tell 
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part."""
+    """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part. Its OSErrors name it."""
     partial = path.with_name(f'.{path.name}.partial')
-    with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # a disk that gets full names none
+        raise
 
 
 def to_json(value: Any) -> str:

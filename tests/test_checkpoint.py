@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax import checkpoint
 from rlaif_jax.checkpoint import Checkpoints
-from rlaif_jax.config import FILE, Mistake, digest, dump, parse
+from rlaif_jax.config import Mistake, digest
 
 Moments = namedtuple('Moments', ['mu', 'nu', 'empty'])
 
@@ -91,33 +91,6 @@ def test_a_folder_serves_one_config(tmp_path):
         checkpoint.open_folder(folder, 'beta = 0.1\nsteps = 100\n')
     with pytest.raises(Mistake, match='and 4 more'):
         checkpoint.open_folder(folder, ''.join(f'field_{n} = 1\n' for n in range(10)))
-
-
-@dataclass(frozen=True)
-class OfData:
-    source: str = field(metadata=FILE)
-    steps: int = 100
-
-
-@pytest.mark.parametrize('name', ['mine.jsonl', 'mine/train.jsonl'])
-def test_other_data_of_the_same_name_is_other_data(name, tmp_path):
-    path, run = tmp_path / name, tmp_path / 'run'
-    path.parent.mkdir(exist_ok=True)
-    config = OfData(str(tmp_path / 'mine' if '/' in name else path))
-    folders, open_run = [], lambda: checkpoint.open_folder(run, dump(config) + checkpoint.contents(config))
-    for i, text in enumerate(('a\n', 'b\n', 'a\n')):
-        path.write_text(text, encoding='utf-8')
-        os.utime(path, (i, i))  # nobody types as quickly as a test
-        folders.append(checkpoint.stage_folder(tmp_path, 'sft', config))
-        if text == 'a\n':
-            open_run()
-            continue
-        with pytest.raises(Mistake, match='other data: source'):
-            open_run()
-    Path(config.source).rename(tmp_path / 'away')  # whoever cleaned up still sees what was found
-    open_run()
-    assert folders[0] == folders[2] != folders[1]
-    assert checkpoint.contents(OfData('tldr')) == '' and parse((run / 'config.gin').read_text(encoding='utf-8'))
 
 
 def test_a_run_is_finished_when_its_result_is_there(tmp_path):

@@ -2,10 +2,15 @@
 path serves as a data set, its splits disjoint by prompt.
 """
 
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import jax
 import pytest
 
-from rlaif_jax.config import Mistake
+from rlaif_jax import checkpoint
+from rlaif_jax.config import FILE, Mistake, dump, parse
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
 
@@ -130,6 +135,34 @@ def test_a_folder_has_a_file_a_split(tmp_path, names):
         ]
     if len(names) == 1:
         assert 'no file of the split test' in mistake(loader.source, str(tmp_path), 'test', 1)
+
+
+@dataclass(frozen=True)
+class OfData:
+    source: str = field(metadata=FILE)
+    steps: int = 100
+
+
+@pytest.mark.parametrize('name', ['mine.jsonl', 'mine/train.jsonl'])
+def test_other_data_of_the_same_name_is_other_data(name, tmp_path):
+    path, run = tmp_path / name, tmp_path / 'run'
+    config = OfData(str(tmp_path / 'mine' if '/' in name else path))
+    (tmp_path / 'mine').mkdir(exist_ok=True)
+    folders, open_run = [], lambda: checkpoint.open_folder(run, dump(config) + loader.contents(config))
+    for i, text in enumerate(('a\n', 'b\n', 'a\n')):
+        path.write_text(text, encoding='utf-8')
+        os.utime(path, (i, i))  # nobody types as quickly as a test
+        (tmp_path / 'mine' / 'notes.txt').write_text(f'{i}', encoding='utf-8')  # is no data
+        folders.append(checkpoint.stage_folder(tmp_path, 'sft', config, loader.contents(config)))
+        if text == 'a\n':
+            open_run()
+            continue
+        with pytest.raises(Mistake, match='other data: source'):
+            open_run()
+    Path(config.source).rename(tmp_path / 'away')  # whoever cleaned up still sees what was found
+    open_run()
+    assert folders[0] == folders[2] != folders[1]
+    assert loader.contents(OfData('tldr')) == '' and parse((run / 'config.gin').read_text(encoding='utf-8'))
 
 
 def test_rows_that_are_no_pairs_are_counted(tmp_path, capsys):

@@ -475,6 +475,15 @@ def test_a_folder_that_was_removed_is_said(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count('was removed') == 2
 
 
+def test_a_full_disk_is_said_with_the_file(command, tmp_path, monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    assert launcher.main(command(tmp_path / 'run')) == 2
+    assert 'run/config.gin: No space left' in ''.join(capsys.readouterr().err.split('\n'))
+
+
 @pytest.mark.parametrize('name, status', [('ENOSPC', 2), ('EACCES', 2), ('EISDIR', 2), ('ENOENT', None)])
 def test_what_the_system_refuses_at_any_moment_is_said(name, status, command, tmp_path, monkeypatch, capsys):
     def refuse(*_):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlaif_jax import log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
 from rlaif_jax.data import files
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.paths import typed
@@ -234,14 +235,8 @@ def _mine(name: str, split: str, read: Callable[[Path, str], list[files.Entry]],
     path = _path(name)
     if split not in SPLITS:
         raise Mistake(f'{path} has no split {split!r}; it has {", ".join(SPLITS)}')
-    found = [path]
-    if path.is_dir():
-        places = [(folder, stem) for folder in (path, path / 'data') for stem in STEMS.get(split, (split,))]
-        found = next(filter(None, (files.shards(*place) for place in places)), [])
-        if not found:
-            raise Mistake(
-                f'{path}: no file of the split {split}, such as {split}.jsonl or {split}-00000-of-00001.parquet'
-            )
+    if not (found := _files(path, split)):
+        raise Mistake(f'{path}: no file of the split {split}, such as {split}.jsonl or {split}-00000-of-00001.parquet')
     entries = [entry for file in found for entry in read(file, task)]
     problems = [entry.problem for entry in entries if entry.record is None]
     if problems:
@@ -254,6 +249,32 @@ def _mine(name: str, split: str, read: Callable[[Path, str], list[files.Entry]],
         if not records:
             raise Mistake(f'{path}: by the hashes of its prompts none is in {split}; give a folder with a file a split')
     return records
+
+
+def _files(path: Path, split: str) -> list[Path]:
+    """The files of a split of anybody's file or folder; [] where there are none."""
+    if not path.is_dir():
+        return [path]
+    places = [(folder, stem) for folder in (path, path / 'data') for stem in STEMS.get(split, (split,))]
+    return next(filter(None, (files.shards(*place) for place in places)), [])
+
+
+def contents(config: Any) -> str:
+    """A comment for each path of `config` that names data of one's own, where it is there: what is in it, as a digest."""
+    named = parse(dump(config))
+    noted = []
+    for path in sorted(marked(type(config), 'file')):
+        if (name := named.get(path)) and name not in SOURCES:
+            found = sorted({file for split in SPLITS for file in _files(typed(name), split) if file.is_file()})
+            sums = [_sum(file, file.stat().st_size, file.stat().st_mtime_ns) for file in found]
+            noted += [f'{CONTENT}{path}: {hashlib.sha256("".join(sums).encode()).hexdigest()[:10]}\n'] * bool(sums)
+    return ''.join(noted)
+
+
+@functools.cache
+def _sum(path: Path, size: int, changed: int) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _path(name: str) -> Path:
