@@ -93,7 +93,7 @@ def test_a_target_that_is_not_there_is_named():
         lora.adapted(lora.Config(rank=1, targets=('gate',)), model)
     assert lora.adapted(lora.Config(targets=('gate',)), model) == model  # rank 0: no adapters
     for wrong in ({'rank': -1}, {'alpha': 0.0}, {'targets': ()}, {'targets': ('up', 'up')}):
-        with pytest.raises(ValueError, match='rank|targets'):
+        with pytest.raises(ValueError, match='rank|alpha|targets'):
             lora.Config(**wrong)
 
 

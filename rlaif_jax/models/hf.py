@@ -151,16 +151,19 @@ def save(
     generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
     task = 'text-classification' if score else 'text-generation'
     card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
-    with paths.replacing(paths.typed(directory)) as new:
-        write_json(new / 'config.json', config)
-        write_json(new / 'generation_config.json', generation)
-        _write_tokenizer(new, lm.tokenizer)
-        (new / 'README.md').write_text(card, encoding='utf-8', errors='replace')
-        _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
-        if transformer.adapters(adapted.params):
-            _write_adapter(new / 'adapter', adapted, dtype)
-        for file in filter(Path.is_file, new.rglob('*')):
-            file.chmod(0o644)  # safetensors writes for the owner's eyes only
+    try:
+        with paths.replacing(paths.typed(directory)) as new:
+            write_json(new / 'config.json', config)
+            write_json(new / 'generation_config.json', generation)
+            _write_tokenizer(new, lm.tokenizer)
+            (new / 'README.md').write_text(card, encoding='utf-8', errors='replace')
+            _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
+            if transformer.adapters(adapted.params):
+                _write_adapter(new / 'adapter', adapted, dtype)
+            for file in filter(Path.is_file, new.rglob('*')):
+                file.chmod(0o644)  # safetensors writes for the owner's eyes only
+    except (OSError, safetensors.SafetensorError) as error:  # a full disk
+        raise Mistake(f'{directory} could not be written ({error})') from error
 
 
 def write_json(path: Path, value: Any) -> None:
