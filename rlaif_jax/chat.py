@@ -71,8 +71,9 @@ def account(name: str, template: bool, prompts: Iterable[str], asked: bool = Fal
     if not plain:
         return f'{name}: all {count} prompts are dialogues, in its chat template'
     return (
-        f'{name}: {dialogues} of {count} prompts are dialogues, in its chat template; the others, which are no messages '
-        f"and no '\\n\\nHuman: …\\n\\nAssistant:', are continued as plain text, the first {plain[0][:60]!r}"
+        f'{name}: {dialogues} of {count} prompts are dialogues, in its chat template; the others have no '
+        "'\\n\\nHuman: …\\n\\nAssistant:', which a file's messages become where the task is helpful or harmless; they are "
+        f'continued as plain text, the first {plain[0][:60]!r}'
     )
 
 

@@ -333,7 +333,8 @@ def _read(folder: Path, named: dict[str, Any]) -> Any:
         reason = next(filter(None, wrong), None) or str(error).split('\n')[0][:300] or type(error).__name__
         raise Mistake(f'{folder}: its tokenizer cannot be read ({reason}); fetch the checkpoint again') from error
     raw.no_truncation(), raw.no_padding()
-    probes = [PROBE, f' \u2581{PROBE}']  # of which some classes make less of a space at the beginning
+    # Of a space at the beginning some classes make less, and of letters in pieces another letter.
+    probes = [PROBE, f' \u2581e\u0301 \ufb01 {PROBE}  ']
     rows = [row.ids for row in raw.encode_batch(probes, add_special_tokens=False)]
     wanted = rows, raw.decode(rows[0], skip_special_tokens=False)
 

@@ -248,16 +248,17 @@ def test_a_saved_model_is_as_private_as_the_umask_asks(lm, tmp_path):
     assert not any(path.stat().st_mode & 0o077 for path in [tmp_path / 'out', *(tmp_path / 'out').iterdir()])
 
 
-def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', [OSError, safetensors.SafetensorError])
+def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch, kind):
     save(lm, tmp_path / 'out')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()}
 
-    def full(*args):
-        raise OSError('no space left on device')
+    def full(*args, **named):
+        raise kind('no space left on device')
 
-    monkeypatch.setattr(hf, '_write_tensors', full)
+    monkeypatch.setattr(safetensors.numpy, 'save_file', full)
     for name in ('out', 'new'):
-        with pytest.raises(Mistake, match='no space'):
+        with pytest.raises(Mistake, match=f'{name}: the model could not be written .no space'):
             save(lm, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()} == before

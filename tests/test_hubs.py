@@ -92,6 +92,14 @@ def test_a_run_says_so_and_no_more(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    'address', ['https://huggingface.co/a-b/c.d/tree/main', 'https://hf.co/a-b/c.d', 'hf://a-b/c.d']
+)
+def test_an_address_of_the_hub_leads_to_its_id(address):
+    with pytest.raises(Mistake, match=r'named by its id: a-b/c\.d$'):
+        hf.check(address)
+
+
 def test_a_name_that_no_hub_can_have(cache):
     with pytest.raises(Mistake, match=r'some one/model!: could not be downloaded: that is no name of a model'):
         hf.load('some one/model!')

@@ -228,6 +228,13 @@ def test_what_is_no_file_is_not_replaced_by_one(kind, tmp_path):
     assert (tmp_path / 'theirs').read_text(encoding='utf-8') == 'theirs'
 
 
+def test_a_name_that_leaves_no_room_is_said_before_the_work(tmp_path):
+    for name in ('x' * 245 + '.jsonl', 'é' * 120 + '.jsonl'):
+        with pytest.raises(Mistake, match='bytes'):
+            files.check_writable(tmp_path / name)
+    files.check_writable(tmp_path / ('x' * 230 + '.jsonl'))
+
+
 def one_row(path: Path) -> Path:
     files.write_rows(path, [{'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}])
     return path

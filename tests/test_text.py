@@ -400,6 +400,18 @@ def test_tokens_are_those_of_the_file_whatever_class_it_names(bytewise, tmp_path
     assert tokenizer.decode(tokenizer.encode([PROBE])) == [PROBE] and (tokenizer.ends, tokenizer.start) == ((0,), ())
 
 
+@pytest.mark.parametrize('kind', ['Qwen2Tokenizer', 'GPTNeoXTokenizer', 'GPT2Tokenizer', 'GemmaTokenizer'])
+@pytest.mark.parametrize('normalizer', [None, tokenizers.normalizers.NFC(), tokenizers.normalizers.NFKC()])
+@pytest.mark.filterwarnings('ignore')  # of other people's code
+def test_letters_in_pieces_are_what_the_file_makes_of_them(bytewise, tmp_path, kind, normalizer):
+    words = tokenizers.Tokenizer.from_str(bytewise.to_str())
+    if normalizer:
+        words.normalizer = normalizer
+    tokenizer = Tokenizer.load(saved(words, tmp_path, tokenizer_class=kind))
+    for text in ('e\u0301', '\ufb01', 'é'):
+        assert tokenizer.encode([text]) == [words.encode(text, add_special_tokens=False).ids]
+
+
 @pytest.fixture
 def spaced():
     """A tokenizer as Llama 2's: a space is a letter, and stands before every text."""

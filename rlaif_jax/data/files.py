@@ -83,6 +83,8 @@ CONVERT = (
 LONE = '; one object is one row (to write a DataFrame row by row: to_json(path, orient="records", lines=True))'
 
 DEEPEST = 200  # lists in lists that are written value by value
+LONGEST = 240  # bytes of a file's name, of which file systems allow 255
+
 _ENCODED = {b'rlaif_jax': b'json'}  # metadata of a Parquet column whose strings are JSON
 
 
@@ -721,6 +723,8 @@ def check_writable(path: Path | str) -> None:
         _arrow(path)
     if path.is_dir() or not paths.writable(path.parent):
         raise Mistake(f'{path}: cannot be written; name a file in a folder that is yours')
+    if (length := len(os.fsencode(path.name))) > LONGEST:
+        raise Mistake(f'{path}: a name of {length} bytes; {LONGEST} leave room for what is written beside it')
 
 
 def _json(value: Any) -> str:

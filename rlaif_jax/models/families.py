@@ -119,7 +119,7 @@ class Fields:
 
     def refuse(self, name: str, value: Any, why: str) -> None:
         """Raises `Mistake` for a field, unless the user takes it on their own account."""
-        if name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
+        if not name or name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
             raise Mistake(f'{self.where}: {why}; {IGNORED}={name} in the environment ignores it, on your own account')
         log.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
 

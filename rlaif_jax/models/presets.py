@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -98,6 +99,8 @@ def resolve(name: str | Path) -> Path:
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
+    if found := re.match(r'(?:https?://(?:huggingface\.co|hf\.co)|hf:/)/([^/?#]+/[^/?#]+)', str(name)):
+        raise Mistake(f'{name}: a model of the hub is named by its id: {found[1]}')
     folder = typed(name)
     if folder.is_dir():
         return folder
