@@ -526,7 +526,7 @@ def test_rotary_positions_may_be_said_in_pieces_and_twice_but_not_in_two_ways(ca
         ('gemma3', {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}, r'factor = 8\.0, but rope_scaling\.factor'),
         ('phi3', {'partial_rotary_factor': 0.25}, r'partial_rotary_factor = 0\.75, but partial_rotary_factor = 0\.25'),
         ('llama', {'rope_scaling': 'linear'}, r"rope_scaling = 'linear' is not supported; supported: a table"),
-        ('llama', {'rope_parameters': {'rope_theta': float('nan')}}, 'rotary positions need theta'),
+        ('llama', {'rope_parameters': {'rope_theta': float('nan')}}, 'rope_theta = nan'),
     ],
 )  # fmt: skip
 def test_a_contradiction_shows_both_values(case, fields, tells):
