@@ -21,7 +21,7 @@ from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
-from rlaif_jax.data import files, loader
+from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import (
     harmless,
@@ -148,7 +148,7 @@ class Compare:
         """The prompts, however long."""
         if not self.prompts:
             return loader.source(self.data.source, 'test', self.data.test, self.task)[: self.evaluation.prompts]
-        entries = files.prompts(self.prompts, self.task)
+        entries = trl.prompts(self.prompts, self.task)
         return [entry.record for entry in entries if entry.record is not None][: self.evaluation.prompts]
 
     def fitted(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], int]:

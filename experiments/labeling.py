@@ -23,7 +23,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import SAME, Mistake
-from rlaif_jax.data import files, loader
+from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
@@ -149,7 +149,7 @@ def _warn(text: str) -> None:
 
 def warn_of_dialogues(name: str, prompts: Sequence[Prompt], task: str) -> None:
     """Says so where prompts of a file are plainly dialogues, and the task is to summarize."""
-    dialogues = sum(prompt.text.endswith(files.ASSISTANT) for prompt in prompts)
+    dialogues = sum(prompt.text.endswith(trl.ASSISTANT) for prompt in prompts)
     if task == 'summarization' and 2 * dialogues > len(prompts):
         _warn(
             f'{dialogues} of {len(prompts)} prompts of {name} are dialogues, and task = {task!r}: replies will be judged '
@@ -206,14 +206,14 @@ class File:
             raise Mistake(f'output={self.output} is the input; name another file')
         paths.check_file(output)
         check_prompts(self.labeler, self.asked())
-        entries = files.pairs(self.input, self.task)
+        entries = trl.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
         warn_of_dialogues(self.input, [pair.prompt for pair in pairs], self.task)
         return [labels_stage('label', folder, len(entries), self.labeler, self.asked())]
 
     def run(self, folder: Path) -> dict[str, Any]:
         rows = files.read(self.input)
-        entries = files.pairs(rows, self.task)
+        entries = trl.pairs(rows, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
         note = toy(self.labeler)
         if not note:  # the packaged models have no chats

@@ -17,7 +17,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, checkpoint, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
-from rlaif_jax.data import files, loader
+from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
 from rlaif_jax.labeling import preference
@@ -124,7 +124,7 @@ class FromFile:
         """The pairs of the file. Raises `Mistake` for a preference that is none, with file, line and column."""
         if not self.input:
             raise Mistake('which pairs? input=labels.parquet')
-        entries = files.pairs(self.input, self.task)
+        entries = trl.pairs(self.input, self.task)
         column, others = self.labelled({name: None for entry in entries for name in entry.row})
         if tell and others:
             log.say(f'{self.input}: reads {column}, and not {", ".join(others)}; column=… names another')
@@ -169,7 +169,7 @@ class FromFile:
         return {'train': len(train), 'held_out': found | {'accuracy': asdict(found['accuracy'])}}
 
 
-def preferred(entry: files.Entry, column: str) -> Pair:
+def preferred(entry: trl.Entry, column: str) -> Pair:
     """The pair of a row with what a column of labels says, which goes before what the row says besides; null and NaN are a
     pair that could not be labelled.
     """
@@ -178,4 +178,4 @@ def preferred(entry: files.Entry, column: str) -> Pair:
     value = entry.row[column]
     if value is None or isinstance(value, float) and math.isnan(value):
         return replace(entry.record, preference=None)
-    return replace(entry.record, preference=files.probability(value, f'{entry.where}: column {column!r}'))
+    return replace(entry.record, preference=trl.probability(value, f'{entry.where}: column {column!r}'))

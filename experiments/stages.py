@@ -25,7 +25,7 @@ from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import FILE, Mistake, dump, same
-from rlaif_jax.data import files, loader, tokens
+from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import policies_figures, win_rate
@@ -177,7 +177,7 @@ class Labelled:
         once(self.folder(root), self, make)
         return [
             replace(entry.record, preference=entry.row['preference_prob'])
-            for entry in files.pairs(self.folder(root) / LABELS, self.label.task)
+            for entry in trl.pairs(self.folder(root) / LABELS, self.label.task)
         ]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rlaif_jax import chat
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import files
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt
 
 TURN = '\n\nHuman: {}\n\nAssistant:'
@@ -45,7 +45,7 @@ def message_list(dialogue):
 
 
 def same(pair, **row):
-    assert files.pair_of({**row, 'id': 'x'}, 'helpful', 'here') == pair
+    assert trl.pair_of({**row, 'id': 'x'}, 'helpful', 'here') == pair
 
 
 def dialogues(count):
@@ -70,7 +70,7 @@ def mistake(path, content, call=files.read_rows):
     return str(caught.value)
 
 
-def bad(row, task='helpful', call=files.pair_of):
+def bad(row, task='helpful', call=trl.pair_of):
     with pytest.raises(Mistake) as caught:
         call(row, task, 'a.jsonl:3')
     assert str(caught.value).startswith('a.jsonl:3: ')
@@ -260,7 +260,7 @@ def test_arrow_is_read_as_a_file_and_as_a_stream(tmp_path):
     'text', ['{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}', '{"data": [{}]}']
 )
 def test_a_whole_table_in_one_object_is_told_from_rows(tmp_path, text):
-    read = lambda path: files.pairs(path, 'helpful')  # noqa: E731
+    read = lambda path: trl.pairs(path, 'helpful')  # noqa: E731
     assert 'lines=True' in mistake(tmp_path / 'a.json', text, read)
     assert 'lines=True' not in mistake(tmp_path / 'a.jsonl', f'{text}\n{text}', read)
 
@@ -416,7 +416,7 @@ def test_a_value_that_python_has_not_costs_no_other_row(tmp_path):
     when = pa.array([1000, 1, None], pa.timestamp('ns'))
     table = pa.table({'prompt': text, 'chosen': same, 'rejected': same, 'when': when})
     pq.write_table(table, tmp_path / 'a.parquet')
-    entries = files.pairs(tmp_path / 'a.parquet', 'helpful')
+    entries = trl.pairs(tmp_path / 'a.parquet', 'helpful')
     assert [entry.record is None for entry in entries] == [False, True, False]
     assert "row 2: column 'prompt' is b'\\xff bad' (bytes)" in entries[1].problem
     assert [entry.row['when'] for entry in entries] == [
@@ -461,7 +461,7 @@ def test_a_dialogue_is_one_however_its_lines_end_and_whoever_stripped_it(end):
 
 def test_a_post_keeps_the_ends_of_its_lines():
     for post in 'POST: a\r\n\r\nb\r\nTL;DR:\r\n', 'Human: who are you?', '\nHuman: hi\nAssistant:':
-        pair = files.pair_of({'prompt': post, 'chosen': 'a\r\n', 'rejected': 'Human: b'}, 'summarization', 'here')
+        pair = trl.pair_of({'prompt': post, 'chosen': 'a\r\n', 'rejected': 'Human: b'}, 'summarization', 'here')
         assert (pair.prompt.text, pair.first, pair.second) == (post, 'a\r\n', 'Human: b')
 
 
@@ -553,7 +553,7 @@ def test_a_message_that_holds_a_turn_contradicts_no_prompt():
     ):
         wholes = {name: user(said, answer) for name, answer in (('chosen', 'yes'), ('rejected', 'no'))}
         for prompt in (said, user(said), said.replace('\r\n', '\n'), said.strip()):
-            pair = files.pair_of({'prompt': prompt, **wholes}, 'helpful', 'here')
+            pair = trl.pair_of({'prompt': prompt, **wholes}, 'helpful', 'here')
             assert (pair.first, pair.second) == (' yes', ' no')
             turns = chat.turns(pair.prompt.text)
             assert len(turns) == 1 and turns[0][1].split() == said.split()
@@ -575,7 +575,7 @@ def test_no_message_makes_a_turn_whatever_it_holds():
         roles = ['system'] * rng.randint(0, 1) + ['user', 'assistant', 'user'][: rng.choice([1, 3])]
         said = [''.join(rng.choices([*tricks, 'a', ' ', '\n', '\r\n'], k=rng.randint(1, 5))) + 'end' for _ in roles]
         messages = [{'role': role, 'content': text} for role, text in zip(roles, said)]
-        text = files.prompt_of({'prompt': messages}, 'helpful', 'here').text
+        text = trl.prompt_of({'prompt': messages}, 'helpful', 'here').text
         turns = chat.turns(text)
         assert [role for role, _ in turns] == roles
         assert [each.split() for _, each in turns] == [text.split() for text in said]
@@ -589,7 +589,7 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
     lines.append('"prompt": "p", "chosen": "a", "rejected": "b", "note": 1, "note": 2')
     lines.append('"prompt": [{"role": "user", "content": "p", "content": "q"}], "chosen": "a", "rejected": "b"')
     (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines), encoding='utf-8')
-    found = files.pairs(tmp_path / 'a.jsonl', 'helpful')
+    found = trl.pairs(tmp_path / 'a.jsonl', 'helpful')
     assert [entry.problem for entry in found] == [
         '',
         f"{tmp_path}/a.jsonl:2: 'prompt' stands there twice",
@@ -616,7 +616,7 @@ def test_an_absurd_row_is_a_pair_or_a_mistake_that_says_where():
     rng, pairs = random.Random(0), 0
     for _ in range(1500):
         row = {name: rng.choice(odd) if rng.random() < 0.6 else 'text' for name in names if rng.random() < 0.6}
-        for make in (files.pair_of, files.prompt_of):
+        for make in (trl.pair_of, trl.prompt_of):
             for task in ('helpful', 'summarization'):
                 try:
                     made = make(row, task, 'a.jsonl:3')
@@ -629,14 +629,14 @@ def test_an_absurd_row_is_a_pair_or_a_mistake_that_says_where():
 
 
 def test_an_id_is_called_the_same_however_a_column_has_it():
-    assert [files.name_of(value) for value in (7, 7.0, '7', 2**70, float(2**53), -0.0)] == [
+    assert [trl.name_of(value) for value in (7, 7.0, '7', 2**70, float(2**53), -0.0)] == [
         '7', '7', '7', str(2**70), str(2**53), '0',
     ]  # fmt: skip
-    assert [files.name_of(value) for value in (None, math.nan, '')] == [None] * 3
-    assert files.name_of(1.5) == '1.5' and files.name_of(True) == 'True' and files.name_of(0) == '0'
+    assert [trl.name_of(value) for value in (None, math.nan, '')] == [None] * 3
+    assert trl.name_of(1.5) == '1.5' and trl.name_of(True) == 'True' and trl.name_of(0) == '0'
     row = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
-    plain = files.pair_of(row, 'helpful', '').prompt.id
-    assert {files.pair_of(row | {'id': none}, 'helpful', '').prompt.id for none in (None, math.nan, '')} == {plain}
+    plain = trl.pair_of(row, 'helpful', '').prompt.id
+    assert {trl.pair_of(row | {'id': none}, 'helpful', '').prompt.id for none in (None, math.nan, '')} == {plain}
 
 
 def test_every_shape_is_the_same_pair():
@@ -662,37 +662,37 @@ def test_every_shape_is_the_same_pair():
 
 def test_a_post_to_summarize_is_the_same_as_text_and_as_a_message():
     post, a, b = 'A post.\n\nTL;DR:', ' a', ''
-    text = files.pair_of({'prompt': post, 'chosen': a, 'rejected': b}, 'summarization', 'here')
+    text = trl.pair_of({'prompt': post, 'chosen': a, 'rejected': b}, 'summarization', 'here')
     assert text.prompt.text == post and (text.first, text.second) == (a, b)
     for row in (
         {'prompt': user(post), 'chosen': user(post, a)[1:], 'rejected': user(post, b)[1:]},
         {'chosen': user(post, a), 'rejected': user(post, b)},
         {'prompt': post, 'chosen': user(post, a), 'rejected': user(post, b)},
     ):
-        assert files.pair_of(row, 'summarization', 'here') == text
+        assert trl.pair_of(row, 'summarization', 'here') == text
     system = [{'role': 'system', 'content': 'Be short.'}]
     row = {'prompt': system + user(post), 'first': a, 'second': b}
-    assert files.pair_of(row, 'summarization', 'here').prompt.text == f'Be short.\n\n{post}'
-    assert files.pair_of(row, 'helpful', 'here').prompt.text == 'Be short.' + TURN.format(post)
+    assert trl.pair_of(row, 'summarization', 'here').prompt.text == f'Be short.\n\n{post}'
+    assert trl.pair_of(row, 'helpful', 'here').prompt.text == 'Be short.' + TURN.format(post)
 
 
 def test_the_id_is_that_of_the_content():
     ids = {
-        files.pair_of({'prompt': p, 'first': f, 'second': s}, 'helpful', '').prompt.id
+        trl.pair_of({'prompt': p, 'first': f, 'second': s}, 'helpful', '').prompt.id
         for p in 'ab'
         for f in 'ab'
         for s in 'ab'
     }
     assert len(ids) == 8
     row = {'prompt': 'a', 'first': 'b', 'second': 'c'}
-    assert files.pair_of({**row, 'more': 1}, 'helpful', 'x').prompt.id == files.pair_of(row, 'helpful', 'y').prompt.id
-    assert files.pair_of({**row, 'id': 17}, 'helpful', 'x').prompt.id == '17'
+    assert trl.pair_of({**row, 'more': 1}, 'helpful', 'x').prompt.id == trl.pair_of(row, 'helpful', 'y').prompt.id
+    assert trl.pair_of({**row, 'id': 17}, 'helpful', 'x').prompt.id == '17'
 
 
 def test_a_cut_runs_into_no_response():
     context = TURN.format('q')
     for a, b in (' yes', ' yes, but'), (' no', ''), (' same', ' same'), ('\n\nAss', '\n\nAssent'):
-        pair = files.pair_of({'chosen': context + a, 'rejected': context + b}, 'helpful', 'here')
+        pair = trl.pair_of({'chosen': context + a, 'rejected': context + b}, 'helpful', 'here')
         assert (pair.prompt.text, pair.first, pair.second) == (context, a, b)
 
 
@@ -746,14 +746,14 @@ def test_what_is_wrong_with_a_row_is_said(row, words):
 
 
 def test_prompts_and_their_references():
-    of = lambda row, task='helpful': files.prompt_of({**row, 'id': 1}, task, 'here')  # noqa: E731
+    of = lambda row, task='helpful': trl.prompt_of({**row, 'id': 1}, task, 'here')  # noqa: E731
     assert of({'prompt': 'p'}) == of({'prompt': 'p', 'completion': None}) == Prompt('p', '1')
     assert of({'prompt': 'p', 'completion': ' c'}) == Prompt('p', '1', ' c')
     assert of({'prompt': user('q'), 'completion': user('', 'c')[1:]}) == Prompt(TURN.format('q'), '1', ' c')
     assert of({'prompt': user('p')}, 'summarization') == Prompt('p', '1')
     assert of({'chosen': user('q', 'a'), 'rejected': user('q', 'b')}) == Prompt(TURN.format('q'), '1')
-    assert "is 'prompts' your 'prompt'?" in bad({'prompts': 'p'}, call=files.prompt_of)
-    assert "column 'completion' is 1" in bad({'prompt': 'p', 'completion': 1}, call=files.prompt_of)
+    assert "is 'prompts' your 'prompt'?" in bad({'prompts': 'p'}, call=trl.prompt_of)
+    assert "column 'completion' is 1" in bad({'prompt': 'p', 'completion': 1}, call=trl.prompt_of)
 
 
 # Files to records
@@ -763,19 +763,19 @@ def test_a_bad_row_comes_along(tmp_path):
     path = tmp_path / 'a.jsonl'
     rows = [{'prompt': 'p', 'chosen': 'a', 'rejected': b, 'more': i} for i, b in enumerate(['b', None, ''])]
     path.write_text('\n' + '\n\n'.join(map(json.dumps, rows)), encoding='utf-8')
-    entries = files.pairs(path, 'helpful')
+    entries = trl.pairs(path, 'helpful')
     assert [entry.row for entry in entries] == rows
     assert [entry.record is None for entry in entries] == [False, True, False]
     assert [bool(entry.problem) for entry in entries] == [False, True, False]
     assert entries[1].problem.startswith(f"{path}:4: column 'rejected' is null")
-    assert [entry.record.text for entry in files.prompts(path, 'helpful')] == ['p'] * 3
-    text = mistake(path, '{"post": 1}\n{"post": 2}', lambda path: files.pairs(path, 'helpful'))
+    assert [entry.record.text for entry in trl.prompts(path, 'helpful')] == ['p'] * 3
+    text = mistake(path, '{"post": 1}\n{"post": 2}', lambda path: trl.pairs(path, 'helpful'))
     assert 'none of its 2 rows is a pair' in text and f'{path}:1: ' in text
 
 
 def test_dialogues_of_hh(shared):
     path = shared / 'hh_harmless' / 'test.jsonl.gz'
-    entries = files.pairs(path, 'harmless')
+    entries = trl.pairs(path, 'harmless')
     assert len(entries) == 2312
     good = [entry for entry in entries if entry.record]
     assert len(good) == 2307
@@ -794,29 +794,29 @@ def test_dialogues_of_hh(shared):
 
 def test_what_imitates_a_turn_in_a_message_is_no_turn():
     said = [{'role': 'user', 'content': 'say "\n\nAssistant: yes" and\n\nHuman: no'}]
-    prompt = files.prompt_of({'prompt': said}, 'helpful', 'here')
+    prompt = trl.prompt_of({'prompt': said}, 'helpful', 'here')
     assert chat.turns(prompt.text) == [('user', 'say "\n\n Assistant: yes" and\n\n Human: no')]
 
 
 def test_dialogues_of_hh_are_the_same_as_messages_and_with_their_prompts(shared, tmp_path):
-    rows = [e for e in files.pairs(shared / 'hh_harmless' / 'test.jsonl.gz', 'harmless') if e.record]
+    rows = [e for e in trl.pairs(shared / 'hh_harmless' / 'test.jsonl.gz', 'harmless') if e.record]
     clean = lambda text: not re.search(r'\n\n(Human|Assistant):(?! )', text)  # noqa: E731
     checked = 0
     for entry in rows:
         texts = [entry.row['chosen'], entry.row['rejected']]
         pair = entry.record
         explicit = {'prompt': pair.prompt.text, 'chosen': pair.first, 'rejected': pair.second}
-        assert files.pair_of(explicit, 'harmless', '') == pair
+        assert trl.pair_of(explicit, 'harmless', '') == pair
         if all(map(clean, texts)) and message_list(texts[0])[-2]['role'] == 'user':
             messages = dict(zip(('chosen', 'rejected'), map(message_list, texts)))
-            assert files.pair_of(messages, 'harmless', '') == pair
+            assert trl.pair_of(messages, 'harmless', '') == pair
             checked += 1
     assert checked > 2000
 
 
 def test_summaries_with_labels(shared, tmp_path):
     path = shared / 'tldr_pairs' / 'pairs.jsonl'
-    entries = files.pairs(path, 'summarization')
+    entries = trl.pairs(path, 'summarization')
     assert len(entries) == 24 and all(entry.record for entry in entries)
     assert {entry.record.preference for entry in entries} == {0.0, 1.0}
     for entry in entries:
@@ -825,7 +825,7 @@ def test_summaries_with_labels(shared, tmp_path):
         assert (pair.first if pair.preference == 1 else pair.second) == better and pair.prompt.text == row['prompt']
     for suffix in files.SUFFIXES:
         files.write_rows(tmp_path / f'a{suffix}', [entry.row for entry in entries])
-        assert files.pairs(tmp_path / f'a{suffix}', 'summarization') == entries
+        assert trl.pairs(tmp_path / f'a{suffix}', 'summarization') == entries
 
 
 def test_a_copy_beside_a_file_is_not_taken_for_it(tmp_path):

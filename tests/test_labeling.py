@@ -14,7 +14,7 @@ from experiments import labeling
 from experiments.scales import scale
 from launch import run as launcher
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import files, loader
+from rlaif_jax.data import files, loader, trl
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.prompts import Technique
 from rlaif_jax.labeling.store import Store
@@ -190,7 +190,7 @@ def test_the_line_of_the_readme_is_a_pair(tmp_path):
     readme = (Path(files.__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
     (line,) = re.findall(r'```json\n(.*)\n```', readme)
     (tmp_path / 'in.jsonl').write_text(line + '\n', encoding='utf-8')
-    (entry,) = files.pairs(tmp_path / 'in.jsonl', 'summarization')
+    (entry,) = trl.pairs(tmp_path / 'in.jsonl', 'summarization')
     assert entry.record.first == json.loads(line)['chosen'] and entry.record.preference == 1.0
 
 

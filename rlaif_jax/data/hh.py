@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import files
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.published import HUB, Builder, Copy, require
 from rlaif_jax.data.records import Pair, Prompt, share
 
-HUMAN = files.SPEAKERS['user']
+HUMAN = trl.SPEAKERS['user']
 VALIDATION = 2 / 3  # of the published test split; the rest is ours (§3.1)
 ALIGNMENT = 0.1  # of the training pairs, for measuring labelers (App. A)
 ADDRESS = HUB + 'Anthropic/hh-rlhf/resolve/main/'
@@ -42,7 +42,7 @@ class Dialogues(Builder, skip_registration=True):
     def example(self, row: files.Row, where: str) -> dict[str, Any] | str:
         require(row, ('chosen', 'rejected'), where)
         try:
-            pair = files.pair_of({name: row[name] for name in ('chosen', 'rejected')}, self.name, where)
+            pair = trl.pair_of({name: row[name] for name in ('chosen', 'rejected')}, self.name, where)
         except Mistake as mistake:
             return str(mistake)
         return {'prompt': pair.prompt.text, 'chosen': pair.first, 'rejected': pair.second}
@@ -89,6 +89,6 @@ def shorten(text: str, fits: Callable[[str], bool]) -> str:
         return text
     turn = text.removeprefix(HUMAN)
     cut = bisect_left(range(len(turn)), True, key=lambda cut: fits(HUMAN + turn[cut:]))
-    if cut > len(turn) - len(files.ASSISTANT):
+    if cut > len(turn) - len(trl.ASSISTANT):
         raise Mistake('a dialogue is too long even without its turns')
     return HUMAN + turn[cut:]

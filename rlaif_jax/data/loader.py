@@ -20,7 +20,7 @@ import numpy as np
 
 from rlaif_jax import log
 from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
-from rlaif_jax.data import files
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.paths import typed
 
@@ -53,7 +53,7 @@ def source(name: str, split: str, size: int, task: str = 'summarization') -> Seq
     if name in SOURCES:
         make, rows = _published(name, split, 'source')
         return Prompts(rows, make, min(size, len(rows)))
-    return _mine(name, split, files.prompts, task)[:size]
+    return _mine(name, split, trl.prompts, task)[:size]
 
 
 def pairs(name: str, task: str, split: str, size: int, confident: bool = False) -> list[Pair]:
@@ -77,7 +77,7 @@ def pairs(name: str, task: str, split: str, size: int, confident: bool = False) 
 
             rows = filter(tldr.confident, rows)
         return [make(row) for row in itertools.islice(rows, size)]
-    return _mine(name, split, files.pairs, task)[:size]
+    return _mine(name, split, trl.pairs, task)[:size]
 
 
 def check(name: str) -> None:
@@ -134,7 +134,7 @@ def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[P
     def shortened(text: str) -> str:
         from rlaif_jax.data import hh, tldr
 
-        shorten = hh.shorten if text.endswith(files.ASSISTANT) else tldr.shorten
+        shorten = hh.shorten if text.endswith(trl.ASSISTANT) else tldr.shorten
         return shorten(text, fits)
 
     def fit(prompt: Prompt) -> Prompt:
@@ -230,7 +230,7 @@ def _published(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], 
         ) from error
 
 
-def _mine(name: str, split: str, read: Callable[[Path, str], list[files.Entry]], task: str) -> list[Any]:
+def _mine(name: str, split: str, read: Callable[[Path, str], list[trl.Entry]], task: str) -> list[Any]:
     """The records of a split of anybody's file or folder; rows that are none are counted and left out."""
     path = _path(name)
     if split not in SPLITS:

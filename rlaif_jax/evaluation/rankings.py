@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import files
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.win_rate import Judge
@@ -163,7 +163,7 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
     ids |= {one.id: [one.id] for one in prompts}
     text_of = {one.id: one.text for one in prompts}
     for where, row in files.located(path):
-        prompt, rater = _prompt(row, where), str(files.name_of(_column(row, 'rater', where)))
+        prompt, rater = _prompt(row, where), str(trl.name_of(_column(row, 'rater', where)))
         if prompts and prompt not in ids:
             near = difflib.get_close_matches(prompt, ids, 1, 0.0)[0]
             raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near[:80]!r}?')
@@ -193,11 +193,11 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:
-    return files.name_of(row.get('prompt_id')) or str(_column(row, 'prompt', where))
+    return trl.name_of(row.get('prompt_id')) or str(_column(row, 'prompt', where))
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
-    if files.name_of(row.get(name)) is None:
+    if trl.name_of(row.get(name)) is None:
         wanted = "'prompt_id' or 'prompt'" if name == 'prompt' else repr(name)
         raise Mistake(f'{where}: no column {wanted}; the columns are {", ".join(map(repr, row)) or "none"}')
     return row[name]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import files
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 
 __all__ = ['check_names', 'read', 'write']
@@ -79,7 +79,7 @@ def read(
             if not isinstance(row[name], str):
                 raise Mistake(f'{where}: the response of {name} is a text, not {str(row[name])[:80]!r}')
             written.setdefault(name, []).append(row[name])
-        named = files.name_of(row.get('prompt_id'))
+        named = trl.name_of(row.get('prompt_id'))
         if named is not None and seen.setdefault(named, where) != where:
             raise Mistake(f'{where}: the prompt_id {named!r} stands in {seen[named]} already')
         prompts.append(Prompt(row['prompt'], named or ''))
