@@ -447,6 +447,7 @@ class Stop:
         self.asked = False
         self._loop = loop
         self._count = 0  # signals; of two that come while XLA computes, Python hears one
+        self._hears = 0
         self._heard, self._told = threading.Event(), threading.Event()
 
     def exit(self, where: str) -> NoReturn:
@@ -457,8 +458,12 @@ class Stop:
 
     def hear(self, number: int, frame: Any) -> None:
         """Python's handler: it runs in the main thread, once that is back from XLA."""
+        self._hears += 1
         if self.asked or self._count > 1 or not self._loop:
             self._heard.set()
+            late = time.monotonic() + HEARD
+            while self._count < self._hears and time.monotonic() < late:
+                time.sleep(0.001)  # the thread that tells is to take this signal for ours, not for the next loop's
             raise KeyboardInterrupt
         self.asked = True
 

@@ -546,7 +546,9 @@ def test_list_names_every_experiment_in_a_line(capsys):
 
 def test_without_docstrings_there_are_as_many_experiments():
     code = 'import experiments; print(*experiments.experiments())'
-    listed = subprocess.run([sys.executable, '-OO', '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [sys.executable, '-OO', '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8', check=True
+    )
     assert listed.stdout.split() == list(experiments.experiments())
 
 

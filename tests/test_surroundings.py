@@ -118,7 +118,7 @@ def test_without_a_key_wandb_is_not_asked(monkeypatch, capsys):
 def test_python_ends_without_a_word_about_the_screen():
     code = 'from rlaif_jax import log; log.say("found")'
     done = subprocess.run(
-        [sys.executable, '-X', 'dev', '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, '-X', 'dev', '-c', code], cwd=ROOT, capture_output=True, encoding='utf-8', timeout=60
     )
     assert done.stdout == 'found\n' and not done.stderr
 
