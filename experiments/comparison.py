@@ -352,6 +352,9 @@ def concordance(
     """How far raters who rank the responses of all policies agree: those of a file, or where there is none, simulated."""
     panel = ranked or rankings.simulated(prompts, written, seed=cfg.seed)
     w, (_, raters, policies) = rankings.concordance(panel.rank_BMN, confidence=cfg.confidence), panel.rank_BMN.shape
+    if not w.n:
+        log.say('Kendall’s W: no prompt was ranked by two raters')
+        return plain({'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w))
     log.say(
         f'{raters} {"" if ranked else "SIMULATED "}raters rank {policies} responses to a prompt: Kendall’s W {w.value:.2f} '
         f'[{w.low:.2f}, {w.high:.2f}], n={w.n} (by chance {1 / raters:.2f}; people in the paper 0.6 to 0.7)\n'

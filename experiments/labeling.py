@@ -227,6 +227,8 @@ class File:
         columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
         prefix = free_prefix({name for entry in entries for name in entry.row}, {n for more in columns for n in more})
         named = [{prefix + name: value for name, value in more.items()} for more in columns]
+        if paths.typed(self.output).exists():  # whoever wrote it has labels that the store knows
+            log.say(f'{self.output}: takes the place of labels that an earlier run wrote there')
         if changed := files.write_more(self.output, rows, named):
             log.say(f'{self.output}: has no type for all values of the columns {", ".join(changed)}, which are changed')
         if prefix:

@@ -43,6 +43,7 @@ FILES = {  # of a run folder, the most telling first
     'metrics.jsonl': 'every figure of every step',
 }
 SHOWN = 3  # of them
+FEW = 64  # pairs, which is the batch that a reward model has by default
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', type=int, help='of everything random (default: 0)')
     out.add_argument(
-        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); nothing is written outside of it'
+        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); what the run makes lies in it'
     )
     out.add_argument(
         '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
@@ -128,7 +129,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
-    out.add_argument('--explain', metavar='PATH', help='print what a field of the config means, or all fields below it')
+    out.add_argument(
+        '--explain', action='append', metavar='PATH',
+        help='print what a field of the config means, or all fields below it; several with commas between',
+    )  # fmt: skip
     out.add_argument(
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
     )
@@ -225,25 +229,28 @@ def show_experiments() -> int:
 
 
 def explain(flags: argparse.Namespace) -> int:
-    """Print what a field means, and all below it, in the experiment of the command line or the first that has it."""
+    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each."""
+    for asked in ','.join(flags.explain).split(','):
+        _explain(flags, asked.strip(' .'))
+    return 0
+
+
+def _explain(flags: argparse.Namespace, asked: str) -> None:
     import experiments
     from rlaif_jax import config, log
 
     paths: list[str] = []
     for name in [flags.experiment] if flags.experiment else experiments.experiments():
-        flags.experiment = name
-        rows = config.explain(read_config(flags)[1])
-        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{flags.explain.rstrip(".")}.')]:
+        rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
+        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
                 for line in said.splitlines():
                     log.entry('    ', line)
-            return 0
+            return
         paths += [row[0] for row in rows]
-    raise config.Mistake(
-        f'--explain={flags.explain}: no such field; did you mean {config.nearest(flags.explain, paths)}?'
-    )
+    raise config.Mistake(f'--explain={asked}: no such field; did you mean {config.nearest(asked, paths)}?')
 
 
 def start_jax() -> None:
@@ -307,6 +314,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
 def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     """Say what of a finished run to look at first, and what may come next."""
     from rlaif_jax import log
+    from rlaif_jax.config import literal
     from rlaif_jax.models.presets import PRESETS
 
     there = {file: what for file, what in FILES.items() if (folder / file).exists()}
@@ -315,8 +323,15 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
         log.entry(f'  {file:{max(map(len, there))}}  ', there[file])
     if 'output' in result:
         log.say('and a reward model of the labels:')
-        following = ['run.py', '--experiment=reward_model', f'input={result["output"]}', f'task={config.task}']
-        following += [] if config.labeler in PRESETS else [f'policy={config.labeler}']
+        given = {'input': result['output'], 'task': config.task}
+        given |= {} if config.labeler in PRESETS else {'policy': config.labeler}
+        following = [
+            'run.py',
+            '--experiment=reward_model',
+            *(f'{path}={literal(text)}' for path, text in given.items()),
+        ]
+        usable = result['ok'] * 9 // 10  # a tenth is held out
+        following += [f'reward_model.batch={2 ** (usable.bit_length() - 1)}'] if 0 < usable < FEW else []
     elif 'comparisons' in result and (folder / 'export').exists():
         log.say('and the same for three seeds, with an interval over them:')
         following = ['sweep.py', f'--experiment={name}', f'--bindings={folder / "config.gin"}', '--seed=[0,1,2]']

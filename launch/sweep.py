@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
     out.add_argument(
         '--workdir',
-        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); nothing is written outside of it',
+        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); what the points make lies in it',
     )
     out.add_argument(
         '--stages', help='where points find and leave what they share (default: runs/stages, or WORKDIR/stages)'

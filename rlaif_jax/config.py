@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import io
 import itertools
+import json
 import numbers
 import re
 import shlex
@@ -107,6 +108,11 @@ def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
     hint = f'{path}=["…"]' if literal[:1] in ('[', '(') else f'{path}="…"'
     hint = shlex.quote(hint) if where == COMMAND_LINE else hint  # of which a shell takes one pair of quotes away
     raise Mistake(f'{where}: {path}: {problem}; text goes in quotes, like {hint}')
+
+
+def literal(text: str) -> str:
+    """A text as `parse_binding` reads it back: as it is, or in quotes."""
+    return text if _BARE_WORD.fullmatch(text) and parse_binding(f'x={text}') == ('x', text) else json.dumps(text)
 
 
 class _NamedFloats(ast.NodeTransformer):

@@ -20,6 +20,7 @@ from rlaif_jax.config import (
     digest,
     dump,
     help_text,
+    literal,
     over,
     parse,
     parse_binding,
@@ -425,3 +426,10 @@ def test_what_only_observes_is_no_part_of_what_a_config_stands_for():
         other = bind(plain, {path: 7})
         assert digest(other) == digest(plain) and dump(other) != dump(plain)
     assert digest(bind(plain, {'inner.steps': 7})) != digest(plain)
+
+
+@pytest.mark.parametrize(
+    'text', ['a', 'runs/x', 'out put.jsonl', '7', 'True', "it's", 'données', '[1]', '', 'a"b', '$x']
+)
+def test_a_literal_is_read_back_as_the_text_that_it_was(text):
+    assert parse_binding(f'path={literal(text)}') == ('path', text)

@@ -164,7 +164,7 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     assert 'a toy of the SIMULATED world' in ' '.join(printed.split())
     assert re.search(rf'^done in 0:0\d:\d\d; {target} is written$', printed, re.MULTILINE)
     *_, closing = printed.splitlines()
-    bindings = [f'input={target}', 'task=summarization', f'policy={labeler}']
+    bindings = [f'input={target}', 'task=summarization', f'policy={labeler}', 'reward_model.batch=1']  # of two pairs
     assert closing.split()[2:] == ['--experiment=reward_model', *bindings]
     rows = files.read_rows(target)
     assert [row['mine'] for row in rows] == [row['mine'] for row in ROWS]

@@ -346,7 +346,7 @@ def _missing(row: Mapping[str, Any], shapes: Sequence[tuple[str, ...]]) -> str:
     """What a row lacks: its columns, and the one of the `shapes` that they are most like."""
     like = lambda a, b: difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio()  # noqa: E731
     best = {name: max(row, key=lambda other: like(name, other), default='') for shape in shapes for name in shape}
-    shape = max(shapes, key=lambda shape: sum(like(name, best[name]) for name in shape) / len(shape))
+    shape = max(shapes, key=lambda shape: sum(like(name, best[name]) >= 0.6 for name in shape) / len(shape))
     absent = [name for name in shape if name not in row]
     renamed = [f'is {best[name]!r} your {name!r}?' for name in absent if like(name, best[name]) >= 0.6]
     nearest = f'the nearest shape is {", ".join(shape)}, without {", ".join(map(repr, absent))} here'

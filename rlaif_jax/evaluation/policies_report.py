@@ -120,6 +120,8 @@ def verdict(found: Mapping[str, WinRate], *, simulated: bool = False) -> str:
         rate = _percent(other.raw if side >= 0 else _other(other.raw))
         if not other.n:
             text += f'; {name} could not say'
+        elif one.n and side == raw == 0:
+            text += f'; by {name} neither ({rate})'
         elif one.n and side == raw:
             text += f'; {name} agrees ({rate})'
         else:

@@ -166,6 +166,8 @@ def _download(hub_id: str) -> Path:
             why = f'no space is left in {cache}; free some, or set HF_HOME to a folder on another disk, {instead}'
         elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
             why = f'the hub cannot be reached, and not all of it is in {cache}; try again with a network, {instead}'
+            if Path(hub_id).parent.is_dir():  # so that it may well have meant a folder
+                why = f'there is no directory {hub_id} here, and {why}'
         elif isinstance(error, errors.EntryNotFoundError | errors.RevisionNotFoundError):
             why = f'the hub lacks a part of it ({reason}); name another model, {instead}'
         elif isinstance(error, errors.HFValidationError):
