@@ -290,7 +290,7 @@ def report(
     lm = stages.judge_model(cfg.evaluation, cfg.dtype, mesh) if needed else None
     judge = None if people else stages.make_judge(cfg.evaluation, cfg.task, lm, mesh)
     simulated = all(prompt.facts is not None for prompt in prompts)
-    about = {'simulated': simulated}
+    about = {'simulated': simulated or (needed and cfg.evaluation.judge in PRESETS)}  # a toy's verdicts are, too
     result: dict[str, Any] = {'simulated': simulated}
     responses.write(folder / 'responses.jsonl', prompts, written)
     if cfg.evaluation.clean_up and not people:  # who saw them as they are
