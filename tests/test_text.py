@@ -547,10 +547,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize('template', HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_template_reaches_nothing_and_ends(chatty, template):
-    begun, traced = time.monotonic(), sys.gettrace()
+    begun, traced = time.process_time(), sys.gettrace()
     with pytest.raises(Mistake, match='chat template'):
         assert chatty(template + ENDS * ('class by' in template)).turn
-    assert time.monotonic() - begun < 20 and sys.gettrace() is traced
+    assert time.process_time() - begun < 20 and sys.gettrace() is traced
 
 
 @pytest.mark.parametrize('filter', ['e', 'escape', 'tojson', 'upper', 'title', "replace('<', '')", 'urlencode'])
