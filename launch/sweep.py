@@ -132,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
+    out.add_argument('--dry_run', action='store_const', dest='backend', const='print', help='as --backend=print')
     out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
     out.add_argument('--figures', help='a,b,...: columns of the table, named as in sweep.csv')
     out.add_argument('binding', nargs='*', default=[], metavar='path.to.field=value', help='a value, or a list of them')

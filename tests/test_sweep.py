@@ -239,6 +239,15 @@ def test_print_writes_command_lines_and_touches_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_prints_the_lines(stub, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed = []
+    for how in ('--backend=print', '--dry_run', '--dry-run'):
+        assert sweep.main([DIRECT, BETAS, how], stub) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0].count('\n') == 3 and len({*printed}) == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('own', [True, False])  # folder of the sweep
 def test_a_printed_line_runs_from_anywhere_with_the_stages_of_other_runs(own, stub, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
