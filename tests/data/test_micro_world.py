@@ -95,7 +95,7 @@ def test_the_world_is_the_same_in_every_process():
         there = subprocess.run(
             [sys.executable, '-c', code],
             env=os.environ | {'PYTHONHASHSEED': seed},
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             check=True,
             encoding='utf-8',

@@ -1,7 +1,7 @@
 """Laws of launch/run.py, end to end on models of 20,000 random parameters: what a run leaves, that it repeats, that it
 goes on bit for bit wherever it was stopped, and that bad input costs a message and nothing else.
 
-RLAIF_REGENERATE_GOLDEN=1 pytest tests/test_run.py rewrites the configs in tests/golden/configs.
+RLAIF_REGENERATE_GOLDEN=1 pytest tests/launch/test_run.py rewrites the configs in tests/golden/configs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlaif_jax.config import bind, dump, parse
 from rlaif_jax.models import hf
 
 ROOT = Path(launcher.__file__).parents[1]
-GOLDEN = Path(__file__).parent / 'golden' / 'configs'
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'configs'
 EVERY = [
     (name, scale)
     for name in experiments.experiments()

@@ -71,7 +71,7 @@ def test_the_tasks_are_the_same_in_every_process():
     there = subprocess.run(
         [sys.executable, '-c', code],
         env=os.environ | {'PYTHONHASHSEED': '1'},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         check=True,
         encoding='utf-8',

@@ -12,6 +12,7 @@ import random
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -315,7 +316,7 @@ def test_whether_a_file_can_be_written_is_known_before_the_work(tmp_path, monkey
 def test_reading_lines_needs_neither_jax_nor_pyarrow():
     code = 'import sys, rlaif_jax.data.files; print({"jax", "pyarrow"} & set(sys.modules))'
     ran = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, encoding='utf-8', cwd=os.path.dirname(__file__) + '/..'
+        [sys.executable, '-c', code], capture_output=True, encoding='utf-8', cwd=Path(files.__file__).parents[2]
     )
     assert ran.stdout == 'set()\n', ran.stderr
 

@@ -1,6 +1,6 @@
 """Golden files pin every prompt as the labeler reads it; laws hold for every folder of templates that is packaged.
 
-RLAIF_REGENERATE_GOLDEN=1 pytest tests/test_templates.py rewrites the prompts in tests/golden/templates.
+RLAIF_REGENERATE_GOLDEN=1 pytest tests/labeling/test_templates.py rewrites the prompts in tests/golden/templates.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from rlaif_jax.labeling import prompts
 
-GOLDEN = Path(__file__).parent / 'golden' / 'templates'
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'templates'
 FOLDERS = {'open': prompts.FOLDER, **prompts.NAMED}
 SHOTS = (0, 1, 2, 8)
 PREAMBLES = ('base', 'base_cot', 'detailed', 'detailed_cot')
