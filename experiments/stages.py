@@ -23,12 +23,13 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import axes, chat, checkpoint, log, paths
+from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import policies_figures, win_rate
+from rlaif_jax.folder import finish, finished, lock, open_folder, stage_folder
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store, store_in
@@ -46,11 +47,11 @@ told: set[Path] = set()  # the stages that this process made, or said to be ther
 
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
-    with checkpoint.lock(folder, wait=True):
-        checkpoint.open_folder(folder, dump(stage), same(type(stage)))
-        result = checkpoint.finished(folder)
+    with lock(folder, wait=True):
+        open_folder(folder, dump(stage), same(type(stage)))
+        result = finished(folder)
         if result is None:
-            checkpoint.finish(folder, result := make(folder))
+            finish(folder, result := make(folder))
         elif folder not in told:
             log.say(f'{folder.name.rpartition("-")[0]}: already there, in {folder}')
         told.add(folder)
@@ -82,7 +83,7 @@ class Supervised:
         return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'sft', self, loader.contents(self))
+        return stage_folder(root, 'sft', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, frozen: bool = False) -> LM:
         """`frozen`: whoever goes on from here trains none of its parameters, but adapters."""
@@ -153,7 +154,7 @@ class Labelled:
         return [labels_stage('labels', self.folder(root), self.pairs, self.labeler, self.label)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'labels', self, loader.contents(self))
+        return stage_folder(root, 'labels', self, loader.contents(self))
 
     def count(self) -> int | None:
         """How many pairs there are; None where nobody knows yet."""
@@ -214,7 +215,7 @@ class Rewarded:
         return ' and '.join(['votes of people'] * bool(self.human) + ['labels'] * bool(self.ai))
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reward_model', self, loader.contents(self))
+        return stage_folder(root, 'reward_model', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> RewardModel:
         """`sampled` makes the pairs to label where policies write them."""
@@ -278,7 +279,7 @@ class Optimised:
         ]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reinforce', self, loader.contents(self))
+        return stage_folder(root, 'reinforce', self, loader.contents(self))
 
     def run(
         self, root: Path, mesh: DeviceMesh, judge: win_rate.Judge | None = None, sampled: Sampled | None = None

@@ -49,8 +49,9 @@ FEW = 64  # pairs, which is the batch that a reward model has by default
 def main(arguments: list[str] | None = None) -> int:
     """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
-    from rlaif_jax import axes, checkpoint, log
+    from rlaif_jax import axes, log
     from rlaif_jax.config import Mistake
+    from rlaif_jax.folder import sharing
     from rlaif_jax.paths import typed
 
     log.show_any_sign(sys.stdout, sys.stderr)
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         axes.ask_for_devices(asdict(config.mesh))
-        with checkpoint.sharing(stages_of(flags, folder)):
+        with sharing(stages_of(flags, folder)):
             return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
     except Mistake as mistake:
         log.error(str(mistake))
@@ -290,12 +291,13 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import plan
     from rlaif_jax import checkpoint, log
     from rlaif_jax.config import same
+    from rlaif_jax.folder import finish, finished, lock, open_folder
 
-    if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
+    if (again := getattr(config, 'always', False)) or finished(folder) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
-    with checkpoint.stop_on_signal(loop=False), checkpoint.lock(folder):
-        checkpoint.open_folder(folder, text, same(type(config)))
-        result = checkpoint.finished(folder)
+    with checkpoint.stop_on_signal(loop=False), lock(folder):
+        open_folder(folder, text, same(type(config)))
+        result = finished(folder)
         if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}')
             report = folder / REPORT
@@ -304,7 +306,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         plan.show(name, config, folder)
         with log.ending(folder / REPORT):
             result = config.run(folder)
-        checkpoint.finish(folder, result)
+        finish(folder, result)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)

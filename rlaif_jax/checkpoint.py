@@ -1,9 +1,6 @@
-"""The folder of a run, and what makes it survive a crash: Orbax writes the state, everything else is written whole.
+"""What makes a run survive a crash: its states, which Orbax writes, and signals that it hears.
 
-    folder/config.gin      the operative config; the same folder never serves two
     folder/checkpoints/20/ the state after 20 steps, complete or absent
-    folder/result.json     written last: its presence means that the run is finished
-    folder/.lock           held by the process that writes here
 
     with lock(folder), Checkpoints(folder) as checkpoints:
         if checkpoints.begun():
@@ -17,21 +14,18 @@ copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in 
 """
 
 import errno
-import fcntl
 import functools
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -39,158 +33,12 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from rlaif_jax import paths
-from rlaif_jax.config import CONTENT, Mistake, differences, digest
+from rlaif_jax.config import Mistake
 from rlaif_jax.log import console, error, say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
 SIZES = 'sizes.json'  # of the files of a saved step
 UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
-
-
-# The run folder
-
-
-_stages: ContextVar[Path | None] = ContextVar('stages', default=None)
-
-
-@contextmanager
-def sharing(stages: Path) -> Iterator[None]:
-    """Within it runs keep in `stages` what they share, and find it there."""
-    token = _stages.set(Path(stages))
-    try:
-        yield
-    finally:
-        _stages.reset(token)
-
-
-def shared(folder: Path) -> Path:
-    """Where lies what a run shares with others, its stages and its labels: as `sharing` says, else beside its folder."""
-    return _stages.get() or Path(folder).parent / 'stages'
-
-
-def stage_folder(stages: Path, name: str, config: Any, data: str = '') -> Path:
-    """Where a stage of an experiment lives: the same config finds the same folder, another one another; so does what stands
-    for its data.
-    """
-    return Path(stages) / f'{name}-{digest(config, data)}'
-
-
-# What runs and stages write into their folder, besides config.gin.
-WRITTEN = (
-    'result.json', 'report.txt', 'metrics.jsonl', 'samples.jsonl', 'responses.jsonl', 'labels.parquet', 'alignment.csv',
-    'comparisons.csv', 'sweep.csv', 'test_samples.jsonl', 'test_samples.md', 'alignment.png', 'lengths.png', 'matrix.png',
-    'training.png', 'tensorboard', 'wandb', 'checkpoints', 'candidates', 'export', 'value', 'package', 'policies', 'models',
-)  # fmt: skip
-
-
-def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) -> None:
-    """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
-    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.gin'
-    if not path.exists():
-        if found := [name for name in WRITTEN if os.path.lexists(folder / name)]:
-            raise Mistake(
-                f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; give another --workdir'
-            )
-        write_whole(path, config_text)
-        return
-    try:
-        text = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError:
-        raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
-    before, now = (dict(re.findall(f'^{CONTENT}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
-    if other := [name for name in now if before.get(name, now[name]) != now[name]]:
-        raise Mistake(
-            f'{folder} was made of other data: {other[0]} has changed since; give another --workdir, or delete it'
-        )
-    found = differences(text, config_text)
-    if changed := [line for line in found if line.partition(':')[0] not in same]:
-        shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
-        lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
-        raise Mistake(f'{lines}\ngive another --workdir, or delete it')
-    if found:
-        say(f'{folder}: goes on with {"; ".join(found)}')
-        write_whole(path, config_text)
-    if finished(folder) is None:  # which would train first, and only then find that there is no place for the model
-        for name in ('export', 'value'):
-            if not (folder / name).is_symlink():  # to a stage, which looks for itself
-                paths.check_replaceable(folder / name)
-
-
-def link(stage: Path, folder: Path) -> None:
-    """Shows a shared stage's files, those to come too, in the folder of a run that is this stage and little else."""
-    for name in ('metrics.jsonl', 'samples.jsonl', 'tensorboard', 'checkpoints', 'export'):
-        here = Path(folder) / name
-        here.parent.mkdir(parents=True, exist_ok=True)
-        if not here.is_symlink() and not here.exists():
-            here.symlink_to(os.path.relpath(Path(stage) / name, folder))
-
-
-def finish(folder: Path, result: dict) -> None:
-    """Writes result.json, which marks the run as finished: call it last."""
-    write_whole(Path(folder) / 'result.json', to_json(result) + '\n')
-
-
-def finished(folder: Path) -> dict | None:
-    """The result of a finished run, or None."""
-    path = Path(folder) / 'result.json'
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise Mistake(f'{path} is not JSON ({error}); delete it to finish again from the last checkpoint') from None
-
-
-def busy(folder: Path) -> bool:
-    """Whether another process holds the lock of `folder` now; takes nothing."""
-    try:
-        with open(Path(folder) / '.lock', encoding='utf-8') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() != str(os.getpid())
-    except OSError:  # no such file, or no locks here
-        pass
-    return False
-
-
-@contextmanager
-def lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one, or waits for it.
-
-    The system drops the lock when the process ends, however it ends. On several hosts only the first one takes it.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / '.lock', 'a+', encoding='utf-8')
-    except OSError as error:  # no permission, a file where a folder should be, a full disk
-        raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); give another --workdir') from None
-    with file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # perhaps by somebody who only looks, as `busy` does
-                time.sleep(0.1)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or '?'
-            if not wait:
-                raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it') from None
-            say(f'{folder}: process {holder} is making this; waiting for it')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems
-            say(f'{folder}: this file system has no locks ({error}); take care that one process writes here')
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 # Checkpoints

@@ -17,7 +17,7 @@ MODULES = {
 }
 # From the bottom to the top; a module stands at its longest match. What shares a rung may import each other, in no circle.
 LADDER = (
-    tuple(f'rlaif_jax.{name}' for name in ('axes', 'config', 'paths', 'chat', 'text', 'foreign', 'log')),
+    tuple(f'rlaif_jax.{name}' for name in ('axes', 'config', 'paths', 'chat', 'text', 'foreign', 'log', 'folder')),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
     ('rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
     ('rlaif_jax.labeling',),

@@ -23,11 +23,7 @@ from typing import Any, BinaryIO
 
 from rlaif_jax import log
 from rlaif_jax.config import Mistake
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from rlaif_jax.folder import hold
 
 Record = dict[str, Any]  # plain JSON
 
@@ -107,7 +103,7 @@ class Store:
                 raise Mistake(f'{self.path} is not a file; name one, such as {self.path / "labels.jsonl"}')
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a+b') as file:  # closing it drops the lock
-                _lock(file, self.path)
+                hold(file, self.path)
                 self._read(file)
                 yield file
         except OSError as error:
@@ -239,13 +235,3 @@ def _parse(line: bytes) -> Record | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get('key'), str) else None
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Waits until no other process holds the lock of `file`; closing it, or the end of the process, lets go."""
-    try:
-        if fcntl is None:
-            raise OSError('not on this system')
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # some network file systems
-        log.say_once(f'{path}: there are no file locks here ({error}); take care that one process writes this file')

@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 from rlaif_jax import axes, checkpoint, generation, log, paths
 from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.folder import finish, finished
 from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
@@ -472,7 +473,7 @@ def candidate(folder: Path, step: int) -> Path:
 def candidates(folder: Path) -> list[int]:
     """The steps of the checkpoints that were kept, the highest validation reward first."""
     steps = [int(path.name) for path in (Path(folder) / 'candidates').glob('*') if path.name.isdecimal()]
-    found = {step: checkpoint.finished(candidate(folder, step).parent) for step in steps}
+    found = {step: finished(candidate(folder, step).parent) for step in steps}
     return sorted((step for step in steps if found[step]), key=lambda step: (-found[step]['eval/reward'], step))
 
 
@@ -480,7 +481,7 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
     """Keep the policy as it is, and let go of the one of the lowest validation reward if they are too many."""
     about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
     hf.save(lm, candidate(folder, step), about=about)
-    checkpoint.finish(candidate(folder, step).parent, numbers)
+    finish(candidate(folder, step).parent, numbers)
     if jax.process_index() == 0:
         for lesser in candidates(folder)[cfg.candidates :]:
             (candidate(folder, lesser).parent / 'result.json').unlink()
