@@ -23,7 +23,8 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import axes, chat, log, paths
+from rlaif_jax import axes, chat, hosts, log, paths
+from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
@@ -49,7 +50,7 @@ def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> di
     """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
     with lock(folder, wait=True):
         open_folder(folder, dump(stage), same(type(stage)))
-        result = finished(folder)
+        result = hosts.told(lambda: finished(folder))
         if result is None:
             finish(folder, result := make(folder))
         elif folder not in told:
@@ -134,7 +135,7 @@ class Supervised:
         """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
         before, after = self.encode(lm, prompts)
         longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, -(-longest // 32) * 32, lm.tokenizer.pad)
+        return sft.example_batch(before, after, padded([longest]), lm.tokenizer.pad)
 
 
 @dataclass(frozen=True)
@@ -307,7 +308,8 @@ class Optimised:
             validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
             reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
-            told = {'over_optimised': over} if (over := over_optimised(policies_figures.read_metrics(folder))) else {}
+            over = over_optimised(hosts.told(lambda: policies_figures.read_metrics(folder)))
+            told = {'over_optimised': over} if over else {}
             for text in told.values():
                 log.say(f'{note} {text}'.lstrip())
             return {'export': 'export'} | told | self.select(folder, start, validation, mesh)
@@ -326,7 +328,7 @@ class Optimised:
         judge = make_judge(asked, self.task(), judge_model(asked, self.dtype, mesh), mesh)
         how = cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh
         theirs, rates = respond(start, prompts, *how, 'SFT'), {}
-        for step in reinforce.candidates(folder):
+        for step in hosts.told(lambda: reinforce.candidates(folder)):
             model = hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True)
             ours = respond(model, prompts, *how, f'step {step}')
             rates[step] = win_rate.win_rate(judge(prompts, ours, theirs))
@@ -335,8 +337,12 @@ class Optimised:
             )
         best = max(rates, key=lambda step: rates[step].value)
         log.say(f'chosen: step {best}')
-        with paths.replacing(folder / 'export') as new:
-            shutil.copytree(reinforce.candidate(folder, best), new, dirs_exist_ok=True)
+
+        def choose() -> None:
+            with paths.replacing(folder / 'export') as new:
+                shutil.copytree(reinforce.candidate(folder, best), new, dirs_exist_ok=True)
+
+        hosts.told(choose)
         return {'step': best, 'win rates': {step: rate.value for step, rate in rates.items()}}
 
     def task(self) -> str:

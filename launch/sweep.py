@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the 
 from launch import run as launcher  # noqa: E402
 from launch import sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
-from rlaif_jax import checkpoint, log, paths  # noqa: E402
+from rlaif_jax import log, paths, stopping  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
 from rlaif_jax.folder import finished, lock, open_folder, sharing  # noqa: E402
 
@@ -288,7 +288,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
             log.say(f'{line[point]}: already finished')
         else:
             waiting.append(point)
-    with checkpoint.stop_on_signal() as stop:
+    with stopping.stop_on_signal() as stop:
         try:
             while running or (waiting and not stop.asked):
                 room = len(running) < parallel and not stop.asked

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlaif_jax import hosts
 from rlaif_jax.config import Mistake
 
 ALPHABET: Mapping[str, str] = {
@@ -42,6 +43,7 @@ def ask_for_devices(sizes: Mapping[str, int]) -> None:
     """
     fixed = math.prod(size for size in sizes.values() if size > 0)
     count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
+    count = -(-count // hosts.count())  # of each process
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         with contextlib.suppress(RuntimeError):  # JAX has looked already; `make_mesh` says what there is
             jax.config.update('jax_num_cpu_devices', count)
@@ -56,10 +58,12 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are
     left.
 
-    `make_mesh()` is one device. Raises `Mistake` where the sizes do not fit the devices.
+    `make_mesh()` is one device, of this process. Raises `Mistake` where the sizes do not fit the devices, and where a mesh
+    of several processes would leave some of their devices out.
     """
+    alone = sizes is None and devices is None
     sizes = dict(sizes or {})
-    devices = list(jax.devices()) if devices is None else devices
+    devices = list(jax.local_devices() if alone else jax.devices()) if devices is None else devices
     if unknown := set(sizes) - set(MESH_AXES):
         raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
@@ -72,6 +76,11 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     if needed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
         raise Mistake(
             f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
+        )
+    if hosts.count() > 1 and not alone and needed < len(devices):
+        raise Mistake(
+            f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
+            'and each of them takes part: give mesh.data=-1, or mesh.fsdp=-1'
         )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
@@ -129,7 +138,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 def place(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """Put every leaf where its name says."""
-    return jax.device_put(tree, shardings(tree, mesh, rules))
+    return hosts.to_mesh(tree, shardings(tree, mesh, rules))
 
 
 def rows(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
@@ -153,14 +162,6 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
-
-
-def smaller_batch(size: int, needed: int, mesh: Mesh, rules: Rules = RULES) -> int:
-    """`size`, halved as long as it holds `needed` rows and splits evenly over the mesh: few shapes, little padding."""
-    parts = shares(mesh, rules)
-    while size % 2 == 0 and size // 2 >= needed and size // 2 % parts == 0:
-        size //= 2
-    return size
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:

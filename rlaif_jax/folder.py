@@ -20,12 +20,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from rlaif_jax import paths
+from rlaif_jax import hosts, paths
 from rlaif_jax.config import CONTENT, Mistake, differences, digest
 from rlaif_jax.log import say, say_once, to_json, write_whole
 
@@ -73,9 +73,13 @@ WRITTEN = (
 
 def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) -> None:
     """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
-    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written.
+    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written. Of
+    several processes the first one looks.
     """
-    folder = Path(folder)
+    hosts.told(lambda: _open(Path(folder), config_text, same))
+
+
+def _open(folder: Path, config_text: str, same: Set[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.gin'
     if not path.exists():
@@ -110,7 +114,7 @@ def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) ->
 
 def link(stage: Path, folder: Path) -> None:
     """Shows a shared stage's files, those to come too, in the folder of a run that is this stage and little else."""
-    for name in ('metrics.jsonl', 'samples.jsonl', 'tensorboard', 'checkpoints', 'export'):
+    for name in ('metrics.jsonl', 'samples.jsonl', 'tensorboard', 'checkpoints', 'export') if hosts.first() else ():
         here = Path(folder) / name
         here.parent.mkdir(parents=True, exist_ok=True)
         if not here.is_symlink() and not here.exists():
@@ -118,12 +122,12 @@ def link(stage: Path, folder: Path) -> None:
 
 
 def finish(folder: Path, result: dict) -> None:
-    """Writes result.json, which marks the run as finished: call it last."""
-    write_whole(Path(folder) / 'result.json', to_json(result) + '\n')
+    """Writes result.json, which marks the run as finished: call it last. It is there when this returns, in any process."""
+    hosts.told(lambda: write_whole(Path(folder) / 'result.json', to_json(result) + '\n'))
 
 
 def finished(folder: Path) -> dict | None:
-    """The result of a finished run, or None."""
+    """The result of a finished run, or None, as this process sees it."""
     path = Path(folder) / 'result.json'
     try:
         return json.loads(path.read_text(encoding='utf-8'))
@@ -159,11 +163,18 @@ def hold(file: IO, name: Path, wait: bool = True) -> bool:
 
 @contextmanager
 def lock(folder: Path, wait: bool = False, hope: str = 'give another --workdir') -> Iterator[None]:
-    """Lets one process at a time write in `folder`; if there is another, waits for it or raises Mistake, naming it.
+    """Lets one process at a time write in `folder`; if there is another, waits for it or raises Mistake, naming it. Of the
+    processes of one run the first takes it for all.
 
     Raises Mistake, with the `hope` there is, where nothing can be written.
     """
-    folder = Path(folder)
+    with ExitStack() as held:
+        hosts.told(lambda: held.enter_context(_taken(Path(folder), wait, hope)))
+        yield
+
+
+@contextmanager
+def _taken(folder: Path, wait: bool, hope: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.lock', 'a+', encoding='utf-8')

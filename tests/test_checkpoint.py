@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -251,49 +249,6 @@ def test_what_somebody_put_beside_a_checkpoint_keeps_it(tmp_path):
         checkpoints.drop(1)
     assert os.listdir(tmp_path / 'checkpoints') == ['5']
     assert (tmp_path / 'checkpoints' / '5' / 'notes.txt').exists()
-
-
-# Stopping
-
-COMPUTE = """
-import sys
-from contextlib import nullcontext
-import jax
-from rlaif_jax.checkpoint import stop_on_signal
-
-for_ever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1) % 1000, x)).lower(0).compile()
-with stop_on_signal(loop=False), stop_on_signal() if sys.argv[1] == 'loop' else nullcontext():
-    print('computing', flush=True)
-    jax.block_until_ready(for_ever(0))
-"""
-
-
-@pytest.mark.parametrize(
-    'where, number, told',
-    [('loop', signal.SIGTERM, b'stopping after this step'), ('program', signal.SIGINT, b'stopping once')],
-)
-def test_a_signal_is_answered_and_a_second_one_ends_the_program_though_xla_computes(where, number, told):
-    root = Path(checkpoint.__file__).parents[1]
-    command = [sys.executable, '-u', '-c', COMPUTE, where]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root) as other:
-        assert other.stdout.readline() == b'computing\n'
-        time.sleep(0.5)
-        other.send_signal(number)
-        began = time.monotonic()
-        assert other.stdout.readline().startswith(told) and time.monotonic() - began < 5
-        other.send_signal(number)
-        assert other.wait(20) == 130 and b'stopped at once' in other.stderr.read()
-
-
-def test_the_innermost_loop_is_asked_and_a_loop_outside_a_program_never_ends_its_process(monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, 'PATIENCE', 0.05)
-    with checkpoint.stop_on_signal() as outer, checkpoint.stop_on_signal() as inner:
-        signal.raise_signal(signal.SIGINT)
-        assert inner.asked and not outer.asked
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert capsys.readouterr().out.count('stopping after this step') == 1
-    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_disk_that_is_full_is_one_sentence(tmp_path):
