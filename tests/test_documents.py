@@ -1,0 +1,73 @@
+"""Laws of the documents: they are short enough to read, their links lead somewhere, and what they list is what is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import experiments
+from rlaif_jax.axes import ALPHABET
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = {
+    str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
+    for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'experiments/LOG.md')
+}
+README = TEXTS['README.md']
+MAP = README.partition('## Find your way')[2].partition("An array's name")[0]
+
+
+def anchors(text: str) -> set[str]:
+    """What a link into a document may name: its headings, as GitHub writes them."""
+    headings = [line.lstrip('# ') for line in text.split('\n') if line.startswith('#')]
+    return {re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_lines_are_short(name):
+    """A row of a table cannot be broken, nor can a command or a line of data."""
+    inside, long = False, []
+    for number, line in enumerate(TEXTS[name].split('\n'), 1):
+        inside ^= line.lstrip().startswith('```')
+        if len(line) > 110 and not inside and not line.startswith('|'):
+            long.append(number)
+    assert not long
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert README.count('\n') <= 120 and max(map(len, README.split('\n'))) <= 110
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_links_lead_somewhere(name):
+    for target in re.findall(r'\]\(([^)\s]+)\)', TEXTS[name]):
+        if not target.startswith('https://'):
+            path, _, anchor = target.partition('#')
+            found = (ROOT / name).parent / path if path else ROOT / name
+            assert found.exists(), f'{name}: {target}'
+            assert not anchor or anchor in anchors(found.read_text(encoding='utf-8')), f'{name}: {target}'
+
+
+def test_the_map_names_every_module_and_no_other():
+    named = set(re.findall(r'`([\w/]+)`', MAP))
+    folders = {name for name in named if name.endswith('/')}
+    modules = {
+        path.stem
+        for top in ('rlaif_jax', 'experiments', 'launch')
+        for path in (ROOT / top).rglob('*.py')
+        if path.stem != '__init__' and 'micro' not in path.parts
+    }
+    assert modules - named == set(), 'not on the map of README.md'
+    assert named - folders - modules == set(), 'on the map of README.md, and not there'
+    tops = [ROOT / top for top in ('rlaif_jax', 'experiments', 'launch', 'tests')]
+    there = {f'/{path.relative_to(ROOT)}/' for top in tops for path in (top, *top.rglob('*')) if path.is_dir()}
+    assert not [name for name in folders if not any(path.endswith(f'/{name}') for path in there)]
+
+
+def test_the_readme_has_the_alphabet():
+    assert dict(re.findall(r'\*\*([A-Z])\*\* ([^,\n]+)', README)) == dict(ALPHABET)
+
+
+def test_the_guide_lists_every_experiment():
+    listed = TEXTS['docs/guide.md'].partition("## The paper's experiments")[2].partition('\n## ')[0]
+    assert set(experiments.experiments()) <= set(re.findall(r'`(\w+)`', listed))
