@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import experiments
+from experiments.scales import scale
 from rlaif_jax.axes import ALPHABET
+from rlaif_jax.config import dump, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {
@@ -71,3 +73,14 @@ def test_the_readme_has_the_alphabet():
 def test_the_guide_lists_every_experiment():
     listed = TEXTS['docs/guide.md'].partition("## The paper's experiments")[2].partition('\n## ')[0]
     assert set(experiments.experiments()) <= set(re.findall(r'`(\w+)`', listed))
+
+
+def test_every_field_that_changes_a_difference_is_there():
+    known = parse(dump(experiments.find('tldr_table1')(scale('micro'), 0)))
+    rows = [line.split('|')[1:-1] for line in TEXTS['docs/differences.md'].split('\n') if line.startswith('| ')]
+    assert len(rows) > 40 and {len(row) for row in rows} == {5}
+    for _, _, _, fields, _ in rows:
+        before = ''
+        for name in re.findall(r'`([\w.]+)`', fields):  # `.batch` is of the one before
+            before = before.rpartition('.')[0] + name if name.startswith('.') else name
+            assert before in known, f'{name}: no such field'
