@@ -40,6 +40,10 @@ def test_the_readme_is_read_in_a_few_minutes():
     assert README.count('\n') <= 120 and max(map(len, README.split('\n'))) <= 110
 
 
+def test_the_log_is_readable_as_it_is():
+    assert max(map(len, TEXTS['experiments/LOG.md'].split('\n'))) <= 110
+
+
 @pytest.mark.parametrize('name', TEXTS)
 def test_links_lead_somewhere(name):
     for target in re.findall(r'\]\(([^)\s]+)\)', TEXTS[name]):
