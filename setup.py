@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     name='rlaif_jax',
-    version='0.1.0',
+    version='0.2.0',
     description='RLAIF vs. RLHF (arXiv 2309.00267) in JAX: align a language model with AI feedback',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
