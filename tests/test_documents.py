@@ -1,6 +1,8 @@
 """Laws of the documents: they are short enough to read, their links lead somewhere, and what they list is what is there."""
 
+import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,16 @@ def test_every_field_that_changes_a_difference_is_there():
         for name in re.findall(r'`([\w.]+)`', fields):  # `.batch` is of the one before
             before = before.rpartition('.')[0] + name if name.startswith('.') else name
             assert before in known, f'{name}: no such field'
+
+
+def test_packaging_and_documents_agree():
+    tree = ast.parse((ROOT / 'setup.py').read_text(encoding='utf-8'))
+    (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == 'setup']
+    said = {keyword.arg: keyword.value for keyword in call.keywords}
+    extras = {key.value for key in said['extras_require'].keys}
+    assert {name for text in TEXTS.values() for name in re.findall(r"'\.\[(\w+)\]'", text)} <= extras
+    assert re.search(r'^## (.+)', TEXTS['CHANGELOG.md'], re.MULTILINE)[1] == said['version'].value
+    oldest = said['python_requires'].value.removeprefix('>=')
+    assert f'Python {oldest} or newer' in README and f'Python {oldest} to ' in TEXTS['CONTRIBUTING.md']
+    tools = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
+    assert tools['tool']['ruff']['target-version'] == 'py' + oldest.replace('.', '')
