@@ -15,7 +15,7 @@ from rlaif_jax.config import dump, parse
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = {
     str(path.relative_to(ROOT)): path.read_text(encoding='utf-8')
-    for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'experiments/LOG.md')
+    for path in sorted((*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), ROOT / 'experiments/LOG.md'))
 }
 README = TEXTS['README.md']
 MAP = README.partition('## Find your way')[2].partition("An array's name")[0]
