@@ -36,10 +36,10 @@ RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor'
 
 
 def ask_for_devices(sizes: Mapping[str, int]) -> None:
-    """Let a CPU be as many devices as a mesh of these sizes has, one a core where a size is -1; by itself it is one.
+    """Makes JAX see as many CPU devices as a mesh of these sizes needs; where a size is -1, one for each core.
 
-    To be called before JAX first looks for devices; accelerators are as many as there are. Each device holds what it is
-    given for itself, and together they keep the cores busy where one would wait between two operations.
+    By itself a CPU is one device, and a core waits between two operations. Several devices keep all cores busy. The
+    number of accelerators does not change. Call this before JAX first looks for devices.
     """
     fixed = math.prod(size for size in sizes.values() if size > 0)
     count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
@@ -55,11 +55,11 @@ def cores() -> int:
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are
-    left.
+    """A mesh with the axes `data`, `fsdp` and `tensor`. `make_mesh()` is one device, of this process.
 
-    `make_mesh()` is one device, of this process. Raises `Mistake` where the sizes do not fit the devices, and where a mesh
-    of several processes would leave some of their devices out.
+    sizes: devices along each axis. An axis that is not named has size 1; one may be -1, all devices that are left.
+    devices: which ones; by default all. Raises `Mistake` where the sizes do not fit the devices, and where a mesh of
+    several processes would leave some of their devices out.
     """
     alone = sizes is None and devices is None
     sizes = dict(sizes or {})
@@ -86,7 +86,7 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
 
 
 def mesh_of(tree: Any) -> Mesh:
-    """The mesh that a tree of arrays lives on; of arrays without one, the first device."""
+    """The mesh that a tree of arrays lives on. Where no array has one it is a mesh of the first device."""
     placed = [
         leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
     ]
@@ -94,14 +94,15 @@ def mesh_of(tree: Any) -> Mesh:
 
 
 def letters(name: str) -> str:
-    """The axes a name declares: 'query_LDNH' -> 'LDNH'; '' for a name without them (a scalar)."""
+    """The axes that a name declares: 'query_LDNH' -> 'LDNH'. A name without axes, as of a scalar, gives ''."""
     found = re.search(r'(?:^|_)([A-Z]+)$', name)
     return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
 
 
 def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> PartitionSpec:
-    """The partition of an array with these letters. An axis the mesh does not divide stays whole, and each mesh axis is
-    used once.
+    """The partition of an array with these letters.
+
+    An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
     """
     used: set[str] = set()
     parts: list[Any] = []
@@ -121,9 +122,9 @@ def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """The same tree with a `NamedSharding` at every leaf, by the leaf's name.
 
-    Works for parameters, batches and the state of an optimizer: a leaf of the state sits under its parameter's name,
-    and where the optimizer dropped an axis (Adafactor's factored moments) the remaining letters are found by their
-    sizes.
+    This works for parameters, for batches and for the state of an optimizer, whose leaves have the names of their
+    parameters. Where the optimizer dropped an axis (Adafactor's factored moments), the letters that remain are found by
+    their sizes.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     named = [(letters(_last_name(path)), leaf) for path, leaf in flat]
@@ -137,7 +138,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def place(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Put every leaf where its name says."""
+    """Puts every leaf of the tree where its name says."""
     return hosts.to_mesh(tree, shardings(tree, mesh, rules))
 
 
@@ -151,12 +152,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shares(mesh: Mesh, rules: Rules = RULES) -> int:
-    """Into how many a batch is split."""
+    """The number of parts that a batch is split into."""
     return int(np.prod([mesh.shape[n] for n in rules['B']]))
 
 
 def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
-    """Raises `Mistake` where `size` rows do not split evenly over the mesh, naming the nearest sizes that do."""
+    """Raises `Mistake` where `size` rows do not split evenly over the mesh. It names the nearest sizes that do.
+
+    name: the field that holds the size, for the message.
+    """
     parts = shares(mesh, rules)
     if size < 1 or size % parts:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
@@ -165,8 +169,9 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
-    """Tell the compiler where an activation lives, by its letters ('.' for an axis that is whole); without a mesh (see
-    `jax.set_mesh`) a no-op.
+    """Tells the compiler where an activation lives, by its letters. '.' stands for an axis that is whole.
+
+    Without a mesh (see `jax.set_mesh`) it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
