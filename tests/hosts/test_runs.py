@@ -1,0 +1,126 @@
+"""Laws of several processes: they are one. Two with two devices each do what one does with four, and stop as one."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from together import HEARTBEAT, end, printed, start, together
+
+CHAIN = [
+    'launch/run.py', '--experiment=tldr_rlaif', 'sft.steps=4', 'sft.batch=8', 'sft.save_every=2', 'data.pairs=64',
+    'data.held_out=16', 'label.max_rationale=4', 'label.batch=16', 'label.least_mass=0.0', 'reward_model.steps=4',
+    'reward_model.batch=8', 'reward_model.eval_every=2', 'reward_model.score_batch=8', 'reinforce.steps=3',
+    'reinforce.batch=8', 'reinforce.eval_every=3', 'reinforce.eval_prompts=8', 'reinforce.save_every=1',
+    'reinforce.max_new_tokens=8', 'reward_model.max_response=8', 'evaluation.prompts=32', 'evaluation.batch=16',
+    'evaluation.resamples=0',
+]  # fmt: skip
+
+
+def command(models: Path, folder: Path, *bindings: str) -> list[str]:
+    lms = [f'policy={models / "policy"}', f'labeler={models / "labeler"}']
+    return [*CHAIN, f'--workdir={folder}', *lms, *bindings]
+
+
+def stage(folder: Path, name: str) -> Path:
+    (found,) = (folder / 'stages').glob(f'{name}-*')
+    return found
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != 'time' and not k.startswith('seconds/')} for row in rows]
+
+
+def labels(folder: Path) -> dict[str, dict]:
+    lines = (folder / 'stages' / 'labels.jsonl').read_text(encoding='utf-8').splitlines()
+    return {row['key']: row for row in map(json.loads, lines)}
+
+
+def farthest(one: Path, other: Path) -> float:
+    """How far two models are from each other."""
+    a, b = (load_file(folder / 'export' / 'model.safetensors') for folder in (one, other))
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+@pytest.fixture(scope='module')
+def several(models, tmp_path_factory):
+    """A run of two processes of a device each, whose every sum is over two devices."""
+    folder = tmp_path_factory.mktemp('several')
+    assert together(2, command(models, folder / 'run', 'mesh.tensor=2'), folder) == [0, 0], printed(folder)
+    assert '2 processes' in printed(folder) and 'labels' not in printed(folder, 1)
+    return folder / 'run'
+
+
+def alike(one: Path, several: Path, bound: float) -> None:
+    """Labels and models of two runs are as near as `bound`, and so is what the first step of REINFORCE was like."""
+    ours, theirs = labels(one), labels(several)
+    assert ours.keys() == theirs.keys() and len(ours) == 64
+    for key, row in ours.items():
+        assert row['rationales'] == theirs[key]['rationales']
+        assert row['preference'] == pytest.approx(theirs[key]['preference'], abs=bound / 10)
+    for name in ('sft', 'reward_model'):
+        assert farthest(stage(one, name), stage(several, name)) <= bound, name
+    first, other = (metrics(stage(folder, 'reinforce'))[1] for folder in (one, several))
+    assert first.keys() == other.keys() and first['step'] == 0
+    for name, value in first.items():
+        assert other[name] == pytest.approx(value, abs=bound, rel=bound, nan_ok=True), name
+
+
+def same_bytes(one: Path, other: Path) -> None:
+    for file in 'responses.jsonl', 'report.txt', 'export/model.safetensors':
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_bit_for_bit(several, models, tmp_path):
+    """SFT, labels with rationales, a reward model, REINFORCE, evaluation: no sum is over more than two devices."""
+    assert together(1, command(models, tmp_path / 'run', 'mesh.tensor=2'), tmp_path) == [0], printed(tmp_path)
+    alike(tmp_path / 'run', several, 0)
+    same_bytes(tmp_path / 'run', several)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_are_one_of_four(models, tmp_path):
+    """Between processes a sum over four is taken in another order than within one."""
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        bindings = command(models, folder / 'run', 'mesh.data=2', 'mesh.fsdp=2')
+        assert together(processes, bindings, folder) == [0] * processes, printed(folder)
+    alike(tmp_path / '1' / 'run', tmp_path / '2' / 'run', 1e-5)
+
+
+def soon(look) -> None:
+    """Waits until something is there."""
+    late = time.monotonic() + 600
+    while not look():
+        assert time.monotonic() < late
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_who_is_stopped_or_killed_stops_all_and_the_same_command_goes_on(several, models, tmp_path):
+    run = command(models, tmp_path / 'run', 'mesh.tensor=2')
+
+    def written() -> list[dict[str, float]]:
+        found = list((tmp_path / 'run').glob('stages/reinforce-*/metrics.jsonl'))
+        return metrics(found[0].parent) if found else []
+
+    both = start(2, run, tmp_path)
+    soon(written)  # before the first step, which has to be compiled
+    both[1].send_signal(signal.SIGTERM)
+    assert end(both) == [130, 130], printed(tmp_path)
+    assert 'stopped at step 1 of 3; saved' in printed(tmp_path) and len(written()) == 2
+
+    both = start(2, run, tmp_path)
+    soon(lambda: 'going on from step 1 of 3' in printed(tmp_path))
+    both[1].kill()
+    began = time.monotonic()
+    assert end(both)[0] not in (0, 2) and time.monotonic() - began < 6 * HEARTBEAT
+    assert together(2, run, tmp_path) == [0, 0], printed(tmp_path)
+    same_bytes(tmp_path / 'run', several)
