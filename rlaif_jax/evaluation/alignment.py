@@ -2,7 +2,7 @@
 and App. B of the paper).
 
     one = report('detailed_cot_0shot', preference_B, human_B, first_shown_B=..., second_shown_B=...)
-    alignment_report.table([one, ...])
+    report.labelers_table([one, ...])
 
 Everything is an array over pairs. All preferences, those of one order too, are P(the first candidate is better): what
 changes between the orders is only where that candidate was shown. nan is a pair that could not be scored.
@@ -12,9 +12,7 @@ depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
@@ -87,8 +85,6 @@ class Alignment:
     pairs: int
     agreement: Agreement
     calibration: Calibration
-    confident: Agreement | None = None  # on the pairs of which people were sure
-    bands: tuple[tuple[str, Agreement], ...] = ()  # by how sure people were
     single_order: Interval | None = None  # agreement of a verdict from one order, over both orders
     gain: Interval | None = None  # what averaging the orders adds to that, on the same pairs
     position: PositionBias | None = None
@@ -100,52 +96,9 @@ class Alignment:
     calls: int | None = None  # questions put to the labeler, answered by it or by the cache
     cache_hits: int | None = None
 
-    @property
-    def unscorable_share(self) -> float:
-        """Share of pairs without a preference."""
-        return self.agreement.unscorable / self.pairs
-
-    @property
-    def tokens_per_label(self) -> float | None:
-        return None if self.tokens is None else self.tokens / self.pairs
-
-    @property
-    def seconds_per_label(self) -> float | None:
-        return None if self.seconds is None else self.seconds / self.pairs
-
-    @property
-    def cached(self) -> float | None:
-        """Share of calls that the cache answered; nan where there were none."""
-        if self.calls is None or self.cache_hits is None:
-            return None
-        return self.cache_hits / self.calls if self.calls else float('nan')
-
-    def row(self) -> dict[str, str]:
-        """One line of a table: column name to text, `–` where nothing is known."""
-        bias = self.position
-        cells = {
-            'labeler': self.name,
-            'agreement %': _within(self.agreement),
-            'n': str(self.agreement.n),
-            'confident %': _percent(self.confident),
-            'one order %': _percent(self.single_order),
-            'gain': _plus_minus(self.gain),
-            'same position %': bias and _within(bias.same),
-            'of these %': bias and (bias.which if bias.which == 'neither' else f'{bias.which} {_percent(bias.share)}'),
-            'p': bias and ('<0.001' if bias.p_value < 0.001 else f'{bias.p_value:.3f}'),
-            'first %': bias and _percent(bias.first),
-            'bias': bias and f'{bias.mean.value:+.3f}',
-            'longer %': _percent(self.longer),
-            'people longer %': _percent(self.human_longer),
-            'ECE': f'{self.calibration.ece:.3f}',
-            'unscorable %': _percent(self.unscorable_share),
-            'mass': None if self.mass is None else f'{self.mass:.3f}',
-            'tokens': None if self.tokens is None else f'{self.tokens_per_label:.1f}',
-            'seconds': None if self.seconds is None else f'{self.seconds_per_label:.3g}',
-            'cached %': _percent(self.cached),
-            **{f'band {name} %': _percent(band) for name, band in self.bands},
-        }
-        return {column: cell or '–' for column, cell in cells.items()}
+    def __post_init__(self) -> None:
+        if self.calls is not None and self.cache_hits is not None and not 0 <= self.cache_hits <= self.calls:
+            raise Mistake(f'cache_hits are among the calls, but there are {self.cache_hits} of {self.calls}')
 
 
 # What the figures are
@@ -243,23 +196,15 @@ def report(
     *,
     first_shown_B: np.ndarray | None = None,
     second_shown_B: np.ndarray | None = None,
-    confident_B: np.ndarray | None = None,
-    band_B: Sequence[Any] | np.ndarray | None = None,
     first_chars_B: np.ndarray | None = None,
     second_chars_B: np.ndarray | None = None,
     mass_B: np.ndarray | None = None,
-    tokens: float | None = None,
-    seconds: float | None = None,
-    calls: int | None = None,
-    cache_hits: int | None = None,
-    bins: int = 10,
-    confidence: float = 0.95,
+    **cost: float | None,
 ) -> Alignment:
     """Everything about one labeler on one set of pairs; preferences and votes as in `agreement` and `position_bias`.
 
-    confident_B: bool, pairs of which people were sure. band_B: a name or number for each pair (None or nan: in no band).
     first_chars_B, second_chars_B: lengths in characters; a pair of equal lengths says nothing about longer. mass_B: the
-    probability of the answers among all tokens. tokens, seconds, calls and cache_hits are totals over the pairs.
+    probability of the answers among all tokens. cost: the tokens, seconds, calls and cache_hits of an `Alignment`.
 
     The agreement of a single order and the gain are over pairs with a verdict of people and all three preferences; the
     gain is paired, and both intervals are Student's t over pairs, since two orders of one pair are not independent.
@@ -267,55 +212,28 @@ def report(
     Mistake: only one of two arrays that go together; a preference that is not the mean of its two orders.
     """
     preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
-    pairs = len(preference_B)
-
-    def among(chosen_B: np.ndarray) -> Agreement:
-        if not chosen_B.any():
-            return Agreement(float('nan'), 0.0, 1.0, 0, ties=0, unscorable=0, undecided=0)
-        return agreement(preference_B[chosen_B], human_B[chosen_B], confidence=confidence)
-
+    hit_B = _hits(preference_B, human_B)
     found: dict[str, Any] = {}
-    if confident_B is not None:
-        chosen_B = _column('confident_B', confident_B, pairs)
-        if not np.isin(chosen_B, (False, True)).all():
-            raise Mistake('confident_B is true or false for each pair; for degrees of it there is band_B')
-        found['confident'] = among(chosen_B.astype(bool))
-    if band_B is not None:
-        names_B = _column('band_B', band_B, pairs, object)
-        found['bands'] = tuple((str(band), among(names_B == band)) for band in _ordered(names_B))
-    if _both('first_shown_B', first_shown_B, 'second_shown_B', second_shown_B):
-        found['position'] = position_bias(first_shown_B, second_shown_B, confidence=confidence)
+    if _both(first_shown_B=first_shown_B, second_shown_B=second_shown_B):
+        found['position'] = position_bias(first_shown_B, second_shown_B)
         names = {'first_shown_B': first_shown_B, 'second_shown_B': second_shown_B}
         shown_OB = np.stack(_probabilities(preference_B=preference_B, **names)[1:])
         _check_averaged(preference_B, shown_OB)
-        hit_B, single_B = _hits(preference_B, human_B), _hits(shown_OB, human_B[None]).mean(0)
+        single_B = _hits(shown_OB, human_B[None]).mean(0)
         kept_B = ~np.isnan(hit_B + single_B)
-        found['single_order'] = bounded_interval(single_B[kept_B], confidence)
-        found['gain'] = mean_interval((hit_B - single_B)[kept_B], confidence).clipped(-1.0, 1.0)
-    if _both('first_chars_B', first_chars_B, 'second_chars_B', second_chars_B):
-        first_B, second_B = (
-            _column(name, chars_B, pairs, np.float64)
-            for name, chars_B in {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}.items()
-        )
-        kept_B = ~np.isnan(_hits(preference_B, human_B)) & (np.abs(first_B - second_B) > 0)
+        found['single_order'] = bounded_interval(single_B[kept_B])
+        found['gain'] = mean_interval((hit_B - single_B)[kept_B]).clipped(-1.0, 1.0)
+    if _both(first_chars_B=first_chars_B, second_chars_B=second_chars_B):
+        names = {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}
+        _, first_B, second_B = _rows(preference_B=preference_B, **names)
+        kept_B = ~np.isnan(hit_B) & (np.abs(first_B - second_B) > 0)
         for field, verdict_B in {'longer': _verdict(preference_B), 'human_longer': _verdict(human_B)}.items():
-            found[field] = _share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B], confidence)
+            found[field] = _share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B])
     if mass_B is not None:
-        mass_B = _column('mass_B', mass_B, pairs, np.float64)
+        _, mass_B = _rows(preference_B=preference_B, mass_B=mass_B)
         found['mass'] = float(np.nanmean(mass_B)) if not np.isnan(mass_B).all() else float('nan')
-    if calls is not None and cache_hits is not None and not 0 <= cache_hits <= calls:
-        raise Mistake(f'cache_hits are among the calls, but there are {cache_hits} of {calls}')
-    return Alignment(
-        name=name,
-        pairs=pairs,
-        agreement=agreement(preference_B, human_B, confidence=confidence),
-        calibration=calibration(preference_B, human_B, bins=bins),
-        tokens=tokens,
-        seconds=seconds,
-        calls=calls,
-        cache_hits=cache_hits,
-        **found,
-    )
+    figures = {'agreement': agreement(preference_B, human_B), 'calibration': calibration(preference_B, human_B)}
+    return Alignment(name, len(preference_B), **figures, **found, **cost)
 
 
 # Small parts
@@ -332,13 +250,13 @@ def _hits(preference_B: np.ndarray, human_B: np.ndarray) -> np.ndarray:
     return np.where(human_B == 0.5, np.nan, 1 - np.abs(_verdict(preference_B) - human_B))
 
 
-def _share(vote_B: np.ndarray, confidence: float) -> Interval:
+def _share(vote_B: np.ndarray, confidence: float = 0.95) -> Interval:
     vote_B = vote_B[~np.isnan(vote_B)]
     return wilson(float(vote_B.sum()), vote_B.size, confidence)
 
 
-def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
-    """The arrays as float64, checked: named rows of the same, positive length with values in [0, 1] or nan."""
+def _rows(**arrays_B: Any) -> list[np.ndarray]:
+    """The arrays as float64, checked: named rows of the same, positive length."""
     found = [numbers(name, array_B) for name, array_B in arrays_B.items()]
     shapes = {name: array_B.shape for name, array_B in zip(arrays_B, found)}
     if len(set(shapes.values())) > 1:
@@ -346,26 +264,25 @@ def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
         raise Mistake(f'these are one number a pair and must be as many, not of shapes {told}')
     if not found[0].size:
         raise Mistake(f'{" and ".join(shapes)} are empty: there are no pairs to agree on')
-    for name, array_B in zip(shapes, found):
-        if ((array_B < 0) | (array_B > 1)).any():
-            raise Mistake(
-                f'{name} holds probabilities in [0, 1] (or nan), not {array_B[(array_B < 0) | (array_B > 1)][0]}'
-            )
     return found
 
 
-def _column(name: str, values_B: Any, pairs: int, dtype: Any = None) -> np.ndarray:
-    value_B = np.asarray(values_B, dtype)
-    if value_B.shape != (pairs,):
-        raise Mistake(f'{name} must have one value for each of {pairs} pairs, not shape {value_B.shape}')
-    return value_B
+def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
+    """`_rows` of values in [0, 1] or nan."""
+    found = _rows(**arrays_B)
+    for name, array_B in zip(arrays_B, found):
+        if (wrong_B := array_B[(array_B < 0) | (array_B > 1)]).size:
+            raise Mistake(f'{name} holds probabilities in [0, 1] (or nan), not {wrong_B[0]}')
+    return found
 
 
-def _both(name_a: str, a: Any, name_b: str, b: Any) -> bool:
-    if (a is None) != (b is None):
-        given, missing = (name_a, name_b) if b is None else (name_b, name_a)
-        raise Mistake(f'{given} was given without {missing}: they go together')
-    return a is not None
+def _both(**pair: Any) -> bool:
+    """Whether two arrays are given, not neither."""
+    missing = [name for name, array_B in pair.items() if array_B is None]
+    if len(missing) == 1:
+        (given,) = pair.keys() - {*missing}
+        raise Mistake(f'{given} was given without {missing[0]}: they go together')
+    return not missing
 
 
 def _check_averaged(preference_B: np.ndarray, shown_OB: np.ndarray) -> None:
@@ -377,27 +294,3 @@ def _check_averaged(preference_B: np.ndarray, shown_OB: np.ndarray) -> None:
             f'preference_B[{i}] = {preference_B[i]:.3f} is not the mean of first_shown_B = {shown_OB[0, i]:.3f} and '
             f'second_shown_B = {shown_OB[1, i]:.3f}: all three are P(the first candidate is better), wherever it was shown'
         )
-
-
-def _ordered(names_B: np.ndarray) -> list[Any]:
-    """The distinct bands: numbers rising, names as they come."""
-    names = list(dict.fromkeys(name for name in names_B.tolist() if name is not None and name == name))
-    return sorted(names) if all(isinstance(name, Number) for name in names) else names
-
-
-def _percent(share: Interval | float | None) -> str | None:
-    value = share.value if isinstance(share, Interval) else share
-    return None if value is None else f'{100 * value:.1f}'
-
-
-def _plus_minus(difference: Interval | None) -> str | None:
-    """`+1.2 ± 0.8`, in points. None where there is no interval to give: for fewer than two pairs, or all alike."""
-    if difference is None or difference.n < 2 or difference.low == difference.high:
-        return None
-    half = max(difference.high - difference.value, difference.value - difference.low)  # one end may be clipped
-    return f'{100 * difference.value:+.1f} ± {100 * half:.1f}'
-
-
-def _within(share: Interval) -> str:
-    """`78.0 [75.3, 80.4]`, in per cent."""
-    return f'{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]'

@@ -17,8 +17,8 @@ import numpy as np
 from rlaif_jax.config import Mistake
 
 __all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'plain',
-    't_quantile', 'votes', 'wilson',
+    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 't_quantile',
+    'votes', 'wilson',
 ]  # fmt: skip
 
 
@@ -44,6 +44,10 @@ class Interval:
     def clipped(self, low: float = 0.0, high: float = 1.0) -> Interval:
         """The same with its ends held within [low, high], for a quantity that cannot leave that range."""
         return Interval(self.value, max(self.low, low), min(self.high, high), self.n)
+
+    def complement(self) -> Interval:
+        """That of one minus the quantity: of a rate, how often it is not so."""
+        return Interval(1 - self.value, 1 - self.high, 1 - self.low, self.n)
 
 
 def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
@@ -212,13 +216,6 @@ def votes(win_B: np.ndarray) -> np.ndarray:
     if (wrong_B := vote_B[(vote_B < 0) | (vote_B > 1)]).size:
         raise Mistake(f'votes lie in [0, 1], or are nan, not {wrong_B[0]}')
     return vote_B
-
-
-def plain(value: Any) -> Any:
-    """A dict as JSON can hold it: nan and infinities as null."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _column(values_B: np.ndarray) -> np.ndarray:

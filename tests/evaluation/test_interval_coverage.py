@@ -11,7 +11,7 @@ import pytest
 from rlaif_jax.evaluation.harmless import harmless_rate, harmless_rate_at_length
 from rlaif_jax.evaluation.length import length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import bootstrap
-from rlaif_jax.evaluation.win_rate import win_rate
+from rlaif_jax.evaluation.versus import win_rate
 
 SETS = 2000
 
