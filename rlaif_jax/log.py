@@ -457,7 +457,7 @@ def grid(
     """
     table = Table(box=SIMPLE_HEAD, show_edge=False, **({'padding': (0, 1, 0, 0), 'pad_edge': False} | layout))
     found = list(zip(*rows)) or [()] * len(columns)
-    heads = [_head(name, cells, width) for name, cells in zip(columns, found)]
+    heads = [[name] if named and not i else _head(name, found[i], width) for i, name in enumerate(columns)]
     for i, (head, cells) in enumerate(zip(heads, found)):
         above = [''] * (max(map(len, heads)) - len(head))
         is_number = i > 0 if named else all(cell == 'nan' or cell[:1] in {*'0123456789+-–<~'} for cell in cells)

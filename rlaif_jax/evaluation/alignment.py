@@ -18,18 +18,20 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, bounded_interval, mean_interval, numbers, wilson
+from rlaif_jax.evaluation.statistics import (
+    Interval,
+    binomial_test,
+    bounded_interval,
+    mean_interval,
+    numbers,
+    share,
+    wilson,
+)
 
 __all__ = [
-    'Agreement',
-    'Alignment',
-    'Calibration',
-    'PositionBias',
-    'agreement',
-    'calibration',
-    'position_bias',
-    'report',
-]
+    'Agreement', 'Alignment', 'Calibration', 'PositionBias', 'agreement', 'calibration', 'position_bias', 'report',
+    'verdicts',
+]  # fmt: skip
 
 # A preference this near one half has no verdict. Averaging two orders rounds, in float32 by up to 1e-7; without this
 # the rounding would decide what the labeler did not.
@@ -67,9 +69,10 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reliability curve over bins of the probability that the labeler gives to its own verdict, in [1/2, 1]."""
+    """A reliability curve over equal bins of the probability that the labeler gives to its own verdict, in [1/2, 1]; a bin
+    holds its lower edge, and the last one both.
+    """
 
-    edges: tuple[float, ...]  # one more than there are bins; a bin holds its lower edge, and the last one both
     predicted: tuple[float, ...]  # mean probability in the bin; nan where it is empty
     observed: tuple[float, ...]  # mean share of people who agree; nan where it is empty
     count: tuple[int, ...]
@@ -114,7 +117,7 @@ def agreement(preference_B: np.ndarray, human_B: np.ndarray, *, confidence: floa
     """
     preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
     hit_B = _hits(preference_B, human_B)
-    found = _share(hit_B, confidence)
+    found = share(hit_B, confidence)
     unscorable = int(np.isnan(preference_B).sum())
     return Agreement(
         found.value,
@@ -140,7 +143,7 @@ def position_bias(first_shown_B: np.ndarray, second_shown_B: np.ndarray, *, conf
     kept_B = ~np.isnan(first_shown_B) & ~np.isnan(second_shown_B)
     first_shown_B, second_shown_B = first_shown_B[kept_B], second_shown_B[kept_B]
     # By position: 1 where the one shown first won. In the second order that is the other candidate.
-    position_OB = np.stack([_verdict(first_shown_B), 1 - _verdict(second_shown_B)])
+    position_OB = np.stack([verdicts(first_shown_B), 1 - verdicts(second_shown_B)])
     decided_B = (position_OB != 0.5).all(0)
     same_B = decided_B & (position_OB[0] == position_OB[1])
     n, first = int(same_B.sum()), int(position_OB[0, same_B].sum())
@@ -172,7 +175,7 @@ def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10
         raise Mistake(f'a reliability curve needs at least one bin, not {bins}')
     kept_B = ~np.isnan(preference_B) & ~np.isnan(human_B)
     preference_B, human_B = preference_B[kept_B], human_B[kept_B]
-    verdict_B = _verdict(preference_B)
+    verdict_B = verdicts(preference_B)
     predicted_B = 0.5 + np.abs(preference_B - 0.5)
     observed_B = verdict_B * human_B + (1 - verdict_B) * (1 - human_B)  # a tie is half of each: one half
     bin_B = np.minimum((2 * bins * (predicted_B - 0.5)).astype(int), bins - 1)
@@ -180,13 +183,17 @@ def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10
     with np.errstate(invalid='ignore'):  # an empty bin is nan
         mean_predicted, mean_observed = predicted / count, observed / count
     return Calibration(
-        edges=tuple(np.linspace(0.5, 1.0, bins + 1).tolist()),
         predicted=tuple(mean_predicted.tolist()),
         observed=tuple(mean_observed.tolist()),
         count=tuple(count.astype(int).tolist()),
         ece=float(np.abs(predicted - observed).sum() / kept_B.sum()) if kept_B.any() else float('nan'),
         n=int(kept_B.sum()),
     )
+
+
+def verdicts(p_B: np.ndarray) -> np.ndarray:
+    """1 for the first, 0 for the second, 1/2 for a tie, nan for nan."""
+    return np.where(np.abs(p_B - 0.5) <= TIE, 0.5, 0.5 + 0.5 * np.sign(p_B - 0.5))
 
 
 def report(
@@ -227,8 +234,8 @@ def report(
         names = {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}
         _, first_B, second_B = _rows(preference_B=preference_B, **names)
         kept_B = ~np.isnan(hit_B) & (np.abs(first_B - second_B) > 0)
-        for field, verdict_B in {'longer': _verdict(preference_B), 'human_longer': _verdict(human_B)}.items():
-            found[field] = _share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B])
+        for field, verdict_B in {'longer': verdicts(preference_B), 'human_longer': verdicts(human_B)}.items():
+            found[field] = share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B])
     if mass_B is not None:
         _, mass_B = _rows(preference_B=preference_B, mass_B=mass_B)
         found['mass'] = float(np.nanmean(mass_B)) if not np.isnan(mass_B).all() else float('nan')
@@ -239,20 +246,10 @@ def report(
 # Small parts
 
 
-def _verdict(p_B: np.ndarray) -> np.ndarray:
-    """1 for the first, 0 for the second, 1/2 for a tie, nan for nan."""
-    return np.where(np.abs(p_B - 0.5) <= TIE, 0.5, 0.5 + 0.5 * np.sign(p_B - 0.5))
-
-
 def _hits(preference_B: np.ndarray, human_B: np.ndarray) -> np.ndarray:
     """1 where the verdicts are the same, 0 where opposite, 1/2 where the labeler has none; nan where left out."""
-    human_B = _verdict(human_B)
-    return np.where(human_B == 0.5, np.nan, 1 - np.abs(_verdict(preference_B) - human_B))
-
-
-def _share(vote_B: np.ndarray, confidence: float = 0.95) -> Interval:
-    vote_B = vote_B[~np.isnan(vote_B)]
-    return wilson(float(vote_B.sum()), vote_B.size, confidence)
+    human_B = verdicts(human_B)
+    return np.where(human_B == 0.5, np.nan, 1 - np.abs(verdicts(preference_B) - human_B))
 
 
 def _rows(**arrays_B: Any) -> list[np.ndarray]:

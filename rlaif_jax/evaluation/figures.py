@@ -124,7 +124,7 @@ def _reliability(one: Alignment) -> tuple[list[float], list[float]]:
 def _draw_lines(ax: Any, reports: Sequence[Alignment], label: str) -> None:
     """One line a report from the top down."""
     ax.set(xlabel=label, ylim=(len(reports) - 0.5, -0.5))
-    ax.set_yticks(range(len(reports)), [one.name for one in reports], parse_math=False)
+    ax.set_yticks(range(len(reports)), [one.name for one in reports])
     ax.tick_params(axis='y', length=0)
     ax.grid(axis='y', color='#e6e6e6', linewidth=0.8)
     ax.set_axisbelow(True)
@@ -133,18 +133,15 @@ def _draw_lines(ax: Any, reports: Sequence[Alignment], label: str) -> None:
 def _draw_intervals(ax: Any, places: Sequence[tuple[int, Interval]], colour: str, label: str) -> None:
     places = [(i, found) for i, found in places if found.n]
     if places:
-        value_B, low_B, high_B = (
-            np.array([100 * getattr(found, end) for _, found in places]) for end in ('value', 'low', 'high')
-        )
-        error = np.stack([value_B - low_B, high_B - value_B])
-        ax.errorbar(
-            value_B, [i for i, _ in places], xerr=error, fmt='o', color=colour, markersize=5, linewidth=1.4, label=label
-        )
+        at, found = zip(*places)
+        value_B, low_B, high_B = 100 * np.array([(one.value, one.low, one.high) for one in found]).T
+        style = {'fmt': 'o', 'color': colour, 'markersize': 5, 'linewidth': 1.4}
+        ax.errorbar(value_B, at, xerr=[value_B - low_B, high_B - value_B], label=label, **style)
 
 
 def _legend(ax: Any) -> None:
     """Above the axes, where no data can be under it."""
-    _verbatim(ax.legend(loc='lower left', bbox_to_anchor=(0, 1), frameon=False, fontsize='small', borderaxespad=0.2))
+    ax.legend(loc='lower left', bbox_to_anchor=(0, 1), frameon=False, fontsize='small', borderaxespad=0.2)
     _bare(ax)
 
 
@@ -182,8 +179,8 @@ def figure_matrix(
         ax.set_facecolor('#dddddd')
         ax.set_title(name, fontsize='medium')
         ax.set_xlabel('policy B')
-        ax.set_xticks(range(len(policies)), policies, parse_math=False, rotation=30, ha='right', rotation_mode='anchor')
-        ax.set_yticks(range(len(policies)), policies, parse_math=False)
+        ax.set_xticks(range(len(policies)), policies, rotation=30, ha='right', rotation_mode='anchor')
+        ax.set_yticks(range(len(policies)), policies)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0].set_ylabel('policy A')
@@ -231,7 +228,7 @@ def figure_lengths(
             ax.stairs(share, edges, fill=True, color=colour, alpha=0.55)
             ax.axvline(length_B.mean(), color='black', linewidth=1.2)
             label = f'{name}\nmean {length_B.mean():.0f}'
-        ax.set_ylabel(label, rotation=0, ha='right', va='center', parse_math=False)
+        ax.set_ylabel(label, rotation=0, ha='right', va='center')
         _bare(ax)
     axes[-1].set_xlabel('length, characters')
     drawing.supylabel('share of responses, %', fontsize='medium')
@@ -292,7 +289,7 @@ def _draw_legend(drawing: Any, names: Iterable[str], looks: Sequence[Mapping[str
     lines = [Line2D([], [], linewidth=1.6, **look) for look in looks]
     lines += [Line2D([], [], color=GREY, linewidth=1.6), Line2D([], [], color=GREY, linewidth=0, **MARK)]
     labels = [*names, 'batches of training, running mean', 'validation prompts']
-    _verbatim(drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small'))
+    drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small')
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -323,11 +320,15 @@ def _drawing(path: str | PathLike[str], size: tuple[float, float], title: str, s
         raise Mistake(f'a figure needs matplotlib, which is not here ({error}): pip install matplotlib') from error
     drawing = Figure(figsize=size, dpi=110, layout='constrained')
     colour = ORANGE if simulated else 'black'
-    drawing.suptitle(tables.title(title, simulated), color=colour, fontweight='bold', parse_math=False)
+    drawing.suptitle(tables.title(title, simulated), color=colour, fontweight='bold')
     return drawing
 
 
 def _save(drawing: Any, path: str | PathLike[str]) -> None:
+    from matplotlib.text import Text
+
+    for text in drawing.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a name is no mathematics
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path)
 
@@ -335,9 +336,3 @@ def _save(drawing: Any, path: str | PathLike[str]) -> None:
 def _bare(ax: Any) -> None:
     for side in ('top', 'right'):
         ax.spines[side].set_visible(False)
-
-
-def _verbatim(legend: Any) -> None:
-    """A legend in which a `$` in a name is no mathematics."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -22,7 +22,7 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.length import LengthRatio, characters, logistic_at_equal_length
-from rlaif_jax.evaluation.statistics import Interval, votes, wilson
+from rlaif_jax.evaluation.statistics import Interval, share, votes
 from rlaif_jax.evaluation.versus import Config
 
 __all__ = [
@@ -52,9 +52,7 @@ def harmless_rate(harmless_B: np.ndarray, confidence: float = 0.95) -> Interval:
     Wilson's interval, for fractions too: there it is wider than need be, but near 1, where good policies are, it keeps
     a width. Mistake: a vote outside [0, 1].
     """
-    vote_B = votes(harmless_B)
-    vote_B = vote_B[~np.isnan(vote_B)]
-    return wilson(vote_B.sum(), vote_B.size, confidence)
+    return share(harmless_B, confidence)
 
 
 def harmless_rate_at_length(

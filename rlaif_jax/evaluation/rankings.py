@@ -67,7 +67,7 @@ def kendall_w(rank_MN: np.ndarray) -> float:
     return float((centred_MN.sum(0) ** 2).sum() / most) if most else float('nan')
 
 
-def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, confidence: float = 0.95) -> Interval:
+def concordance(rank_BMN: np.ndarray, *, resamples: int = 1000, confidence: float = 0.95) -> Interval:
     """Kendall's W averaged over prompts, with a bootstrap interval over them. The paper's raters: 0.6 to 0.7 (App. I).
 
     Prompts without a W (see `kendall_w`) are left out, and n counts the rest (none: nan). With fewer than ten the interval
@@ -79,7 +79,7 @@ def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, c
         return Interval(float(w_B.mean()) if w_B.size else float('nan'), 0.0, 1.0, w_B.size)
     if not resampled(w_B):  # nearly all the same, as where raters always agree
         return bounded_interval(w_B, confidence)
-    return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
+    return bootstrap(w_B, resamples=resamples, confidence=confidence)
 
 
 # Votes between two policies

@@ -76,6 +76,7 @@ POLICIES = {
         'unscorable': '',
     },
 }
+WIDE = {'width': 10, 'padding': (0, 0, 0, 1), 'pad_edge': True}  # columns that stand apart
 
 
 # Labelers
@@ -192,12 +193,13 @@ def policies_table(
             rows.append(cells)
     legend = {column: told for columns in POLICIES.values() for column, told in columns.items()}
     known = _known(rows, legend)
-    whole = _grid(rows, known)
+    whole = _grid(rows, known, **WIDE)
     if log.fits(whole):
         _show(tables.title(title, simulated), whole)
     else:
         for name, columns in POLICIES.items():
-            _show(tables.title(title, simulated, name), _grid(rows, [column for column in known if column in columns]))
+            part = _grid(rows, [column for column in known if column in columns], **WIDE)
+            _show(tables.title(title, simulated, name), part)
     log.show(Text('\n'.join(legend[column] for column in known if legend[column]) + '\n', style='dim'))
     for judged in together.values():
         log.show(Text(verdict(judged, simulated=simulated)))
@@ -249,7 +251,7 @@ def matrix_table(
         rates = {pair: getattr(one, which) for pair, one in both.items()}
         cells = {pair: tables.percent(rate) + ('*' if _side(rate) else ' ') for pair, rate in rates.items()}
         rows = [{'A \\ B': a} | {b: cells.get((a, b), '') for b in policies} for a in policies]
-        _show(tables.title(title, simulated, name), _grid(rows, policies))
+        _show(tables.title(title, simulated, name), _grid(rows, policies, **WIDE))
     log.show(Text('How often the row is preferred to the column; *: the confidence interval leaves out 50 %.\n', 'dim'))
 
 

@@ -4,7 +4,7 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import sqrt
@@ -17,8 +17,8 @@ import numpy as np
 from rlaif_jax.config import Mistake
 
 __all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 't_quantile',
-    'votes', 'wilson',
+    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'share',
+    't_quantile', 'votes', 'wilson',
 ]  # fmt: skip
 
 
@@ -70,6 +70,13 @@ def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(rate), float(low), float(high), int(n))
 
 
+def share(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
+    """`wilson` of votes, (B,), of which nan are left out; n counts the rest. Mistake: a vote outside [0, 1]."""
+    vote_B = votes(win_B)
+    vote_B = vote_B[~np.isnan(vote_B)]
+    return wilson(float(vote_B.sum()), vote_B.size, confidence)
+
+
 def bounded_interval(
     values_B: np.ndarray, confidence: float = 0.95, *, low: float = 0.0, high: float = 1.0
 ) -> Interval:
@@ -108,32 +115,18 @@ def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half), n)
 
 
-def bootstrap(
-    values_B: np.ndarray,
-    statistic: Callable[[np.ndarray], float],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap over prompts of any statistic of the rows.
-
-    values_B is (B, ...): a row is one prompt and is drawn whole, so columns stay paired. `statistic` maps rows of the
-    same shape to one number. A statistic that is nan on some resample makes the ends nan: dropping those would bias
-    them. The same seed gives the same interval. Mistake: no rows, resamples < 1.
+def bootstrap(values_B: np.ndarray, *, resamples: int = 1000, confidence: float = 0.95) -> Interval:
+    """Percentile bootstrap over prompts of the mean. The same values have the same interval. Mistake: no values,
+    resamples < 1.
     """
-    value_B = np.asarray(values_B)
-    n = len(value_B)
+    value_B = _column(values_B)
+    n = value_B.size
     normal_quantile(confidence)
     check_resamples(resamples)
     if n == 0 or resamples < 1:
-        raise Mistake(f'a bootstrap needs at least one row and one resample, not {n} and {resamples}')
-    drawn = draws(n, resamples, seed)
-    if statistic is np.mean and value_B.ndim == 1:  # what most ask for, many at once
-        found = np.concatenate([value_B[many].mean(1) for many in blocks(drawn, n)])
-    else:
-        found = np.array([float(statistic(value_B[drawn_B])) for drawn_B in drawn])
-    return Interval(float(statistic(value_B)), *central(found, confidence), n)
+        raise Mistake(f'a bootstrap needs at least one value and one resample, not {n} and {resamples}')
+    found = np.concatenate([value_B[many].mean(1) for many in blocks(draws(n, resamples), n)])
+    return Interval(float(value_B.mean()), *central(found, confidence), n)
 
 
 def check_resamples(resamples: int) -> None:
@@ -150,9 +143,9 @@ def resampled(vote_B: np.ndarray) -> bool:
     return bool(min(vote_B.sum(), (1 - vote_B).sum(), len(vote_B) - most_alike) >= FEWEST)
 
 
-def draws(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The rows of each resample, n of n with replacement."""
-    rng = np.random.default_rng(seed)
+def draws(n: int, resamples: int) -> Iterator[np.ndarray]:
+    """The rows of each resample, n of n with replacement; always the same ones."""
+    rng = np.random.default_rng(0)
     return (rng.integers(n, size=n) for _ in range(resamples))
 
 

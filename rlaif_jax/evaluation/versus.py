@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.alignment import TIE
+from rlaif_jax.evaluation.alignment import verdicts
 from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import (
     Interval,
@@ -23,14 +23,15 @@ from rlaif_jax.evaluation.statistics import (
     bootstrap,
     bounded_interval,
     check_resamples,
+    normal_quantile,
     resampled,
     votes,
     wilson,
 )  # fmt: skip
 
 __all__ = [
-    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_preference',
-    'from_quality', 'oracle', 'raters', 'win_rate',
+    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_quality', 'oracle',
+    'raters', 'win_rate',
 ]  # fmt: skip
 
 # Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it
@@ -45,13 +46,11 @@ class Config:
     confidence: float = 0.95
     length_ratio: LengthRatio = 'plain'
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: Wilson's, Student's and the delta method's
-    length_prior: bool = True  # `jeffreys` of `logistic_at`; the paper's fit had no prior
+    length_prior: bool = True  # `jeffreys` of `logistic_at_equal_length`; the paper's fit had no prior
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise Mistake(f'confidence must be between 0 and 1, not {self.confidence}')
-        if self.resamples < 0:
-            raise Mistake(f'resamples must not be negative, not {self.resamples}')
+        normal_quantile(self.confidence)
+        check_resamples(self.resamples)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 10
     vote_B = vote_B[~np.isnan(vote_B)]
     check_resamples(resamples)
     if resamples and resampled(vote_B):
-        return bootstrap(vote_B, np.mean, resamples=resamples, confidence=confidence)
+        return bootstrap(vote_B, resamples=resamples, confidence=confidence)
     if np.isin(vote_B, (0, 1)).all():
         return wilson(vote_B.sum(), vote_B.size, confidence)
     return bounded_interval(vote_B, confidence)
@@ -186,45 +185,24 @@ def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) 
     return judge
 
 
-def from_preference(
-    prefer: Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray],
-    *,
+def from_labels(
+    labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]],
     rule: Literal['averaged', 'both_agree'] = 'averaged',
 ) -> Judge:
-    """A judge from an LM that reads one order: `prefer(prompts, firsts, seconds) -> P(first is better)`, (B,), nan if
-    unscorable.
+    """A judge from an LM that is shown each pair in both orders: `labeler(prompts, responses_a, responses_b)` gives labels
+    with `first_shown` and `second_shown`, both P(A is better), nan if unscorable.
 
-    It is asked in both orders. 'averaged': A wins if the averaged preference is above one half (a tie at exactly that).
-    'both_agree' (PERL, arXiv 2403.10704): A wins only if it wins in both orders, loses only if it loses in both, and
-    all else is a tie.
+    'averaged': A wins if the averaged preference is above one half (a tie at that). 'both_agree' (PERL, arXiv
+    2403.10704): A wins only if it wins in both orders, loses only if it loses in both, and all else is a tie.
     """
     if rule not in ('averaged', 'both_agree'):
         raise Mistake(f"the rule is 'averaged' or 'both_agree', not {rule!r}")
 
     def judge(prompts, responses_a, responses_b):
-        a_first_B = np.asarray(prefer(prompts, responses_a, responses_b), np.float64)
-        b_first_B = np.asarray(prefer(prompts, responses_b, responses_a), np.float64)
-        if rule == 'both_agree':
-            margin_B = _side(a_first_B - 0.5) - _side(b_first_B - 0.5)
-            return 0.5 + 0.5 * np.trunc(margin_B / 2)
-        return 0.5 + 0.5 * _side(a_first_B - b_first_B)  # which changes sign exactly when A and B are swapped
-
-    return judge
-
-
-def _side(margin_B: np.ndarray) -> np.ndarray:
-    """-1, 0 or 1; 0 for what differs by rounding, as two orders of one text twice do."""
-    return np.where(np.abs(margin_B) <= 2 * TIE, 0.0, np.sign(margin_B))
-
-
-def from_labels(labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]], **rule: Any) -> Judge:
-    """`from_preference` for a labeler that shows each pair in both orders by itself: it returns labels with
-    `first_shown` and `second_shown`, both P(A is better).
-    """
-
-    def judge(prompts, responses_a, responses_b):
         labels = labeler(prompts, responses_a, responses_b)
-        shown = iter(([label.first_shown for label in labels], [1 - label.second_shown for label in labels]))
-        return from_preference(lambda *_: np.array(next(shown)), **rule)(prompts, responses_a, responses_b)
+        shown_OB = np.array([[label.first_shown for label in labels], [label.second_shown for label in labels]])
+        if rule == 'averaged':
+            return verdicts(shown_OB.mean(0))
+        return 0.5 + 0.5 * np.trunc(verdicts(shown_OB).sum(0) - 1)
 
     return judge
