@@ -200,7 +200,8 @@ def from_labels(
 
     def judge(prompts, responses_a, responses_b):
         labels = labeler(prompts, responses_a, responses_b)
-        shown_OB = np.array([[label.first_shown for label in labels], [label.second_shown for label in labels]])
+        first_B, second_B = [label.first_shown for label in labels], [label.second_shown for label in labels]
+        shown_OB = np.array([first_B, second_B], np.float64)
         if rule == 'averaged':
             return verdicts(shown_OB.mean(0))
         return 0.5 + 0.5 * np.trunc(verdicts(shown_OB).sum(0) - 1)
