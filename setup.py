@@ -4,14 +4,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+TEST = ['pytest>=8', 'pytest-xdist>=3.6']
+
 setup(
     name='rlaif_jax',
-    version='0.1.0',
+    version='0.2.0',
     description='RLAIF vs. RLHF (arXiv 2309.00267) in JAX: align a language model with AI feedback',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
+    classifiers=[f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)],
     packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*']),
     package_data={
         'rlaif_jax.labeling': ['templates/*/*'],
@@ -36,8 +39,8 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'gpu': ['jax[cuda12]'],
-        'test': ['pytest>=8', 'pytest-xdist>=3.6'],
-        'dev': ['pytest>=8', 'pytest-xdist>=3.6', 'ruff>=0.8'],
+        'test': TEST,
+        'dev': [*TEST, 'ruff>=0.8'],
         'wandb': ['wandb>=0.31'],
     },
 )

@@ -19,13 +19,14 @@ from experiments.arms import HARMLESS_RATES, WIN_RATES
 from experiments.labeling import toy, warn_of_dialogues
 from experiments.plan import Stage
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import harmless, quality, rankings, responses, texts, versus
 from rlaif_jax.evaluation.figures import figure_lengths, figure_matrix, figure_training
 from rlaif_jax.evaluation.report import harmless_table, matrix_table, measures_table, policies_csv, policies_table
+from rlaif_jax.folder import finished
 from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
@@ -246,7 +247,7 @@ def exported(policy: str) -> Path | str:
         return policy
     if not (folder / 'config.gin').exists():  # a model by itself, or one of several policies of a run
         return folder / 'export' if (folder / 'export').exists() else folder
-    if checkpoint.finished(folder) is None:
+    if finished(folder) is None:
         raise Mistake(f'{folder} is a run that is not finished; its command goes on with it')
     if not (folder / 'export').exists():
         raise Mistake(f'{folder} has no policy of its own but several; name one of those in {folder / "policies"}')

@@ -21,12 +21,13 @@ import numpy as np
 
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, chat, checkpoint, log, paths
+from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import alignment, report
 from rlaif_jax.evaluation.figures import figure_labelers
+from rlaif_jax.folder import shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import NAMED, TASKS, Technique, folder_of
@@ -168,7 +169,7 @@ def toy(model: str) -> str:
 
 def store_of(folder: Path) -> Path:
     """The labels of a run, which it shares with others."""
-    return store_in(checkpoint.shared(folder))
+    return store_in(shared(folder))
 
 
 @dataclass(frozen=True)

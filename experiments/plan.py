@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import loader
+from rlaif_jax.folder import busy, finished
 from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.presets import PRESETS, Absent, resolve, sizes_of
@@ -234,9 +235,9 @@ def _count(cfg: transformer.Config | None) -> str:
 
 
 def _standing(stage: Stage) -> str:
-    if checkpoint.finished(stage.folder) is not None:
+    if finished(stage.folder) is not None:
         return 'done, reused'
-    if checkpoint.busy(stage.folder):
+    if busy(stage.folder):
         return 'being made'
     steps = [int(path.name) for path in (stage.folder / 'checkpoints').glob('*') if path.name.isdecimal()]
     return f'goes on from step {max(steps)}' if steps and stage.training else 'to do'

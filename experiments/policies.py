@@ -11,9 +11,10 @@ from experiments import arms, comparison, plan, stages
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import Sampled, Supervised
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
+from rlaif_jax.folder import finished, link, shared
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
@@ -64,22 +65,21 @@ class Policies:
 
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
-        shared = checkpoint.shared(folder)
         for _, cfg, arm in arms.each(self):
             needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' and arms.counts(cfg, arm)[1] else [arm]
-            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(shared)]:
+            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(shared(folder))]:
                 found.setdefault(stage.folder, stage)
         length = self.reinforce.max_prompt + self.reinforce.max_new_tokens
         return [*found.values(), comparison.stage(self.evaluation, folder, {'policy': self.policy}, length)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), checkpoint.shared(folder), self.evaluation
+        mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), shared(folder), self.evaluation
         # Simulated, the judge shows how training goes; a model is not kept in memory for that.
         judge = None if comparison.models(cfg) else stages.make_judge(cfg, self.task, None, mesh)
         made = {name: arms.optimised(changed, arm) for name, changed, arm in arms.each(self)}
         runs = {name: one.folder(root) for name, one in made.items()}
         for name, run in runs.items():
-            checkpoint.link(run, folder if len(runs) == 1 else folder / 'policies' / name)
+            link(run, folder if len(runs) == 1 else folder / 'policies' / name)
         for name, changed, arm in arms.each(self):
             made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
         start = partial(arms.start(self).run, root, mesh, frozen=True)
@@ -91,7 +91,7 @@ class Policies:
             for name, policy in load.items()
         }
         result = comparison.report(self, folder, prompts, texts, runs)
-        found = {name: (checkpoint.finished(run) or {}).get('over_optimised') for name, run in runs.items()}
+        found = {name: (finished(run) or {}).get('over_optimised') for name, run in runs.items()}
         for name, told in (over := {name: told for name, told in found.items() if told}).items():
             log.say(f'{loader.note(self.data.source)} {name}: {told}'.lstrip())
         if told := plan.circular(self.stages(folder)):
@@ -141,12 +141,12 @@ class SFT:
         evaluation = comparison.stage(
             self.evaluation, folder, {'policy': self.policy}, self.max_prompt + self.max_new_tokens
         )
-        return [*self.start().stages(checkpoint.shared(folder)), evaluation]
+        return [*self.start().stages(shared(folder)), evaluation]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
-        checkpoint.link(self.start().folder(checkpoint.shared(folder)), folder)
-        policy = self.start().run(checkpoint.shared(folder), mesh, frozen=True)
+        link(self.start().folder(shared(folder)), folder)
+        policy = self.start().run(shared(folder), mesh, frozen=True)
         prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
         ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [

@@ -15,11 +15,12 @@ from experiments import arms, stages
 from experiments.labeling import generation, toy
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Mesh, Scale
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
+from rlaif_jax.folder import link, shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reward_model, sft
@@ -55,12 +56,12 @@ class RewardModels:
     def stages(self, folder: Path) -> list[Stage]:
         found: dict[Path, Stage] = {}
         for _, cfg, arm in arms.each(self):
-            for stage in arms.rewarded(cfg, arm).stages(checkpoint.shared(folder)):
+            for stage in arms.rewarded(cfg, arm).stages(shared(folder)):
                 found.setdefault(stage.folder, stage)
         return [*found.values(), Stage('evaluation', folder, 2 * self.test_pairs)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, root = axes.make_mesh(asdict(self.mesh)), checkpoint.shared(folder)
+        mesh, root = axes.make_mesh(asdict(self.mesh)), shared(folder)
         test = {
             kind: loader.pairs(self.data.source, self.task, 'test', self.test_pairs, confident=kind == 'sure')
             for kind in ('sure', 'all')
@@ -68,7 +69,7 @@ class RewardModels:
         rows, result, single = [], {}, len(list(arms.each(self))) == 1
         for name, cfg, arm in arms.each(self):
             made = arms.rewarded(cfg, arm)
-            checkpoint.link(made.folder(root), folder if single else folder / 'models' / name)
+            link(made.folder(root), folder if single else folder / 'models' / name)
             scorer = made.scorer(made.run(root, mesh), mesh)
             found = {kind: measured(scorer, pairs) for kind, pairs in test.items()}
             paper = None if self.variants else arms.ACCURACIES[self.task].get(arm)

@@ -23,12 +23,14 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
-from rlaif_jax import axes, chat, checkpoint, log, paths
+from rlaif_jax import axes, chat, hosts, log, paths
+from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import versus
+from rlaif_jax.folder import finish, finished, lock, open_folder, stage_folder
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store, store_in
@@ -46,11 +48,11 @@ told: set[Path] = set()  # the stages that this process made, or said to be ther
 
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
-    with checkpoint.lock(folder, wait=True):
-        checkpoint.open_folder(folder, dump(stage), same(type(stage)))
-        result = checkpoint.finished(folder)
+    with lock(folder, wait=True):
+        open_folder(folder, dump(stage), same(type(stage)))
+        result = hosts.told(lambda: finished(folder))
         if result is None:
-            checkpoint.finish(folder, result := make(folder))
+            finish(folder, result := make(folder))
         elif folder not in told:
             log.say(f'{folder.name.rpartition("-")[0]}: already there, in {folder}')
         told.add(folder)
@@ -82,7 +84,7 @@ class Supervised:
         return [Stage('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'sft', self, loader.contents(self))
+        return stage_folder(root, 'sft', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, frozen: bool = False) -> LM:
         """`frozen`: whoever goes on from here trains none of its parameters, but adapters."""
@@ -133,7 +135,7 @@ class Supervised:
         """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
         before, after = self.encode(lm, prompts)
         longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, -(-longest // 32) * 32, lm.tokenizer.pad)
+        return sft.example_batch(before, after, padded([longest]), lm.tokenizer.pad)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Labelled:
         return [labels_stage('labels', self.folder(root), self.pairs, self.labeler, self.label)]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'labels', self, loader.contents(self))
+        return stage_folder(root, 'labels', self, loader.contents(self))
 
     def count(self) -> int | None:
         """How many pairs there are; None where nobody knows yet."""
@@ -214,7 +216,7 @@ class Rewarded:
         return ' and '.join(['votes of people'] * bool(self.human) + ['labels'] * bool(self.ai))
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reward_model', self, loader.contents(self))
+        return stage_folder(root, 'reward_model', self, loader.contents(self))
 
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> RewardModel:
         """`sampled` makes the pairs to label where policies write them."""
@@ -278,7 +280,7 @@ class Optimised:
         ]
 
     def folder(self, root: Path) -> Path:
-        return checkpoint.stage_folder(root, 'reinforce', self, loader.contents(self))
+        return stage_folder(root, 'reinforce', self, loader.contents(self))
 
     def run(
         self, root: Path, mesh: DeviceMesh, judge: versus.Judge | None = None, sampled: Sampled | None = None
@@ -306,7 +308,8 @@ class Optimised:
             validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
             reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
-            told = {'over_optimised': over} if (over := over_optimised(log.read_metrics(folder))) else {}
+            over = over_optimised(hosts.told(lambda: log.read_metrics(folder)))
+            told = {'over_optimised': over} if over else {}
             for text in told.values():
                 log.say(f'{note} {text}'.lstrip())
             return {'export': 'export'} | told | self.select(folder, start, validation, mesh)
@@ -325,7 +328,7 @@ class Optimised:
         judge = make_judge(asked, self.task(), judge_model(asked, self.dtype, mesh), mesh)
         how = cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh
         theirs, rates = respond(start, prompts, *how, 'SFT'), {}
-        for step in reinforce.candidates(folder):
+        for step in hosts.told(lambda: reinforce.candidates(folder)):
             model = hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True)
             ours = respond(model, prompts, *how, f'step {step}')
             rates[step] = versus.win_rate(judge(prompts, ours, theirs))
@@ -334,8 +337,12 @@ class Optimised:
             )
         best = max(rates, key=lambda step: rates[step].value)
         log.say(f'chosen: step {best}')
-        with paths.replacing(folder / 'export') as new:
-            shutil.copytree(reinforce.candidate(folder, best), new, dirs_exist_ok=True)
+
+        def choose() -> None:
+            with paths.replacing(folder / 'export') as new:
+                shutil.copytree(reinforce.candidate(folder, best), new, dirs_exist_ok=True)
+
+        hosts.told(choose)
         return {'step': best, 'win rates': {step: rate.value for step, rate in rates.items()}}
 
     def task(self) -> str:

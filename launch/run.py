@@ -43,14 +43,18 @@ FILES = {  # of a run folder, the most telling first
     'metrics.jsonl': 'every figure of every step',
 }
 SHOWN = 3  # of them
+LOST = 75  # exit status where another process is gone, or too late: try again
 FEW = 64  # pairs, which is the batch that a reward model has by default
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped."""
+    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped, 75 another process is lost (try again)."""
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
-    from rlaif_jax import axes, checkpoint, log
+    from jax.errors import JaxRuntimeError
+
+    from rlaif_jax import axes, hosts, log
     from rlaif_jax.config import Mistake
+    from rlaif_jax.folder import sharing
     from rlaif_jax.paths import typed
 
     log.show_any_sign(sys.stdout, sys.stderr)
@@ -68,12 +72,24 @@ def main(arguments: list[str] | None = None) -> int:
         check_here()
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
+        hosts.start(flags.hosts)
         axes.ask_for_devices(asdict(config.mesh))
-        with checkpoint.sharing(stages_of(flags, folder)):
+        with sharing(stages_of(flags, folder)):
             return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
+    except hosts.Elsewhere:
+        return 2
     except Mistake as mistake:
         log.error(str(mistake))
         return 2
+    except hosts.Lost as lost:
+        log.error(f'{lost}; the same command goes on from what is saved')
+        return LOST
+    except JaxRuntimeError as error:
+        if hosts.count() == 1:
+            raise
+        reason = str(error).partition('\n')[0][:300]
+        log.error(f'another process is gone, or failed ({reason}); the same command goes on from what is saved')
+        return LOST
     except OSError as error:
         log.error(refused(error))
         return 2
@@ -126,6 +142,10 @@ def parser() -> argparse.ArgumentParser:
         '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
     )
     out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
+    out.add_argument(
+        '--hosts', choices=('auto', 'off'), default='auto',
+        help='auto: with the other processes of an srun, a slice, or RLAIF_COORDINATOR; off: alone',
+    )  # fmt: skip
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
@@ -287,15 +307,23 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     """Run the experiment in its folder, from where it stands."""
     began = time.monotonic()
     start_jax()
-    from experiments import plan
-    from rlaif_jax import checkpoint, log
-    from rlaif_jax.config import same
+    import jax
 
-    if (again := getattr(config, 'always', False)) or checkpoint.finished(folder) is None:
+    from experiments import plan
+    from rlaif_jax import hosts, log, stopping
+    from rlaif_jax.config import Mistake, same
+    from rlaif_jax.folder import finish, finished, lock, open_folder
+
+    if hosts.count() > 1:
+        there = f'{hosts.count()} processes, {jax.local_device_count()} devices each, {jax.device_count()} in all'
+        log.say(f'{there}; this is process {hosts.index()}, which writes and talks')
+    if hosts.told(lambda: text) != text:
+        raise Mistake(f'process {hosts.index()} has another config, or other data, than the first one')
+    if (again := getattr(config, 'always', False)) or hosts.told(lambda: finished(folder)) is None:
         plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
-    with checkpoint.stop_on_signal(loop=False), checkpoint.lock(folder):
-        checkpoint.open_folder(folder, text, same(type(config)))
-        result = checkpoint.finished(folder)
+    with stopping.stop_on_signal(loop=False), lock(folder):
+        open_folder(folder, text, same(type(config)))
+        result = hosts.told(lambda: finished(folder))
         if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}')
             report = folder / REPORT
@@ -304,7 +332,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         plan.show(name, config, folder)
         with log.ending(folder / REPORT):
             result = config.run(folder)
-        checkpoint.finish(folder, result)
+        finish(folder, result)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)
@@ -341,6 +369,20 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     log.say(f'  python {shlex.join(following)}', whole=True)
 
 
+def leave(status: int) -> int:
+    """Ends the program with its status, together with the other processes where there are some."""
+    from rlaif_jax import hosts
+
+    several = hosts.count() > 1
+    if several and status != LOST:
+        hosts.leave()
+    if several or status == 130:  # XLA may still compile in a thread, which does not survive the interpreter's end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
 def begin_again() -> None:
     """Start again where Python has to be told something early: to call files by UTF-8 names whatever the locale, as the
     libraries below do; and on a Linux CPU to take large pages for memory, a third off every training step.
@@ -362,9 +404,4 @@ def begin_again() -> None:
 if __name__ == '__main__':
     begin_again()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
-    status = main()
-    if status == 130:  # XLA may still compile in a thread, which does not survive the interpreter's end
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.exit(leave(main()))

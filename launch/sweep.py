@@ -38,8 +38,9 @@ sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the 
 from launch import run as launcher  # noqa: E402
 from launch import sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
-from rlaif_jax import checkpoint, log, paths  # noqa: E402
+from rlaif_jax import log, paths, stopping  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
+from rlaif_jax.folder import finished, lock, open_folder, sharing  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
 OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
@@ -73,7 +74,7 @@ class Point:
     def shared(self) -> list[Path]:
         """The folders of the stages that other points may need too."""
         try:
-            with checkpoint.sharing(self.stages):
+            with sharing(self.stages):
                 return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
         except Mistake:  # the run says so, when its turn comes
             return []
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         if flags.backend == 'print':
             print('\n'.join(shell(point, runner) for point in found))
             return 0
-        with checkpoint.lock(folder):
+        with lock(folder):
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
     except Mistake as mistake:
@@ -232,7 +233,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
         if here in found:
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
-            checkpoint.open_folder(here, text, same(type(config)))
+            open_folder(here, text, same(type(config)))
         arguments = (*always, *changes, f'--workdir={here}', f'--stages={stages}')
         found[here] = Point(bindings, arguments, here, config, text, stages)
     return list(found.values())
@@ -287,7 +288,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
             log.say(f'{line[point]}: already finished')
         else:
             waiting.append(point)
-    with checkpoint.stop_on_signal() as stop:
+    with stopping.stop_on_signal() as stop:
         try:
             while running or (waiting and not stop.asked):
                 room = len(running) < parallel and not stop.asked
@@ -385,7 +386,7 @@ def brief(lines: list[str]) -> str:
 def result(folder: Path) -> dict | None:
     """What a finished run found; None where there is nothing to read. (A damaged one is for the run to complain of.)"""
     try:
-        return checkpoint.finished(folder)
+        return finished(folder)
     except Mistake:
         return None
 

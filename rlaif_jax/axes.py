@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlaif_jax import hosts
 from rlaif_jax.config import Mistake
 
 ALPHABET: Mapping[str, str] = {
@@ -35,13 +36,14 @@ RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor'
 
 
 def ask_for_devices(sizes: Mapping[str, int]) -> None:
-    """Let a CPU be as many devices as a mesh of these sizes has, one a core where a size is -1; by itself it is one.
+    """Makes JAX see as many CPU devices as a mesh of these sizes needs; where a size is -1, one for each core.
 
-    To be called before JAX first looks for devices; accelerators are as many as there are. Each device holds what it is
-    given for itself, and together they keep the cores busy where one would wait between two operations.
+    By itself a CPU is one device, and a core waits between two operations. Several devices keep all cores busy. The
+    number of accelerators does not change. Call this before JAX first looks for devices.
     """
     fixed = math.prod(size for size in sizes.values() if size > 0)
     count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
+    count = -(-count // hosts.count())  # of each process
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         with contextlib.suppress(RuntimeError):  # JAX has looked already; `make_mesh` says what there is
             jax.config.update('jax_num_cpu_devices', count)
@@ -53,13 +55,15 @@ def cores() -> int:
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh with the axes `data`, `fsdp`, `tensor`; those not named have size 1, one may be -1: all devices that are
-    left.
+    """A mesh with the axes `data`, `fsdp` and `tensor`. `make_mesh()` is one device, of this process.
 
-    `make_mesh()` is one device. Raises `Mistake` where the sizes do not fit the devices.
+    sizes: devices along each axis. An axis that is not named has size 1; one may be -1, all devices that are left.
+    devices: which ones; by default all. Raises `Mistake` where the sizes do not fit the devices, and where a mesh of
+    several processes would leave some of their devices out.
     """
+    alone = sizes is None and devices is None
     sizes = dict(sizes or {})
-    devices = list(jax.devices()) if devices is None else devices
+    devices = list(jax.local_devices() if alone else jax.devices()) if devices is None else devices
     if unknown := set(sizes) - set(MESH_AXES):
         raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
@@ -73,11 +77,16 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
         raise Mistake(
             f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
         )
+    if hosts.count() > 1 and not alone and needed < len(devices):
+        raise Mistake(
+            f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
+            'and each of them takes part: give mesh.data=-1, or mesh.fsdp=-1'
+        )
     return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
 
 
 def mesh_of(tree: Any) -> Mesh:
-    """The mesh that a tree of arrays lives on; of arrays without one, the first device."""
+    """The mesh that a tree of arrays lives on. Where no array has one it is a mesh of the first device."""
     placed = [
         leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
     ]
@@ -85,14 +94,15 @@ def mesh_of(tree: Any) -> Mesh:
 
 
 def letters(name: str) -> str:
-    """The axes a name declares: 'query_LDNH' -> 'LDNH'; '' for a name without them (a scalar)."""
+    """The axes that a name declares: 'query_LDNH' -> 'LDNH'. A name without axes, as of a scalar, gives ''."""
     found = re.search(r'(?:^|_)([A-Z]+)$', name)
     return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
 
 
 def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> PartitionSpec:
-    """The partition of an array with these letters. An axis the mesh does not divide stays whole, and each mesh axis is
-    used once.
+    """The partition of an array with these letters.
+
+    An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
     """
     used: set[str] = set()
     parts: list[Any] = []
@@ -112,9 +122,9 @@ def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """The same tree with a `NamedSharding` at every leaf, by the leaf's name.
 
-    Works for parameters, batches and the state of an optimizer: a leaf of the state sits under its parameter's name,
-    and where the optimizer dropped an axis (Adafactor's factored moments) the remaining letters are found by their
-    sizes.
+    This works for parameters, for batches and for the state of an optimizer, whose leaves have the names of their
+    parameters. Where the optimizer dropped an axis (Adafactor's factored moments), the letters that remain are found by
+    their sizes.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     named = [(letters(_last_name(path)), leaf) for path, leaf in flat]
@@ -128,8 +138,8 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def place(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
-    """Put every leaf where its name says."""
-    return jax.device_put(tree, shardings(tree, mesh, rules))
+    """Puts every leaf of the tree where its name says."""
+    return hosts.to_mesh(tree, shardings(tree, mesh, rules))
 
 
 def rows(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
@@ -142,12 +152,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shares(mesh: Mesh, rules: Rules = RULES) -> int:
-    """Into how many a batch is split."""
+    """The number of parts that a batch is split into."""
     return int(np.prod([mesh.shape[n] for n in rules['B']]))
 
 
 def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
-    """Raises `Mistake` where `size` rows do not split evenly over the mesh, naming the nearest sizes that do."""
+    """Raises `Mistake` where `size` rows do not split evenly over the mesh. It names the nearest sizes that do.
+
+    name: the field that holds the size, for the message.
+    """
     parts = shares(mesh, rules)
     if size < 1 or size % parts:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
@@ -155,17 +168,10 @@ def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
 
 
-def smaller_batch(size: int, needed: int, mesh: Mesh, rules: Rules = RULES) -> int:
-    """`size`, halved as long as it holds `needed` rows and splits evenly over the mesh: few shapes, little padding."""
-    parts = shares(mesh, rules)
-    while size % 2 == 0 and size // 2 >= needed and size // 2 % parts == 0:
-        size //= 2
-    return size
-
-
 def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
-    """Tell the compiler where an activation lives, by its letters ('.' for an axis that is whole); without a mesh (see
-    `jax.set_mesh`) a no-op.
+    """Tells the compiler where an activation lives, by its letters. '.' stands for an axis that is whole.
+
+    Without a mesh (see `jax.set_mesh`) it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

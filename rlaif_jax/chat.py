@@ -27,8 +27,9 @@ def lines(text: str) -> str:
 
 
 def dialogue(text: str) -> str:
-    """A text with a dialogue in it as its turns are told: lines end in `\\n`, and what begins with `Human:`, as a text that
-    was stripped does, has `\\n\\n` before it. Any other text as it is.
+    """A dialogue in the form in which its turns are found; any other text as it is.
+
+    Lines end in `\\n`, and a text that begins with `Human:`, as one that was stripped does, gets `\\n\\n` before it.
     """
     found = lines(text)
     found = '\n\n' + found.lstrip('\n') if re.match('\n?Human:', found) else found
@@ -36,8 +37,10 @@ def dialogue(text: str) -> str:
 
 
 def turns(text: str) -> list[Turn] | None:
-    """The turns of a prompt that is a dialogue, `\\n\\nHuman: …\\n\\nAssistant:`, up to the one that is asked for; None for
-    any other. What stands before the first is the system's. Roles take turns: who speaks twice has said one thing.
+    """The turns of a prompt that is a dialogue, `\\n\\nHuman: …\\n\\nAssistant:`, up to the one that is asked for.
+
+    None for any other prompt. What stands before the first turn is the system's. Roles alternate: two turns in a row of
+    one role become one.
     """
     system, *rest = MARKERS.split(dialogue(text).rstrip())
     if not rest or rest[0] != SPEAKERS['user'] or rest[-2:] != [SPEAKERS['assistant'], '']:
@@ -53,10 +56,10 @@ def turns(text: str) -> list[Turn] | None:
 
 
 def account(name: str, template: bool, prompts: Iterable[str], asked: bool = False) -> str:
-    """What a run says of how a checkpoint reads its prompts: which of them are dialogues, for its chat template, and which
-    are continued as plain text, and why. '' where it has no template and they are no dialogues: there is no question.
+    """What a run says of how a checkpoint reads its prompts. '' without a template and without dialogues.
 
-    A labeler is `asked` about prompts in a message of our own, for which a chat template serves whatever they are.
+    It says how many are dialogues, which go through its chat template, how many are continued as plain text, and why.
+    asked: the checkpoint is a labeler. It is asked about prompts in a message of our own, always in its template.
     """
     prompts = list(prompts)
     plain = [text for text in prompts if turns(text) is None]
@@ -79,8 +82,9 @@ def account(name: str, template: bool, prompts: Iterable[str], asked: bool = Fal
 
 def render(hf: Any, messages: Sequence[Turn], ask: bool = True) -> str:
     """Messages in the template of a `transformers` tokenizer; with `ask` up to where the checkpoint's own turn begins.
-    Raises `Mistake` where the template fails, or does not come to an end. It is code of a stranger: jinja's sandbox keeps
-    it from all but its text.
+
+    A template is code of a stranger. jinja's sandbox keeps it from all but its text. Raises `Mistake` where it fails, or
+    does not come to an end.
     """
     try:
         with _steps():
@@ -119,8 +123,9 @@ def _steps(most: int = 10**6) -> Iterator[None]:
 
 
 def between(hf: Any, roles: Sequence[str]) -> list[str]:
-    """What the template puts before, between and behind what these roles say. Raises `Mistake` where it fails, or does not
-    show each message once, in order.
+    """What the template puts before, between and behind the messages of these roles, one text more than there are roles.
+
+    Raises `Mistake` where it fails, or does not show each message once, in order.
     """
     # With what a template would have to write otherwise, for a page or as JSON: it may not.
     marks = [f'<the> "message" {i} & what it\'s about' for i in range(len(roles))]

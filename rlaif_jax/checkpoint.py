@@ -1,9 +1,6 @@
-"""The folder of a run, and what makes it survive a crash: Orbax writes the state, everything else is written whole.
+"""What makes a run survive a crash: its states, which Orbax writes.
 
-    folder/config.gin      the operative config; the same folder never serves two
     folder/checkpoints/20/ the state after 20 steps, complete or absent
-    folder/result.json     written last: its presence means that the run is finished
-    folder/.lock           held by the process that writes here
 
     with lock(folder), Checkpoints(folder) as checkpoints:
         if checkpoints.begun():
@@ -17,180 +14,28 @@ copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in 
 """
 
 import errno
-import fcntl
 import functools
 import json
 import logging
 import os
-import re
 import shutil
-import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Iterator, Set
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from rlaif_jax import paths
-from rlaif_jax.config import CONTENT, Mistake, differences, digest
-from rlaif_jax.log import console, error, say, to_json, write_whole
+from rlaif_jax import hosts
+from rlaif_jax.config import Mistake
+from rlaif_jax.log import say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
 SIZES = 'sizes.json'  # of the files of a saved step
 UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
-
-
-# The run folder
-
-
-_stages: ContextVar[Path | None] = ContextVar('stages', default=None)
-
-
-@contextmanager
-def sharing(stages: Path) -> Iterator[None]:
-    """Within it runs keep in `stages` what they share, and find it there."""
-    token = _stages.set(Path(stages))
-    try:
-        yield
-    finally:
-        _stages.reset(token)
-
-
-def shared(folder: Path) -> Path:
-    """Where lies what a run shares with others, its stages and its labels: as `sharing` says, else beside its folder."""
-    return _stages.get() or Path(folder).parent / 'stages'
-
-
-def stage_folder(stages: Path, name: str, config: Any, data: str = '') -> Path:
-    """Where a stage of an experiment lives: the same config finds the same folder, another one another; so does what stands
-    for its data.
-    """
-    return Path(stages) / f'{name}-{digest(config, data)}'
-
-
-# What runs and stages write into their folder, besides config.gin.
-WRITTEN = (
-    'result.json', 'report.txt', 'metrics.jsonl', 'samples.jsonl', 'responses.jsonl', 'labels.parquet', 'alignment.csv',
-    'comparisons.csv', 'sweep.csv', 'test_samples.jsonl', 'test_samples.md', 'alignment.png', 'lengths.png', 'matrix.png',
-    'training.png', 'tensorboard', 'wandb', 'checkpoints', 'candidates', 'export', 'value', 'package', 'policies', 'models',
-)  # fmt: skip
-
-
-def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) -> None:
-    """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
-    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.gin'
-    if not path.exists():
-        if found := [name for name in WRITTEN if os.path.lexists(folder / name)]:
-            raise Mistake(
-                f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; give another --workdir'
-            )
-        write_whole(path, config_text)
-        return
-    try:
-        text = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError:
-        raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
-    before, now = (dict(re.findall(f'^{CONTENT}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
-    if other := [name for name in now if before.get(name, now[name]) != now[name]]:
-        raise Mistake(
-            f'{folder} was made of other data: {other[0]} has changed since; give another --workdir, or delete it'
-        )
-    found = differences(text, config_text)
-    if changed := [line for line in found if line.partition(':')[0] not in same]:
-        shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
-        lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
-        raise Mistake(f'{lines}\ngive another --workdir, or delete it')
-    if found:
-        say(f'{folder}: goes on with {"; ".join(found)}')
-        write_whole(path, config_text)
-    if finished(folder) is None:  # which would train first, and only then find that there is no place for the model
-        for name in ('export', 'value'):
-            if not (folder / name).is_symlink():  # to a stage, which looks for itself
-                paths.check_replaceable(folder / name)
-
-
-def link(stage: Path, folder: Path) -> None:
-    """Shows a shared stage's files, those to come too, in the folder of a run that is this stage and little else."""
-    for name in ('metrics.jsonl', 'samples.jsonl', 'tensorboard', 'checkpoints', 'export'):
-        here = Path(folder) / name
-        here.parent.mkdir(parents=True, exist_ok=True)
-        if not here.is_symlink() and not here.exists():
-            here.symlink_to(os.path.relpath(Path(stage) / name, folder))
-
-
-def finish(folder: Path, result: dict) -> None:
-    """Writes result.json, which marks the run as finished: call it last."""
-    write_whole(Path(folder) / 'result.json', to_json(result) + '\n')
-
-
-def finished(folder: Path) -> dict | None:
-    """The result of a finished run, or None."""
-    path = Path(folder) / 'result.json'
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise Mistake(f'{path} is not JSON ({error}); delete it to finish again from the last checkpoint') from None
-
-
-def busy(folder: Path) -> bool:
-    """Whether another process holds the lock of `folder` now; takes nothing."""
-    try:
-        with open(Path(folder) / '.lock', encoding='utf-8') as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() != str(os.getpid())
-    except OSError:  # no such file, or no locks here
-        pass
-    return False
-
-
-@contextmanager
-def lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Lets one process at a time write in `folder`; raises Mistake, naming the other, if there is one, or waits for it.
-
-    The system drops the lock when the process ends, however it ends. On several hosts only the first one takes it.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / '.lock', 'a+', encoding='utf-8')
-    except OSError as error:  # no permission, a file where a folder should be, a full disk
-        raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); give another --workdir') from None
-    with file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # perhaps by somebody who only looks, as `busy` does
-                time.sleep(0.1)
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or '?'
-            if not wait:
-                raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it') from None
-            say(f'{folder}: process {holder} is making this; waiting for it')
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems
-            say(f'{folder}: this file system has no locks ({error}); take care that one process writes here')
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 # Checkpoints
@@ -224,7 +69,7 @@ class Checkpoints:
         if step != self._written:
             self.wait()
             checkpointer, args = self._orbax()
-            if jax.process_index() == 0:
+            if hosts.first():
                 for unfinished in self.folder.glob('[0-9]*.orbax-checkpoint-tmp*'):  # of a process that was killed
                     shutil.rmtree(unfinished, ignore_errors=True)
             checkpointer.save(self.folder / str(step), args=args.PyTreeSave(state), force=True)
@@ -234,11 +79,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that can be restored: complete, and no file missing or of another size. Ascending."""
-        return [step for step in self._all_steps() if not self._damage(step)]
+        return hosts.told(self._whole)
 
     def begun(self) -> bool:
         """Whether any step was ever saved here, whole or damaged: a run that begun must `restore`, and hear of damage."""
-        return bool(self._all_steps())
+        return hosts.told(lambda: bool(self._all_steps()))
 
     def latest(self) -> int | None:
         """The newest step that can be restored."""
@@ -247,28 +92,31 @@ class Checkpoints:
     def restore(self, step: int | None, like: State, *, part: bool = False) -> tuple[int, State]:
         """Loads a state: the step it was saved at, and the state with the shapes, types and shardings of `like`.
 
-        `like` is a tree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes to the first device. Any
-        mesh will do, whatever mesh it was saved on. With `part`, `like` may leave out leaves of the checkpoint.
+        `like` is a tree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes to the first device, and one
+        of numpy stays on the host. Any mesh will do, whatever mesh it was saved on. With `part`, `like` may leave
+        out leaves of the checkpoint.
         Step None is the newest step that can be read, with a warning for each newer one that is damaged.
         Raises Mistake if there is nothing to read, or if the checkpoint has other leaves than `like`.
         """
         self.wait()
-        steps = self._all_steps()
+        steps = hosts.told(self._all_steps)
         if not steps or step not in [None, *steps]:
             wanted, there = '' if step is None else f' of step {step}', ', '.join(map(str, steps)) or 'none'
             raise Mistake(f'{self.folder}: there is no checkpoint{wanted}; steps there: {there}')
         like = jax.tree.map(_abstract, like)
         for candidate in reversed(steps) if step is None else [step]:
-            path, damage = self.folder / str(candidate), self._damage(candidate)
+            path, damage = self.folder / str(candidate), hosts.told(lambda: self._damage(candidate))  # noqa: B023
             if not damage:
                 try:
                     state = self._read(path, like, part)
-                    self._written = None if part else candidate
-                    return candidate, state
                 except (Mistake, MemoryError, jax.errors.JaxRuntimeError):  # nothing is wrong with the files
                     raise
                 except Exception as error:  # noqa: BLE001, Orbax raises whatever its parsers raise
                     damage = _brief(error)
+                if not hosts.anyone(lambda: bool(damage)):  # noqa: B023
+                    self._written = None if part else candidate
+                    return candidate, state
+            damage = damage or 'another process could not read it'
             if step is None:
                 say(f'warning: {path} is damaged ({damage}); trying an older step')
         if step is None:
@@ -288,15 +136,15 @@ class Checkpoints:
             self._written = None
             reason = _brief(error)
             raise Mistake(f'{self.folder}: the checkpoint of step {step} could not be written: {reason}') from error
-        if jax.process_index() == 0:
-            oldest = self.steps()[-self._keep :][0]
+        if hosts.first():
+            oldest = self._whole()[-self._keep :][0]
             for old in [old for old in self._all_steps() if old < oldest]:
                 self._remove(old)
 
     def drop(self, first: int) -> None:
         """Takes back the steps from `first` on, which turned out to be no good."""
         self.wait()
-        if jax.process_index() == 0:
+        if hosts.first():
             for step in [step for step in self._all_steps() if step >= first]:
                 self._remove(step)
         self._written = None
@@ -366,6 +214,9 @@ class Checkpoints:
             return f'{SIZES} is not JSON'
         return ''
 
+    def _whole(self) -> list[int]:
+        return [step for step in self._all_steps() if not self._damage(step)]
+
     def _all_steps(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder.glob('*') if path.name.isdecimal())
 
@@ -376,7 +227,8 @@ def emptied(state: State) -> State:
     """
     shapes = jax.tree.map(_abstract, state)
     for leaf in jax.tree.leaves(state):
-        leaf.delete()
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
     return shapes
 
 
@@ -409,7 +261,9 @@ def _hush() -> None:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.devices()[0])
+    if isinstance(leaf, np.ndarray):  # of the host, and so it stays
+        return leaf
+    sharding = getattr(leaf, 'sharding', None) or SingleDeviceSharding(jax.local_devices()[0])
     sharding.shard_shape(leaf.shape)  # raises here if the mesh does not divide the shape: no file is damaged
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
@@ -430,104 +284,3 @@ def _compare(there: dict[str, str], here: dict[str, str], path: Path, part: bool
                 f'{path} is a checkpoint of another architecture: {name} is {there.get(name, "absent")} there and '
                 f'{here.get(name, "absent")} here; give the config it was written with, or another --workdir'
             )
-
-
-# Stopping
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-HEARD = 0.3  # seconds in which Python hears of a signal, unless XLA computes
-PATIENCE = 2.0  # seconds that a second signal leaves it
-
-
-class Stop:
-    """Whether somebody asked the run to stop; see `stop_on_signal`."""
-
-    def __init__(self, loop: bool = True) -> None:
-        self.asked = False
-        self._loop = loop
-        self._count = 0  # signals; of two that come while XLA computes, Python hears one
-        self._hears = 0
-        self._heard, self._told = threading.Event(), threading.Event()
-
-    def exit(self, where: str) -> NoReturn:
-        """Call it behind a save: leaves the program, status 130, saying that the same command goes on from here."""
-        self._told.wait(HEARD)
-        say(f'{where}; saved. The same command goes on from here.')
-        raise SystemExit(130)
-
-    def hear(self, number: int, frame: Any) -> None:
-        """Python's handler: it runs in the main thread, once that is back from XLA."""
-        self._hears += 1
-        if self.asked or self._count > 1 or not self._loop:
-            self._heard.set()
-            late = time.monotonic() + HEARD
-            while self._count < self._hears and time.monotonic() < late:
-                time.sleep(0.001)  # the thread that tells is to take this signal for ours, not for the next loop's
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def tell(self, ends: bool) -> None:
-        """Says, in a thread of its own, that a signal came. The second one `ends` a program that does not hear it."""
-        self._count += 1
-        if self._count == 1 and self._loop:
-            say('stopping after this step, once it is saved; again to stop at once')
-        elif self._count == 1 and not self._heard.wait(HEARD):
-            say('stopping once what is being computed is done; again to stop at once')
-        elif self._count == 2 and ends and not self._heard.wait(PATIENCE):
-            console().show_cursor()
-            error('stopped at once; the same command goes on from what is saved')
-            sys.stdout.flush()
-            os._exit(130)
-        self._told.set()
-
-
-_stops: list[Stop] = []  # of each `stop_on_signal` that is open; the innermost, the last, hears
-
-
-@contextmanager
-def stop_on_signal(loop: bool = True) -> Iterator[Stop]:
-    """Turns the first Ctrl-C or SIGTERM into a wish, `asked`, that the loop grants after its step; a second one stops
-    at once. Either is answered at once, whatever is being computed.
-
-    Without `loop` the first one stops as soon as Python hears it. That is for a whole program: whoever holds one outside
-    all loops lets the second signal end the process while XLA computes, which leaves what a crash does.
-    """
-    stop = Stop(loop)
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield stop
-        return
-    before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
-    _stops.append(stop)
-    try:
-        with _listening() if len(_stops) == 1 else nullcontext():
-            yield stop
-    finally:
-        _stops.remove(stop)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _listening() -> Iterator[None]:
-    """A thread that is told of signals by the system: a handler of Python waits until the main thread is back from XLA,
-    which may take minutes.
-    """
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
-
-    def listen() -> None:
-        while heard := os.read(ear, 1):
-            if heard[0] in SIGNALS and _stops:
-                _stops[-1].tell(ends=not _stops[0]._loop)
-
-    thread = threading.Thread(target=listen, name='signals', daemon=True)
-    before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(mouth)  # the thread reads to the end
-        thread.join()
-        os.close(ear)

@@ -30,10 +30,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 C = TypeVar('C')  # the class of a config
-# Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. What was begun with one value
-# of it goes on with another, and is the same thing.
+# Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. It changes no number, so what
+# was begun with one value of it goes on with another.
 SAME = {'same': True}
-# Of a field that may name a file or a folder of data: what is in it makes it another thing. It is noted in a comment.
+# Metadata of a field that may name a file or a folder of data. Other content is other data, so a comment notes it.
 FILE, CONTENT = {'file': True}, '# content of '
 Bindings = dict[str, Any]  # path: value
 
@@ -56,7 +56,7 @@ HOTTEST = 1000.0  # the highest temperature: by far every token is as likely as 
 
 
 def check_within(config: Any, low: float, high: float, *names: str) -> None:
-    """Raises Mistake naming the first of these fields of `config` whose number is not in [low, high]; NaN is in none."""
+    """Raises Mistake where a field of `config` is not in [low, high], and names the first that is not. NaN is in none."""
     for name in names:
         if not low <= (value := getattr(config, name)) <= high:
             small = {0: 'must not be negative', 1: 'must be positive'}.get(low, f'must be {low} or more')
@@ -111,7 +111,7 @@ def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
 
 
 def literal(text: str) -> str:
-    """A text as `parse_binding` reads it back: as it is, or in quotes."""
+    """A text as `parse_binding` reads it back: bare where it can be, else in quotes."""
     return text if _BARE_WORD.fullmatch(text) and parse_binding(f'x={text}') == ('x', text) else json.dumps(text)
 
 
@@ -126,11 +126,11 @@ class _NamedFloats(ast.NodeTransformer):
 
 
 def bind(config: C, bindings: Mapping[str, Any]) -> C:
-    """Returns `config` with each dotted path set to its value, all at once; `config` itself stays as it is.
+    """Returns a new config with each dotted path set to its value. All are set at once; `config` stays as it is.
 
-    An int becomes a float and a list a tuple where the field wants one; a bool is no int, and 2.0 is none. Binding a
-    field of an absent `Config | None` makes one from its defaults. Raises Mistake for an unknown path, a value of the
-    wrong type, and whatever ValueError a config's own `__post_init__` raises.
+    An int becomes a float, and a list a tuple, where the field wants one. A bool is no int, and neither is 2.0. A path
+    into an absent `Config | None` makes that config from its defaults. Raises Mistake for an unknown path, for a value
+    of the wrong type, and for what a config's own `__post_init__` refuses by a ValueError.
     """
     paths = _paths(type(config))
     for path in bindings:
@@ -218,7 +218,7 @@ def _nearest(value: Any, hint: Any) -> str | None:
 
 
 def nearest(typed: str, paths: Iterable[str]) -> str | None:
-    """The path that somebody who typed this may have meant."""
+    """The path that is most like what somebody typed; None where there are no paths."""
     return max(paths, key=functools.partial(_likeness, typed), default=None)
 
 
@@ -245,8 +245,9 @@ def help_text(config: Any) -> list[tuple[str, str, str]]:
 
 
 def explain(config: Any) -> list[tuple[str, str, str, str]]:
-    """(path, type, value as a literal, what its source says of it) for every field of `config`, in the fields' order. A
-    config in it comes before its fields, with its own name for a type and no value.
+    """(path, type, value as a literal, the comment on it in the source) for every field of `config`, in order.
+
+    A config within it comes before its own fields. It has its class's name for a type, and no value.
     """
     values = {path: (kind, literal) for path, kind, literal in help_text(config)}
     return [(path, *values.get(path, (kind, '')), said) for path, kind, said in _said(type(config))
@@ -280,8 +281,9 @@ def _comments(cls: type) -> dict[str, str]:
 
 
 def digest(config: Any, more: str = '') -> str:
-    """Ten hex digits that stand for the class of `config`, all its values but those that change no number (`SAME`), and
-    what `more` says; the same in every process.
+    """Ten hex digits that stand for the class of `config` and its values. They are the same in every process.
+
+    Fields that change no number (`SAME`) are left out. more: text that is part of the identity, too.
     """
     free = same(type(config))
     lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
@@ -289,13 +291,13 @@ def digest(config: Any, more: str = '') -> str:
 
 
 def same(cls: type) -> frozenset[str]:
-    """The paths below a `cls` of what changes no number: fields marked `SAME`, and all below them."""
+    """The paths of all fields of a `cls` that change no number: those marked `SAME`, and all below them."""
     return marked(cls, 'same')
 
 
 @functools.cache
 def marked(cls: type, mark: str, prefix: str = '') -> frozenset[str]:
-    """The paths below a `cls` of fields that have `mark` in their metadata, and of all below them."""
+    """The paths of all fields of a `cls` that have `mark` in their metadata, and of all fields below them."""
     those = {field.name for field in dataclasses.fields(cls) if mark in field.metadata}
     found: set[str] = set()
     for name, hint in _hints(cls).items():
@@ -308,7 +310,7 @@ def marked(cls: type, mark: str, prefix: str = '') -> frozenset[str]:
 
 
 def differences(there: str, here: str) -> list[str]:
-    """How two dumps differ, a line a path: 'reinforce.beta: 0.05 there, 0.1 here'; [] where they say the same."""
+    """How two dumps differ: for each path a line such as 'reinforce.beta: 0.05 there, 0.1 here'. [] where they agree."""
     old, new = ({path: repr(value) for path, value in parse(text).items()} for text in (there, here))
     paths = [path for path in new | old if new.get(path) != old.get(path)]
     return [f'{path}: {old.get(path, "absent")} there, {new.get(path, "absent")} here' for path in paths]
@@ -318,17 +320,17 @@ def differences(there: str, here: str) -> list[str]:
 
 
 def over(path: str, values: Iterable[Any]) -> list[Bindings]:
-    """A run for each value of one field: over('reinforce.beta', [0.0, 0.05])."""
+    """Bindings of a run for each value of one field: over('reinforce.beta', [0.0, 0.05])."""
     return [{path: value} for value in values]
 
 
 def product(*sweeps: list[Bindings]) -> list[Bindings]:
-    """Every combination of a run from each sweep, the last varying fastest. Raises Mistake if two bind the same path."""
+    """Every combination of one run from each sweep; the last varies fastest. Raises Mistake for a path bound twice."""
     return [_merged(runs) for runs in itertools.product(*sweeps)]
 
 
 def zipped(*sweeps: list[Bindings]) -> list[Bindings]:
-    """The first runs of all sweeps together, then the second, ... Raises Mistake for unequal lengths or a shared path."""
+    """The first runs of all sweeps as one, then the second ones, … Raises Mistake for unequal lengths or a shared path."""
     lengths = [len(sweep) for sweep in sweeps]
     if len(set(lengths)) > 1:
         raise Mistake(f'zipped: sweeps of unequal lengths {lengths}')

@@ -1,4 +1,4 @@
-"""Files that others wrote: JSON out of them, and in words what lies where a checkpoint is wanted and is none."""
+"""Files that others wrote: reads JSON out of them, and says what a file or folder is that is no checkpoint."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ KINDS = {
 
 
 def read_json(path: Path, wanted: str = 'a table of fields') -> dict[str, Any]:
-    """The table in a JSON file, in UTF-8 or as its byte order mark says, whatever the locale. Raises FileNotFoundError
-    where there is none, and `Mistake` where it is something else.
+    """The table in a JSON file. It is read as UTF-8, or as its byte order mark says, whatever the locale.
+
+    wanted: what it should be, for the message. Raises FileNotFoundError where there is no file, and `Mistake` where it
+    holds something else.
     """
     try:
         raw = json.loads(path.read_bytes())
@@ -52,7 +54,7 @@ def read_json(path: Path, wanted: str = 'a table of fields') -> dict[str, Any]:
 
 
 def disguise(path: Path) -> str | None:
-    """What a file is that is not what its name says, by its first bytes; None where they do not tell."""
+    """What a file really is, by its first bytes, where that is not what its name says. None where they do not tell."""
     try:
         with open(path, 'rb') as file:
             begins = file.read(200)
@@ -65,7 +67,7 @@ def disguise(path: Path) -> str | None:
 
 
 def instead(folder: Path) -> str:
-    """What lies in a folder that is no checkpoint, and what would help, as the end of a sentence: '; it holds …'."""
+    """The end of a sentence about a folder that is no checkpoint: what lies there, and what would help ('; it holds …')."""
     if (folder / 'adapter_config.json').is_file():
         base = read_json(folder / 'adapter_config.json').get('base_model_name_or_path')
         if folder.name == 'adapter' and (folder.parent / 'config.json').is_file():  # as in an export of ours

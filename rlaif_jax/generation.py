@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlaif_jax import axes
+from rlaif_jax import axes, hosts
+from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
 from rlaif_jax.text import pad_left
-
-BUCKET = 32  # prompts are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
 @dataclass(frozen=True)
@@ -237,23 +236,20 @@ def extend(
         if not 0 < len(row) <= room:
             raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it may have 1 to {room}')
     allowed_V, stop_V = lm.tokenizer.allowed(lm.config.vocab), lm.tokenizer.stops(lm.config.vocab)
-    written: list[list[int]] = [[]] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of like length go together
+
+    def write(chosen: list[int], start: int) -> list[list[int]]:
+        length = padded([len(rows[i]) for i in chosen])
+        given = pad_left([list(rows[i]) for i in chosen], length, lm.tokenizer.pad)
+        token_BT, valid_BT = hosts.to_mesh(given, axes.rows(mesh))
+        key = jax.random.fold_in(jax.random.key(seed), start)
+        out = sample(
+            lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=max_new_tokens,
+            temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad, prefix=prefix,
+        )  # fmt: skip
+        new_BT, mask_BT = hosts.to_host((out.token_BT, out.mask_BT))
+        if advance:
+            advance()
+        return [row[mask].tolist() for row, mask in zip(new_BT, mask_BT)]
+
     with jax.set_mesh(mesh):
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            size = axes.smaller_batch(batch, len(chosen), mesh)
-            filled = [list(rows[i]) for i in chosen] + [list(rows[chosen[0]])] * (size - len(chosen))
-            length = -(-max(map(len, filled)) // BUCKET) * BUCKET
-            token_BT, valid_BT = jax.device_put(pad_left(filled, length, lm.tokenizer.pad), axes.rows(mesh))
-            key = jax.random.fold_in(jax.random.key(seed), start)
-            out = sample(
-                lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=max_new_tokens,
-                temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad, prefix=prefix,
-            )  # fmt: skip
-            new_BT, mask_BT = np.asarray(out.token_BT), np.asarray(out.mask_BT)
-            for i, row, mask in zip(chosen, new_BT, mask_BT):
-                written[i] = row[mask].tolist()
-            if advance:
-                advance()
-    return written
+        return in_batches([len(row) for row in rows], batch, mesh, write)

@@ -4,7 +4,8 @@
         metrics.write(step, {'objective/kl': 0.3})
         bar.advance('kl 0.30')
 
-Nothing here knows jax: numbers come in, lines go out. Where several hosts share a run, only the first one logs.
+Nothing here knows jax: numbers come in, lines go out. Where several processes share a run, the first one logs; the
+others print what stops them, and no more.
 """
 
 import codecs
@@ -40,6 +41,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from rlaif_jax import hosts
 from rlaif_jax.config import Mistake
 
 NARROW = 20  # columns
@@ -52,6 +54,8 @@ FIRST = 'compiling first'  # which takes longest; there is nothing else to tell 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part. Its OSErrors name it."""
+    if not hosts.first():
+        return
     partial = path.with_name(f'.{path.name}.partial')
     try:
         with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
@@ -95,16 +99,17 @@ class Metrics:
     def __init__(self, folder: Path, *, start_step: int = 0, wandb: bool | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        wanted = hosts.first()
         start_step = start_step or -1  # from the start: nothing is kept
         self._lines = _open_lines(folder / 'metrics.jsonl', start_step)
         self._samples = _open_lines(folder / 'samples.jsonl', start_step + 1)
         if wandb is None:  # as the launcher's --wandb asks
             wandb = os.environ.get('RLAIF_JAX_WANDB') == '1'
-        self._board = Optional('TensorBoard', 'tensorboardX')
+        self._board = Optional('TensorBoard', 'tensorboardX', wanted)
         self._board.open(
             lambda board: board.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
         )
-        self._wandb = Optional('W&B', 'wandb', wandb)
+        self._wandb = Optional('W&B', 'wandb', wandb and wanted)
         same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[
             :16
         ]  # one run a folder
@@ -144,6 +149,8 @@ class Metrics:
 
 def _open_lines(path: Path, start_step: int) -> TextIO:
     """`path` opened to append, holding only whole lines of the steps before `start_step`."""
+    if not hosts.first():
+        return open(os.devnull, 'w', encoding='utf-8')
     if path.exists():
         old = path.read_text(encoding='utf-8', errors='replace')
         new = ''.join(line + '\n' for line in old.split('\n') if _is_before(line, start_step))
@@ -254,6 +261,8 @@ class Screen(io.TextIOBase):
         return getattr(self._stream, 'encoding', None) or 'utf-8'
 
     def write(self, text: str) -> int:
+        if self._name == 'stdout' and not hosts.first():
+            return len(text)
         with suppress(OSError, ValueError):  # ValueError: it was closed
             if self._stream:
                 self._stream.write(text)
@@ -381,7 +390,8 @@ def say_once(text: str) -> None:
 def error(text: str) -> None:
     """Prints one message to stderr, wrapped as `say` does."""
     stderr = _console('stderr')
-    stderr.print(_text(_wrapped(f'error: {text}', stderr)), soft_wrap=True)
+    who = 'error' if hosts.first() else f'error, process {hosts.index()}'
+    stderr.print(_text(_wrapped(f'{who}: {text}', stderr)), soft_wrap=True)
 
 
 def _wrapped(text: str, on: Console) -> str:

@@ -31,10 +31,10 @@ _MOUNTS = {'gs': 'gcsfuse BUCKET /mnt/BUCKET', 's3': 'mount-s3 BUCKET /mnt/BUCKE
 
 
 def typed(path: str | os.PathLike[str]) -> Path:
-    """A path that a person typed: `~`, `~user` and `$VARIABLE` are what they are in a shell, spaces are part of it.
+    """The path that a person typed. `~`, `~user` and `$VARIABLE` mean what they mean in a shell; spaces are part of a name.
 
-    Raises `Mistake` for what is no path here: an empty one, a user or a variable that nobody knows, a bucket or another
-    address, and a name that the file system cannot hold.
+    Raises `Mistake` for what is no path here: an empty text, an unknown user or variable, a bucket or another address,
+    and a name that the file system cannot hold.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
         raise Mistake(f'a path is text, not {path!r:.80} ({type(path).__name__})')
@@ -103,8 +103,9 @@ def writable(folder: Path) -> bool:
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """A file's content; of one of more than 2 MiB, 512 pieces of 4 KiB from its beginning to its end, so that it is quick
-    and a fine-tuned copy differs, whatever part of it was trained.
+    """A file's content, or, where it has more than 2 MiB, 512 pieces of 4 KiB from its beginning to its end.
+
+    That is quick, and a fine-tuned copy differs in it, whatever part was trained.
     """
     size = path.stat().st_size
     with open(path, 'rb') as stream:
@@ -119,9 +120,7 @@ def digest(path: Path) -> str:
 
 
 def foreign(folder: Path) -> list[str]:
-    """What lies in a folder besides the files that `replacing` wrote there, as they were written; sorted, [] where
-    nothing does.
-    """
+    """What lies in a folder and is not ours: all but the files that `replacing` wrote there and nobody changed. Sorted."""
     listed = _listed(folder)
     ours = {str(parent) for name in listed for parent in Path(name).parents}
     found = []
@@ -137,8 +136,9 @@ def foreign(folder: Path) -> list[str]:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises `Mistake` where something would be lost if `folder` were replaced, or where no folder can be. Asks before the
-    work what `replacing` asks behind it.
+    """Raises `Mistake` where something would be lost if `folder` were replaced, or where no folder can be made.
+
+    `replacing` asks the same at its end; this asks before the work.
     """
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
@@ -158,10 +158,10 @@ def check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill. When the block ends without an error it takes the place of `folder`, which appears whole or not
-    at all; until then, and if it fails, what lay there stays. Through a link it is the folder behind it that is replaced.
+    """Gives a new folder to fill. When the block ends without an error, it takes the place of `folder`.
 
-    Raises `Mistake` as `check_replaceable` does.
+    So `folder` appears whole or not at all. Until then, and if the block fails, what lay there stays. Where `folder` is a
+    link, the folder behind it is replaced. Raises `Mistake` as `check_replaceable` does.
     """
     check_replaceable(folder)
     at = Path(os.path.realpath(folder))
@@ -202,7 +202,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Raises `Mistake` where a file lies that `put` did not write, or that was changed since."""
+    """Raises `Mistake` where a file lies at `path` that `put` did not write, or that was changed since."""
     if os.path.lexists(path) and not (path.is_file() and digest(path) in _digests(path)):
         raise Mistake(
             f'{path} is there already, and this program did not write it, or it was changed since; name another file, or '
@@ -211,8 +211,9 @@ def check_file(path: Path) -> None:
 
 
 def put(partial: Path, path: Path) -> None:
-    """Moves a file that is whole to `path`, where `check_file` allows it, and notes that it is ours. Whoever ends it at any
-    moment leaves the old file or the new one, and either is known.
+    """Moves a finished file to `path`, where `check_file` allows it, and notes that it is ours.
+
+    Whenever the program is ended, either the old file or the new one is there, and either is known as ours.
     """
     check_file(path)
     path, known = Path(os.path.realpath(path)), _digests(path)
@@ -231,7 +232,7 @@ def _digests(path: Path) -> list[str]:
 
 
 def remove(folder: Path) -> list[str]:
-    """Removes what `replacing` wrote, and the folder with it. Returns what is not ours: then all of it stays."""
+    """Removes a folder that `replacing` wrote. Returns what in it is not ours; where there is such, all of it stays."""
     kept = foreign(folder)
     if folder.is_dir() and not kept:
         _unlink(folder)

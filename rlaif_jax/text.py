@@ -40,9 +40,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read `tokenizer.json` from a directory, and what the files beside it say of it; no code of the checkpoint is run.
-        A response ends with any token that one of them calls the end. Raises `Mistake` where there is none, where it is
-        torn, or where a control token has no row in the embedding.
+        """Reads `tokenizer.json` from a directory, and what the files beside it say. No code of the checkpoint is run.
+
+        A response ends with any token that one of these files calls the end. Raises `Mistake` where there is no
+        tokenizer, where its file is torn, or where a control token has no row in the embedding.
         """
         folder = Path(folder)
         said = {
@@ -107,13 +108,14 @@ class Tokenizer:
 
     @property
     def pad(self) -> int:
-        """Fills rows and is always masked, so a checkpoint without a pad token needs none: its end token serves."""
+        """The token that fills rows. It is always masked, so where a checkpoint has none its end token serves."""
         return int(self.hf.pad_token_id) if self.hf.pad_token_id is not None else self.eos
 
     @cached_property
     def start(self) -> tuple[int, ...]:
-        """What the checkpoint wants before any text: `<bos>` for most Llamas, nothing for the micro world. Told by where it
-        stands: some begin with the token that ends a text, and some put one behind it.
+        """Tokens that the checkpoint wants before any text: `<bos>` for most Llamas, none for the micro world.
+
+        They are what stands before the text, not behind it, as some checkpoints begin a text with the token that ends it.
         """
         text, whole = self._plain(PROBE), self.hf(PROBE, add_special_tokens=True)['input_ids']
         at = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), None)
@@ -123,14 +125,15 @@ class Tokenizer:
 
     @cached_property
     def turn(self) -> tuple[str, str] | None:
-        """What a chat checkpoint wants before and after a user's message, up to where its own turn begins; None for a
-        checkpoint without a chat template.
+        """What a chat checkpoint wants before a user's message, and behind it, up to where its own turn begins.
+
+        None for a checkpoint without a chat template.
         """
         return tuple(chat.between(self.hf, ['user'])) if self.hf.chat_template else None
 
     @cached_property
     def closes(self) -> int | None:
-        """The control token that ends a chat checkpoint's own turn; None where there is no template, or none such."""
+        """The control token that ends a chat checkpoint's own turn. None without a template, or without such a token."""
         if not self.hf.chat_template:
             return None
         answer = 'the answer goes here'
@@ -144,8 +147,10 @@ class Tokenizer:
     # What a policy reads and writes
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of prompts, with what the checkpoint wants before any text. A dialogue (`chat.turns`) goes through the
-        template of a chat checkpoint, what was said in it as data. Raises `Mistake` where the template fails.
+        """Tokens of prompts, with what the checkpoint wants before any text.
+
+        A chat checkpoint reads a dialogue (`chat.turns`) in its template; what was said in it is data. Raises `Mistake`
+        where the template fails.
         """
         chats = {b: found for b, text in enumerate(texts) if (found := self._chat(text))}
         plain = [b for b in range(len(texts)) if b not in chats]
@@ -158,8 +163,10 @@ class Tokenizer:
         return [rows[b] for b in range(len(texts))]
 
     def responses(self, prompts: Sequence[str], texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of the response behind each prompt, the end token last: with the space that goes before a completion, and
-        in a chat checkpoint's dialogue with what its template has there, and the token that ends its turn.
+        """Tokens of the response to each prompt, the end token last.
+
+        A space goes before a completion. In a dialogue of a chat checkpoint it is what the template has there, and the
+        end is the token that ends a turn.
         """
         chats = [self._chat(prompt) is not None for prompt in prompts]
         said = [self._behind(text, chat) for text, chat in zip(texts, chats, strict=True)]
@@ -167,7 +174,7 @@ class Tokenizer:
         return [[*row, end] for row, end in zip(self.encode(said, behind=True), ends)]
 
     def pieces(self, prompt: str, responses: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-        """What `prompts` and `responses` encode of these: texts by themselves, and texts behind others."""
+        """The texts that `prompts` and `responses` encode for these: those that begin a row, and those behind another."""
         found = self._chat(prompt)
         written = [self._behind(text, found is not None) for text in responses]
         return ([prompt], written) if found is None else ([], [*found[1], *written])
@@ -284,8 +291,9 @@ class Tokenizer:
         return self.hf.batch_decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def allowed(self, vocab: int) -> np.ndarray:
-        """(V,) bool: what a policy may sample. Not padded rows of the embedding, not control tokens, except those that
-        end a response.
+        """(V,) bool: True for tokens that a policy may sample.
+
+        These are all but padded rows of the embedding and control tokens; a control token that ends a response is one.
         """
         allowed_V = np.arange(vocab) < len(self.hf)
         allowed_V[[i for i in {*self._control, *self.hf.all_special_ids} if i < vocab]] = False

@@ -3,12 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -19,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlaif_jax import checkpoint
 from rlaif_jax.checkpoint import Checkpoints
-from rlaif_jax.config import Mistake, digest
+from rlaif_jax.config import Mistake
 
 Moments = namedtuple('Moments', ['mu', 'nu', 'empty'])
 
@@ -65,66 +62,6 @@ def written(tmp_path_factory):
 @pytest.fixture
 def folder(written, tmp_path):
     return shutil.copytree(written, tmp_path / 'run')
-
-
-# The run folder
-
-
-@dataclass(frozen=True)
-class Config:
-    beta: float = 0.05
-    steps: int = 100
-
-
-def test_a_stage_has_a_folder_for_each_config(tmp_path):
-    folder = checkpoint.stage_folder(tmp_path, 'sft', Config())
-    assert folder == tmp_path / f'sft-{digest(Config())}'
-    assert folder != checkpoint.stage_folder(tmp_path, 'sft', Config(beta=0.1))
-
-
-def test_a_folder_serves_one_config(tmp_path):
-    folder = tmp_path / 'a' / 'b'
-    checkpoint.open_folder(folder, 'beta = 0.05\nsteps = 100\n')
-    checkpoint.open_folder(folder, '# a comment\n\nsteps = 100\nbeta = 0.05\n')
-    assert (folder / 'config.gin').read_text(encoding='utf-8') == 'beta = 0.05\nsteps = 100\n'
-    with pytest.raises(Mistake, match=r'(?s)another config.*beta.*0\.05.*0\.1.*--workdir'):
-        checkpoint.open_folder(folder, 'beta = 0.1\nsteps = 100\n')
-    with pytest.raises(Mistake, match='and 4 more'):
-        checkpoint.open_folder(folder, ''.join(f'field_{n} = 1\n' for n in range(10)))
-
-
-def test_a_run_is_finished_when_its_result_is_there(tmp_path):
-    assert checkpoint.finished(tmp_path / 'absent') is None
-    checkpoint.finish(tmp_path, {'win_rate': np.float32(0.5), 'kl': float('nan')})
-    assert checkpoint.finished(tmp_path) == {'win_rate': 0.5, 'kl': None}
-    (tmp_path / 'result.json').write_text('{"win', encoding='utf-8')
-    with pytest.raises(Mistake, match='result.json'):
-        checkpoint.finished(tmp_path)
-
-
-HOLD = """
-import sys, time
-from rlaif_jax.checkpoint import lock
-with lock(sys.argv[1]):
-    print('held', flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path):
-    root = Path(checkpoint.__file__).parents[1]
-    other = subprocess.Popen([sys.executable, '-c', HOLD, tmp_path], stdout=subprocess.PIPE, cwd=root)
-    with other:
-        assert other.stdout.readline() == b'held\n'
-        with pytest.raises(Mistake, match=f'process {other.pid} '), checkpoint.lock(tmp_path):
-            pass
-        assert checkpoint.busy(tmp_path) and not checkpoint.busy(tmp_path / 'nothing')
-        other.send_signal(signal.SIGKILL)
-    assert not checkpoint.busy(tmp_path)
-    with checkpoint.lock(tmp_path), pytest.raises(Mistake, match=f'process {os.getpid()} '), checkpoint.lock(tmp_path):
-        pass
-    with checkpoint.lock(tmp_path):
-        assert not checkpoint.busy(tmp_path)  # for this process: it knows
 
 
 # Checkpoints
@@ -304,16 +241,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_has_begun_and_must_hear_of_it(t
             checkpoints.restore(None, {'w_D': jnp.ones(4)})
 
 
-def test_a_linked_stage_shows_its_files(tmp_path):
-    stage, folder = tmp_path / 'stages' / 'sft', tmp_path / 'run'
-    (stage / 'export').mkdir(parents=True)
-    folder.mkdir()
-    (stage / 'metrics.jsonl').write_text('{}\n', encoding='utf-8')
-    for _ in range(2):  # again is no harm
-        checkpoint.link(stage, folder)
-    assert (folder / 'metrics.jsonl').read_text(encoding='utf-8') == '{}\n' and (folder / 'export').is_dir()
-
-
 def test_what_somebody_put_beside_a_checkpoint_keeps_it(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         for step in (5, 10, 15):
@@ -322,49 +249,6 @@ def test_what_somebody_put_beside_a_checkpoint_keeps_it(tmp_path):
         checkpoints.drop(1)
     assert os.listdir(tmp_path / 'checkpoints') == ['5']
     assert (tmp_path / 'checkpoints' / '5' / 'notes.txt').exists()
-
-
-# Stopping
-
-COMPUTE = """
-import sys
-from contextlib import nullcontext
-import jax
-from rlaif_jax.checkpoint import stop_on_signal
-
-for_ever = jax.jit(lambda x: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1) % 1000, x)).lower(0).compile()
-with stop_on_signal(loop=False), stop_on_signal() if sys.argv[1] == 'loop' else nullcontext():
-    print('computing', flush=True)
-    jax.block_until_ready(for_ever(0))
-"""
-
-
-@pytest.mark.parametrize(
-    'where, number, told',
-    [('loop', signal.SIGTERM, b'stopping after this step'), ('program', signal.SIGINT, b'stopping once')],
-)
-def test_a_signal_is_answered_and_a_second_one_ends_the_program_though_xla_computes(where, number, told):
-    root = Path(checkpoint.__file__).parents[1]
-    command = [sys.executable, '-u', '-c', COMPUTE, where]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root) as other:
-        assert other.stdout.readline() == b'computing\n'
-        time.sleep(0.5)
-        other.send_signal(number)
-        began = time.monotonic()
-        assert other.stdout.readline().startswith(told) and time.monotonic() - began < 5
-        other.send_signal(number)
-        assert other.wait(20) == 130 and b'stopped at once' in other.stderr.read()
-
-
-def test_the_innermost_loop_is_asked_and_a_loop_outside_a_program_never_ends_its_process(monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint, 'PATIENCE', 0.05)
-    with checkpoint.stop_on_signal() as outer, checkpoint.stop_on_signal() as inner:
-        signal.raise_signal(signal.SIGINT)
-        assert inner.asked and not outer.asked
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert capsys.readouterr().out.count('stopping after this step') == 1
-    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_a_disk_that_is_full_is_one_sentence(tmp_path):

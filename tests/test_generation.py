@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlaif_jax import axes, generation, text
+from rlaif_jax import axes, batching, generation, text
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import extend, generate, sample
@@ -215,7 +215,7 @@ def lm(random_params, micro_tokenizer):
 
 def test_texts_come_in_the_order_of_the_prompts(lm):
     """Across buckets of length and batches, with the last batch not full."""
-    assert {len(row) + 1 > generation.BUCKET for row in lm.tokenizer.encode(TEXTS)} == {True, False}
+    assert {len(row) + 1 > batching.BUCKET for row in lm.tokenizer.encode(TEXTS)} == {True, False}
     out = generate(lm, TEXTS, max_new_tokens=4, temperature=0.0, batch=2)
     assert len(set(out)) > 3
     back = generate(lm, TEXTS[::-1], max_new_tokens=4, temperature=0.0, batch=2)

@@ -17,9 +17,12 @@ MODULES = {
 }
 # From the bottom to the top; a module stands at its longest match. What shares a rung may import each other, in no circle.
 LADDER = (
-    tuple(f'rlaif_jax.{name}' for name in ('axes', 'config', 'paths', 'chat', 'text', 'foreign', 'log')),
+    tuple(
+        f'rlaif_jax.{name}'
+        for name in ('axes', 'chat', 'config', 'folder', 'foreign', 'hosts', 'log', 'paths', 'stopping', 'text')
+    ),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
-    ('rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
+    ('rlaif_jax.batching', 'rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
     ('rlaif_jax.labeling',),
     ('rlaif_jax.training', 'rlaif_jax.evaluation'),
     ('experiments',),
@@ -39,7 +42,7 @@ def within(module: str, package: str) -> bool:
 
 def rung(module: str) -> int:
     found = [(len(name), i) for i, names in enumerate(LADDER) for name in names if within(module, name)]
-    assert found, f'{module} stands nowhere on the ladder of design.md'
+    assert found, f'{module} stands nowhere on the ladder'
     return max(found)[1]
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_jax import checkpoint, paths
+from rlaif_jax import paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
+from rlaif_jax.folder import open_folder
 
 # What people type
 
@@ -181,18 +182,18 @@ def test_what_came_in_while_a_save_went_on_is_kept(tmp_path):
 def test_a_run_takes_no_folder_that_holds_what_it_would_write_over(name, tmp_path):
     (tmp_path / name).mkdir() if '.' not in name else (tmp_path / name).write_text('mine', encoding='utf-8')
     with pytest.raises(Mistake, match=f'{name}.*--workdir'):
-        checkpoint.open_folder(tmp_path, 'beta = 0.1\n')
+        open_folder(tmp_path, 'beta = 0.1\n')
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_run_takes_a_folder_with_other_things_in_it(tmp_path):
     (tmp_path / 'slurm-17.out').write_text('', encoding='utf-8')
-    checkpoint.open_folder(tmp_path, 'beta = 0.1\n')
-    checkpoint.open_folder(tmp_path, 'beta = 0.1\n')
+    open_folder(tmp_path, 'beta = 0.1\n')
+    open_folder(tmp_path, 'beta = 0.1\n')
     (tmp_path / 'export').mkdir()
     (tmp_path / 'export' / 'notes').write_text('mine', encoding='utf-8')
     with pytest.raises(Mistake, match='notes'):  # before it trains, not behind it
-        checkpoint.open_folder(tmp_path, 'beta = 0.1\n')
+        open_folder(tmp_path, 'beta = 0.1\n')
 
 
 # Files that a person names
@@ -241,8 +242,8 @@ def one_row(path: Path) -> Path:
 
 
 def test_a_run_goes_on_with_another_value_of_what_only_observes(tmp_path):
-    checkpoint.open_folder(tmp_path, 'beta = 0.1\nlog_every = 5\n')
+    open_folder(tmp_path, 'beta = 0.1\nlog_every = 5\n')
     with pytest.raises(Mistake, match='beta'):
-        checkpoint.open_folder(tmp_path, 'beta = 0.2\nlog_every = 7\n', {'log_every'})
-    checkpoint.open_folder(tmp_path, 'beta = 0.1\nlog_every = 7\n', {'log_every'})
+        open_folder(tmp_path, 'beta = 0.2\nlog_every = 7\n', {'log_every'})
+    open_folder(tmp_path, 'beta = 0.1\nlog_every = 7\n', {'log_every'})
     assert (tmp_path / 'config.gin').read_text(encoding='utf-8') == 'beta = 0.1\nlog_every = 7\n'

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_jax import checkpoint, log
+from rlaif_jax import log
+from rlaif_jax.folder import WRITTEN
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNS = '§ 3.4 · β = 0.05 × 2 – “é” → ½ ≥ … 猫'
@@ -170,7 +171,7 @@ def test_the_main_job_ends_well_anywhere(place, tmp_path):
     assert 'Traceback' not in told and 'W&B does not work here' in told and 'TensorBoard does not work here' in told
     assert 'compiled programs are not kept' in told
     assert os.listdir(tmp_path / 'runs') == [folder.name], 'nothing is written outside the folder that was named'
-    assert {*os.listdir(folder)} <= {'config.gin', '.lock', 'stages', *checkpoint.WRITTEN}
+    assert {*os.listdir(folder)} <= {'config.gin', '.lock', 'stages', *WRITTEN}
     result = json.loads((folder / 'result.json').read_text(encoding='utf-8'))
     assert result['comparisons']['d-RLAIF vs SFT']['raters']['n'] == 16
     assert 'β = 0.05' in (folder / 'export' / 'README.md').read_text(encoding='utf-8')

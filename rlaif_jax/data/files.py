@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import chat, paths
+from rlaif_jax import chat, hosts, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.paths import typed
 
@@ -355,6 +355,8 @@ def _longer(text: str, more: Mapping[str, Any]) -> str:
 
 def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] | None = None) -> None:
     """A file of these bytes, or of these rows in JSON, whole or not at all: `put` moves it to its place."""
+    if not hosts.first():
+        return
     if not isinstance(data, bytes):
         lines = '.jsonl' in path.name.lower()[-len('.jsonl.gz') :]
         text = '\n'.join([*data, '']) if lines else '[\n' + ',\n'.join(data) + '\n]\n'

@@ -1,8 +1,9 @@
 """Anthropic's dialogues: people's choice between two replies, for helpfulness and for harmlessness.
 
-Of Bai et al. 2022 (arXiv 2204.05862). A row is two whole dialogues, chosen and rejected. It becomes the context that they
-share, which ends in `\\n\\nAssistant:`, and the two last replies, each with the space before it. A few rows share none (of
-harmless-base's test file 5 of 2,312) or end in the human's turn; they are counted and left out.
+They are of Bai et al. 2022 (arXiv 2204.05862). A published row is two whole dialogues, chosen and rejected. Here it is the
+context that they share, which ends in `\\n\\nAssistant:`, and the two last replies, each with the space before it. A few
+rows share no context (5 of 2,312 in the test file of harmless-base) or end in the human's turn; they are counted and left
+out.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ ADDRESS = HUB + 'Anthropic/hh-rlhf/resolve/main/'
 
 
 class Dialogues(Builder, skip_registration=True):
-    """Pairs of replies. Splits: `train` as published; `validation` and `test`, two thirds and one third of the published
-    test split, no prompt in both; `alignment`, 10 % of train, on which the paper measures labelers.
+    """Pairs of replies.
+
+    Splits:
+      train: as published.
+      validation, test: two thirds and one third of the published test split; no prompt is in both.
+      alignment: 10 % of train. The paper measures labelers on such.
     """
 
     SPLITS = 'train', 'validation', 'test', 'alignment'
@@ -77,8 +82,9 @@ def pair(row: Mapping[str, Any]) -> Pair:
 
 
 def shorten(text: str, fits: Callable[[str], bool]) -> str:
-    """A dialogue without its oldest exchanges, as few as needed, until it `fits`; of a single turn that is too long, its
-    last characters. The paper does not say; the last turn is what the reply answers. Raises `Mistake` where nothing fits.
+    """A dialogue that loses its oldest exchanges, as few as needed, until it `fits`; a single long turn keeps its end.
+
+    The paper does not say how. The last turn is what the reply answers. Raises `Mistake` where nothing fits.
     """
     while not fits(text):
         at = text.find(HUMAN, 1)

@@ -11,7 +11,6 @@ is prepared once, whole or not at all. TensorFlow is never imported.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -31,6 +30,7 @@ import tensorflow_datasets as tfds
 from rlaif_jax import log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
+from rlaif_jax.folder import lock
 
 HUB = 'https://huggingface.co/datasets/'
 SECONDS = 60  # without an answer from the network
@@ -219,14 +219,7 @@ def prepare(kind: type[Builder]) -> Builder:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Waits for any other process that prepares data here."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / '.lock', 'a', encoding='utf-8')
-    except OSError as error:
-        raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); set RLAIF_DATA_DIR') from None
-    with file:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(folder, wait=True, hope='set RLAIF_DATA_DIR'):
         try:
             yield
         except OSError as error:

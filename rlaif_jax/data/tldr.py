@@ -1,8 +1,8 @@
 """Reddit TL;DR: the posts with their authors' summaries, filtered by OpenAI, and people's comparisons of two summaries.
 
 Both are of Stiennon et al. 2020 (arXiv 2009.01325), the posts of Syed et al. 2018. The paper trains policies on the posts
-and reward models on the comparisons (§3.1). A row keeps its text as published, leading spaces, empty summaries and posts
-that come twice included; only half characters become U+FFFD.
+and reward models on the comparisons (§3.1). Rows keep their text as published, with leading spaces, empty summaries and
+posts that come twice. Only half characters become U+FFFD.
 """
 
 from __future__ import annotations
@@ -63,9 +63,13 @@ class Posts(Builder):
 class Comparisons(Builder):
     """Two summaries of a post and which of them a person chose, with worker, batch, policies and confidence.
 
-    Splits: `train`, 92,858 rows; `validation` and `test`, 83,802 together, which OpenAI calls valid1, used to choose its
-    models, and valid2, kept for final figures; `alignment`, of 15 % of train those with a confidence of 1, 2, 8 or 9, on
-    which the paper measures labelers. Comparisons of news articles, which are among them, are left out.
+    Splits:
+      train: 92,858 rows.
+      validation: what OpenAI calls valid1, and chose its models on; 83,802 rows together with `test`.
+      test: what OpenAI calls valid2, and kept for final figures.
+      alignment: those of 15 % of train that have a confidence of 1, 2, 8 or 9. The paper measures labelers on such.
+
+    The published files hold comparisons of news articles, too, which are left out.
     """
 
     name = 'tldr_comparisons'
@@ -143,7 +147,7 @@ def pair(row: Mapping[str, Any]) -> Pair:
 
 
 def confident(row: Mapping[str, Any]) -> bool:
-    """Whether the person who compared was sure; not where nobody asked."""
+    """Whether the person who compared was sure. Where nobody asked, the answer is no."""
     return int(row['confidence']) in CONFIDENT
 
 
@@ -151,7 +155,7 @@ def confident(row: Mapping[str, Any]) -> bool:
 
 
 def prompt_text(subreddit: str, title: str, post: str) -> str:
-    """What the policy reads (arXiv 2009.01325, App. B.1). A summary follows behind a space."""
+    """What the policy reads (arXiv 2009.01325, App. B.1). The summary follows it, after a space."""
     return ''.join(mark + text for mark, text in zip(MARKS, (subreddit, title, post, '')))
 
 
@@ -166,10 +170,10 @@ def parts(text: str, where: str = 'the prompt') -> dict[str, str]:
 
 
 def shorten(text: str, fits: Callable[[str], bool]) -> str:
-    """A prompt whose post is shortened until it `fits`: by its last paragraph, again and again, and where it is a single
-    one by its last characters, as in OpenAI's and TRL's preparation. A text that fits stays as it is.
+    """A prompt whose post is shortened until the prompt `fits`, as in OpenAI's and TRL's preparation.
 
-    Raises `Mistake` where it does not fit without any post.
+    The post loses its last paragraph, again and again; a single paragraph loses its last characters. A prompt that fits
+    stays as it is. Raises `Mistake` where it does not fit even without its post.
     """
     if fits(text):
         return text

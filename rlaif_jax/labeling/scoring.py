@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlaif_jax import axes
+from rlaif_jax import axes, hosts
+from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Cache, Config, Params, causal, forward, make_cache
 from rlaif_jax.text import Tokenizer, pad_right
-
-BUCKET = 32  # prompts are padded to a multiple of this many tokens: few shapes to compile, little padding to compute
 
 
 @dataclass(frozen=True)
@@ -123,29 +122,21 @@ class Scorer:
         if len(rows) % group:
             raise ValueError(f'{len(rows)} rows are no groups of {group}')
         groups = [Group.of(rows[b : b + group]) for b in range(0, len(rows), group)]
-        prob_BOC = np.zeros((len(groups), group, len(self.answers.names)))
-        order = sorted(range(len(groups)), key=lambda b: len(groups[b].tokens))
-        for start in range(0, len(order), self.batch):
-            chosen = order[start : start + self.batch]
-            prob_BOC[chosen] = self._batch([groups[b] for b in chosen])[: len(chosen)]
-        return prob_BOC.reshape(-1, len(self.answers.names))
+        lengths = [len(group.tokens) for group in groups]
+        call = lambda chosen, _: self._batch([groups[b] for b in chosen])  # noqa: E731
+        return np.reshape(in_batches(lengths, self.batch, self.mesh, call), (-1, len(self.answers.names)))
 
     def _batch(self, groups: list[Group]) -> np.ndarray:
-        length = -(-max(len(group.tokens) for group in groups) // BUCKET) * BUCKET
-        # One shape a bucket, but for the last few: the extra ones are thrown away.
-        groups = groups + groups[:1] * (axes.smaller_batch(self.batch, len(groups), self.mesh) - len(groups))
+        length = padded([len(group.tokens) for group in groups])
         token_BT, valid_BT = pad_right([group.tokens for group in groups], length, self.lm.tokenizer.pad)
         branch_BT, _ = pad_right([group.branch for group in groups], length, PADDING)
         position_BT, _ = pad_right([group.position for group in groups], length, 0)
         last_BO = np.array([group.last for group in groups], np.int32)
-        here = axes.rows(self.mesh)
+        rows = hosts.to_mesh((token_BT, branch_BT, position_BT, last_BO), axes.rows(self.mesh))
         with jax.set_mesh(self.mesh):
-            logp_BOA = _ways(
-                self.lm.config, self.lm.params, self.prefix,
-                *(jax.device_put(x, here) for x in (token_BT, branch_BT, position_BT, last_BO)), self.answers.tree,
-            )  # fmt: skip
+            logp_BOA = hosts.to_host(_ways(self.lm.config, self.lm.params, self.prefix, *rows, self.answers.tree))
         B, O, A = logp_BOA.shape
-        return self.answers.probability(np.asarray(logp_BOA).reshape(B * O, A)).reshape(B, O, -1)
+        return self.answers.probability(logp_BOA.reshape(B * O, A)).reshape(B, O, -1)
 
 
 STEM, PADDING = 0, -1  # in Group.branch
@@ -181,7 +172,7 @@ def prefill(lm: LM, preamble: Sequence[int], mesh: Mesh) -> Cache | None:
     if not preamble:
         return None
     with jax.set_mesh(mesh):
-        return _prefill(lm.config, lm.params, jnp.asarray([list(preamble)], jnp.int32))
+        return _prefill(lm.config, lm.params, np.array([list(preamble)], np.int32))
 
 
 @partial(jax.jit, static_argnames='cfg')

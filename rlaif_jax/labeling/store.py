@@ -6,8 +6,9 @@
 
 A store is a text file to which whole lines of JSON are added, `{"key": …, "status": …, …}`, and which nothing rewrites.
 A key stands for everything that a label depends on, so another labeler, template or pair is another key and nothing is
-ever stale. The first line with a key counts. Hence several hosts may write a file each, and the files put one behind
-the other (`cat`) are a store again; processes of one host may write the same file.
+ever stale. The first line with a key counts. Hence independent runs may write a file each, and the files put one behind
+the other (`cat`) are a store again; runs on one machine may write the same file. Of the processes of one run the first
+reads and writes it, and tells the others.
 """
 
 from __future__ import annotations
@@ -15,19 +16,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlaif_jax import log
+from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from rlaif_jax.folder import hold
+from rlaif_jax.stopping import stop_on_signal
 
 Record = dict[str, Any]  # plain JSON
 
@@ -83,6 +81,9 @@ class Store:
         """
         if any('key' in record for record in records.values()):
             raise ValueError('a record cannot have a field named key')
+        if not hosts.first():
+            self._records = {key: json.loads(log.to_json(record)) for key, record in records.items()} | self._records
+            return
         with self._open() as file:
             new = {key: record for key, record in records.items() if key not in self._records}
             if not new:
@@ -95,9 +96,14 @@ class Store:
             self.added += len(new)
 
     def refresh(self) -> None:
-        """Reads what other processes added."""
-        with self._open():
-            pass
+        """Reads what other runs added."""
+        if hosts.first():
+            with self._open():
+                pass
+
+    def share(self, keys: Iterable[str]) -> None:
+        """Has every process of this run hold for these keys what the first one does, which alone has the file."""
+        self._records |= hosts.told(lambda: {key: self._records[key] for key in keys if key in self._records})
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -107,7 +113,7 @@ class Store:
                 raise Mistake(f'{self.path} is not a file; name one, such as {self.path / "labels.jsonl"}')
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a+b') as file:  # closing it drops the lock
-                _lock(file, self.path)
+                hold(file, self.path)
                 self._read(file)
                 yield file
         except OSError as error:
@@ -174,14 +180,13 @@ def complete(
     first = {}
     for i, key in enumerate(keys):
         first.setdefault(key, i)
+    store.share(first)
     todo = [i for key, i in first.items() if key not in store]
     old_bad = [i for key, i in first.items() if key in store and _unscorable(store.get(key))]
     there = f'{len(first) - len(todo)} of {len(first)} are in {store.path} ({len(old_bad)} unscorable)'
     log.say(f'{title}: {there}, {len(todo)} to make')
     if not todo:
         return [store.get(key) for key in keys]
-    from rlaif_jax.checkpoint import stop_on_signal  # brings jax, which who only reads need not wait for
-
     parts = [todo[i : i + batch] for i in range(0, len(todo), batch)]
     made, bad, began = 0, [], time.monotonic()
     # The bar counts batches: labels come in bursts, which make nonsense of a rate.
@@ -202,8 +207,9 @@ def complete(
                     f'{most_unscorable:.0%} may be): the labeler gave no answer that can be read. For example{examples}\n'
                     f'use a labeler that follows instructions, or raise label.most_unscorable; all are kept in {store.path}'
                 )
-            if stop.asked:
+            if hosts.anyone(lambda: stop.asked):
                 stop.exit(f'{title}: stopped after {made} of {len(todo)} labels')
+    store.share(first)  # another run may have been quicker with some of them
     return [store.get(key) for key in keys]
 
 
@@ -239,13 +245,3 @@ def _parse(line: bytes) -> Record | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get('key'), str) else None
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Waits until no other process holds the lock of `file`; closing it, or the end of the process, lets go."""
-    try:
-        if fcntl is None:
-            raise OSError('not on this system')
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # some network file systems
-        log.say_once(f'{path}: there are no file locks here ({error}); take care that one process writes this file')

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, foreign, paths
+from rlaif_jax import axes, foreign, hosts, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
@@ -137,6 +137,7 @@ def save(
     directory appears whole or not at all. What an earlier save left there is replaced, and nothing else
     (`paths.replacing`). Raises `Mistake` where anything else lies there, for a parameter that the family's layout has no
     place for or that is missing, for a number that the dtype cannot hold, and for a config that its config.json cannot say.
+    Of several processes all have to call it; the first one writes.
     """
     check_given(lm)
     if not isinstance(dtype, str) or dtype not in WRITTEN:
@@ -159,16 +160,24 @@ def save(
     generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
     task = 'text-classification' if score else 'text-generation'
     card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
-    with _writing(directory), paths.replacing(paths.typed(directory)) as new:
-        write_json(new / 'config.json', config)
-        write_json(new / 'generation_config.json', generation)
-        _write_tokenizer(new, lm.tokenizer)
-        (new / 'README.md').write_text(card, encoding='utf-8', errors='replace')
-        _write_tensors(new, lm.config, lm.params, dtype, shard_bytes)
-        if transformer.adapters(adapted.params):
-            _write_adapter(new / 'adapter', adapted, dtype)
-        for file in filter(Path.is_file, new.rglob('*')):
-            file.chmod((new / 'config.json').stat().st_mode)  # safetensors writes for the owner's eyes only
+    tensors = _tensors(lm.config, lm.params, shard_bytes / 3)
+    adapters = hosts.to_host(transformer.adapters(adapted.params))
+    if adapters and score:
+        adapters |= {'score_D': hosts.to_host(lm.params['score_D'])}
+
+    def write() -> None:
+        with _writing(directory), paths.replacing(paths.typed(directory)) as new:
+            write_json(new / 'config.json', config)
+            write_json(new / 'generation_config.json', generation)
+            _write_tokenizer(new, lm.tokenizer)
+            (new / 'README.md').write_text(card, encoding='utf-8', errors='replace')
+            _write_tensors(new, tensors, dtype, shard_bytes)
+            if adapters:
+                _write_adapter(new / 'adapter', adapted, adapters, dtype)
+            for file in filter(Path.is_file, new.rglob('*')):
+                file.chmod((new / 'config.json').stat().st_mode)  # safetensors writes for the owner's eyes only
+
+    hosts.led(write, tensors)
 
 
 @contextmanager
@@ -283,14 +292,13 @@ def _together(cfg: Config) -> dict[str, list[str]]:
     return together
 
 
-def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
-    """The adapters of `lm` in PEFT's layout: A (rank, in) and B (out, rank) for each linear layer.
+def _write_adapter(folder: Path, lm: LM, params: dict[str, np.ndarray], dtype: str) -> None:
+    """The adapters of `lm`, `params`, in PEFT's layout: A (rank, in) and B (out, rank) for each linear layer.
 
     Where theirs is several matrices of ours in one, its adapter is ours side by side: the rank is the sum of theirs, and
     B reaches from each share of it only the rows of its own matrix.
     """
     cfg, slots = lm.config, families.slots_of(lm.config)
-    params = {name: np.asarray(x) for name, x in transformer.adapters(lm.params).items()}
     rank = next(x.shape[-1] for name, x in params.items() if name.endswith('X'))
     sizes, tensors, shares = cfg.sizes | {'X': rank}, {}, {}
 
@@ -316,7 +324,7 @@ def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
             tensors[where.format(i) + '.lora_B.weight'] = np.concatenate([b_of(x, members, i) for x in adapted], axis=1)
     score = 'score_D' in lm.params
     if score:
-        tensors[f'base_model.model.{SCORE}'] = np.asarray(lm.params['score_D'])[None]
+        tensors[f'base_model.model.{SCORE}'] = params['score_D'][None]
     alpha = round(cfg.lora_scale * rank, 6)
     config = {
         'peft_type': 'LORA',
@@ -338,28 +346,29 @@ def _write_adapter(folder: Path, lm: LM, dtype: str) -> None:
     safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors', metadata={'format': 'pt'})
 
 
-def _write_tensors(folder: Path, cfg: Config, params: Params, dtype: str, shard_bytes: int) -> None:
+def _tensors(cfg: Config, params: Params, most: float) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors by name, on the host, one after the other. A parameter of more than `most` bytes comes by layers."""
+    slots = families.slots_of(cfg)
+    for name, members in _together(cfg).items():
+        arrays = {ours: params[ours] for ours in members}
+        arrays = {ours: hosts.to_host(x) if x.nbytes <= most else x for ours, x in arrays.items()}
+        for i in range(cfg.layers if '{}' in name else 1):
+            layer = {ours: hosts.to_host(x[i] if '{}' in name else x) for ours, x in arrays.items()}
+            parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
+            yield name.format(i), _join(parts, cfg.sizes)
+    for ours, name in ({'score_D': SCORE} | VALUE).items():
+        if ours in params:
+            yield name, hosts.to_host(params[ours])[None]
+
+
+def _write_tensors(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], dtype: str, shard_bytes: int) -> None:
     """One file, or several with an index where it would be larger than `shard_bytes`. The host holds less than two of
-    them at a time: a parameter larger than a third of one comes layer by layer.
+    them at a time.
     """
-    together, slots = _together(cfg), families.slots_of(cfg)
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for name, members in together.items():
-            arrays = {ours: params[ours] for ours in members}
-            arrays = {ours: np.asarray(x) if x.nbytes <= shard_bytes / 3 else x for ours, x in arrays.items()}
-            for i in range(cfg.layers if '{}' in name else 1):
-                layer = {ours: np.asarray(x[i] if '{}' in name else x) for ours, x in arrays.items()}
-                parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
-                yield name.format(i), _join(parts, cfg.sizes)
-        for ours, name in ({'score_D': SCORE} | VALUE).items():
-            if ours in params:
-                yield name, np.asarray(params[ours])[None]
-
     where: list[list[str]] = []  # the tensors of each file
     total = size = 0
     shard: dict[str, np.ndarray] = {}
-    for name, array in tensors():
+    for name, array in tensors:
         array = _rounded(name, array, dtype)
         if shard and size + array.nbytes > shard_bytes:
             _write_shard(folder, shard, where)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,12 +27,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, checkpoint, generation, log, paths
+from rlaif_jax import axes, checkpoint, generation, hosts, log, paths
+from rlaif_jax.batching import padded
 from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.folder import finish, finished
 from rlaif_jax.models import heads, hf, lora, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
+from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
 Scorer = Callable[
@@ -263,6 +266,8 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
             moved, more = training.update(optimizers[name], state[name], grads[name], finite)
             state = state | {name: moved}
             metrics |= {f'{key}/{name}': x for key, x in more.items()}
+        metrics[training.SKIPPED] = metrics.pop(f'{training.SKIPPED}/policy')
+        metrics.pop(f'{training.SKIPPED}/value', None)
         metrics['val/num_eos_tokens'] = batch['ended_B'].sum()
         metrics['val/eos_rate'] = batch['ended_B'].mean()
         metrics['val/unscorable'] = (~known_B).sum()
@@ -298,6 +303,92 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     )
 
 
+# Responses, and what they are like
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """How policies that go out from `lm` respond to prompts, and what is said of their responses."""
+
+    cfg: Config
+    lm: LM
+    steps: Steps
+    scorer: Scorer
+    mesh: Mesh
+
+    def read(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Tokens of each prompt."""
+        rows = self.lm.tokenizer.prompts([prompt.text for prompt in prompts])
+        for prompt, row in zip(prompts, rows):
+            if len(row) > self.cfg.max_prompt:
+                most = f'reinforce.max_prompt = {self.cfg.max_prompt}'
+                raise Mistake(f'prompt {prompt.id} has {len(row)} tokens; {most}')
+        return rows
+
+    def respond(
+        self, params: transformer.Params, rows: Sequence[Sequence[int]], key: jax.Array
+    ) -> tuple[training.Batch, list[str], np.ndarray]:
+        """A response to each prompt: the arrays of a batch, the texts, and whether each has ended."""
+        length = min(padded([len(row) for row in rows], BUCKET), self.cfg.max_prompt)
+        given = hosts.to_mesh(pad_left(rows, length, self.lm.tokenizer.pad), axes.rows(self.mesh))
+        sample = self.steps.sample(params, *given, key)
+        batch = {
+            'prompt_BT': given[0], 'valid_BT': given[1], 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,
+            'sampled_logp_BT': sample.logp_BT, 'ended_B': sample.ended_B,
+        }  # fmt: skip
+        token_BT, mask_BT, ended_B = hosts.to_host((sample.token_BT, sample.mask_BT, sample.ended_B))
+        return batch, self.lm.tokenizer.decode([row[mask] for row, mask in zip(token_BT, mask_BT)]), ended_B
+
+    def respond_all(
+        self, params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array
+    ) -> tuple[list[training.Batch], list[str], np.ndarray]:
+        """As `respond`, a batch at a time; the last batch is filled up from the front."""
+        n = self.cfg.batch
+        count = math.ceil(len(prompts) / n)
+        rows = self.read([prompts[i % len(prompts)] for i in range(count * n)])
+        parts = [self.respond(params, rows[i * n : (i + 1) * n], jax.random.fold_in(key, i)) for i in range(count)]
+        texts = [text for _, texts, _ in parts for text in texts]
+        ended_B = np.concatenate([ended_B for *_, ended_B in parts])
+        return [batch for batch, *_ in parts], texts[: len(prompts)], ended_B[: len(prompts)]
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str], ended_B: np.ndarray) -> np.ndarray:
+        return np.asarray(self.scorer([prompt.text for prompt in prompts], texts, ended_B), np.float32)
+
+    def evaluate(
+        self,
+        params: transformer.Params,
+        prompts: Sequence[Prompt],
+        batches: list[training.Batch],
+        texts: list[str],
+        ended_B: np.ndarray,
+        truths: Mapping[str, Callable[[Sequence[str]], np.ndarray]],
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """What a policy's responses to validation prompts are like, and the score of each; `truths`: texts → a figure of
+        each, where more than the score is known.
+        """
+        cfg, n = self.cfg, len(prompts)
+        kl_B = np.concatenate([hosts.to_host(self.steps.measure(params, self.lm.params, batch)) for batch in batches])[
+            :n
+        ]
+        length_B = np.concatenate([hosts.to_host(batch['mask_BT']).sum(1) for batch in batches])[:n]
+        score_B = self.score(prompts, texts, ended_B)
+        penalty_B = cfg.missing_end_penalty * ~ended_B
+        numbers = {
+            'eval/score': _mean(score_B),
+            'eval/kl': float(kl_B.mean()),
+            'eval/reward': (1 - cfg.beta) * _mean(score_B - penalty_B) - cfg.beta * float(kl_B.mean()),
+            'eval/mean_length': float(length_B.mean()),
+            'eval/eos_rate': float(ended_B.mean()),
+            'eval/unscorable': float(np.isnan(score_B).sum()),
+        }
+        for name, truth in truths.items():
+            true_B = np.asarray(truth(texts), np.float64)
+            numbers[f'eval/{name}'] = _mean(true_B)
+            if name == 'quality':
+                numbers['eval/quality_error'] = float(true_B.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+        return numbers, score_B
+
+
 # The run
 
 
@@ -323,145 +414,86 @@ def run(
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
     steps, model = make_steps(cfg, lm, mesh), lora.adapted(cfg.lora, lm.config)
-    seed = jax.random.key(cfg.seed)
+    rollouts, seed = Rollouts(cfg, lm, steps, scorer, mesh), jax.random.key(cfg.seed)
 
     def policy(state: dict[str, Any]) -> transformer.Params:
         return training.whole(lm.params, state['policy']['params'])
 
-    def respond(
-        params: transformer.Params, prompts: Sequence[Prompt], key: jax.Array
-    ) -> tuple[training.Batch, list[str]]:
-        """Sample a response to each prompt: the arrays of a batch, and the texts."""
-        rows = lm.tokenizer.prompts([prompt.text for prompt in prompts])
-        for prompt, row in zip(prompts, rows):
-            if len(row) > cfg.max_prompt:
-                raise Mistake(f'prompt {prompt.id} has {len(row)} tokens; reinforce.max_prompt = {cfg.max_prompt}')
-        length = min(math.ceil(max(map(len, rows)) / BUCKET) * BUCKET, cfg.max_prompt)
-        prompt_BT, valid_BT = jax.device_put(pad_left(rows, length, lm.tokenizer.pad), axes.rows(mesh))
-        sample = steps.sample(params, prompt_BT, valid_BT, key)
-        batch = {
-            'prompt_BT': prompt_BT, 'valid_BT': valid_BT, 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,
-            'sampled_logp_BT': sample.logp_BT, 'ended_B': sample.ended_B,
-        }  # fmt: skip
-        token_BT, mask_BT = np.asarray(sample.token_BT), np.asarray(sample.mask_BT)
-        return batch, lm.tokenizer.decode([row[mask] for row, mask in zip(token_BT, mask_BT)])
+    def read(i: int) -> tuple[list[Prompt], list[list[int]]]:
+        prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
+        return prompts, rollouts.read(prompts)
 
-    def respond_all(params: transformer.Params, key: jax.Array) -> tuple[list[training.Batch], list[str]]:
-        """The validation prompts, a batch at a time; the last batch is filled up from the front."""
-        count = math.ceil(len(validation) / cfg.batch)
-        filled = [validation[i % len(validation)] for i in range(count * cfg.batch)]
-        parts = [
-            respond(params, filled[i * cfg.batch : (i + 1) * cfg.batch], jax.random.fold_in(key, i))
-            for i in range(count)
-        ]
-        return [batch for batch, _ in parts], [text for _, texts in parts for text in texts][: len(validation)]
-
-    def evaluate(
-        params: transformer.Params, batches: list[training.Batch], texts: list[str]
-    ) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """What a policy's responses to the validation prompts are like, and some of them."""
-        n = len(validation)
-        kl_B = np.concatenate([np.asarray(steps.measure(params, lm.params, batch)) for batch in batches])[:n]
-        ended_B = np.concatenate([np.asarray(batch['ended_B']) for batch in batches])[:n]
-        length_B = np.concatenate([np.asarray(batch['mask_BT']).sum(1) for batch in batches])[:n]
-        score_B = scorer([prompt.text for prompt in validation], texts, ended_B)
-        penalty_B = cfg.missing_end_penalty * ~ended_B
-        numbers = {
-            'eval/score': _mean(score_B),
-            'eval/kl': float(kl_B.mean()),
-            'eval/reward': (1 - cfg.beta) * _mean(score_B - penalty_B) - cfg.beta * float(kl_B.mean()),
-            'eval/mean_length': float(length_B.mean()),
-            'eval/eos_rate': float(ended_B.mean()),
-            'eval/unscorable': float(np.isnan(score_B).sum()),
-        }
-        if judge is not None:
-            numbers['eval/win_rate'] = _mean(judge(validation, texts, sft_texts))
-        if quality is not None:
-            quality_B = np.asarray(quality(validation, texts), np.float64)
-            numbers['eval/quality'] = float(quality_B.mean())
-            numbers['eval/quality_error'] = float(quality_B.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-        rows = [
-            {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)}
-            for p, s, t, q in zip(validation, sft_texts, texts, score_B)
-        ][:4]
-        return numbers, rows
-
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
+    told = {'save_every': cfg.save_every, 'note': note, 'optimizer': 'policy_optimizer'}
+    with jax.set_mesh(mesh):
         state = steps.init(lm.params)
-        written = respond_all(policy(state), jax.random.fold_in(seed, 2))  # by what is SFT still
-        _, sft_texts = written
-        start = 0
-        if checkpoints.begun():
-            start, state = checkpoints.restore(None, checkpoint.emptied(state))
-            log.say(f'reinforce: going on from step {start} of {cfg.steps}')
-        with (
-            log.Metrics(folder, start_step=start) as metrics,
-            log.progress(f'reinforce {note}'.rstrip(), cfg.steps, start) as bar,
-            checkpoint.stop_on_signal() as stop,
-        ):
-            if not start:  # what the score, and quality, were before any step
-                numbers, _ = evaluate(policy(state), *written)
-                metrics.write(-1, numbers)
+        written = rollouts.respond_all(policy(state), validation, jax.random.fold_in(seed, 2))  # by what is SFT still
+        _, sft_texts, _ = written
+        truths = {'win_rate': lambda texts: judge(validation, texts, sft_texts)} if judge else {}
+        truths |= {'quality': lambda texts: quality(validation, texts)} if quality else {}
+        with loop.opened('reinforce', folder, cfg.steps, state, **told) as going:
+            if not going.start:  # what the score, and quality, were before any step
+                numbers, _ = rollouts.evaluate(policy(going.state), validation, *written, truths)
+                going.metrics.write(-1, numbers)
                 log.say(f'{note} {_line(0, numbers)}'.lstrip())
-            del written
+            del written, state
             prompt_lines = 4
-            for i in range(start, cfg.steps):
+            for i, (prompts, rows) in going.steps_left(read):
                 began = time.perf_counter()
-                prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
-                batch, texts = respond(policy(state), prompts, jax.random.fold_in(jax.random.fold_in(seed, 0), i))
+                key = jax.random.fold_in(jax.random.fold_in(seed, 0), i)
+                batch, texts, ended_B = rollouts.respond(policy(going.state), rows, key)
                 sampled = time.perf_counter()
-                score_B = scorer([prompt.text for prompt in prompts], texts, np.asarray(batch['ended_B']))
+                score_B = rollouts.score(prompts, texts, ended_B)
                 scored = time.perf_counter()
-                batch['score_B'] = jax.device_put(np.asarray(score_B, np.float32), axes.rows(mesh))
-                state, numbers = steps.update(state, lm.params, batch)
-                shown = {name: float(x) for name, x in numbers.items()}
-                shown |= {
+                batch['score_B'] = hosts.to_mesh(score_B, axes.rows(mesh))
+                going.state, numbers = steps.update(going.state, lm.params, batch)
+                kl = float(numbers['objective/kl'])  # the next response waits for the update anyway
+                more = {
                     'seconds/sample': sampled - began,
                     'seconds/score': scored - sampled,
                     'seconds/update': time.perf_counter() - scored,
                 }
-                bar.advance(
-                    f'score {shown["objective/scores"]:+.3f}  KL {shown["objective/kl"]:.2f}  '
-                    f'{shown["completions/mean_length"]:.0f} tokens'
-                )
-                done = i + 1
+                done, params, found = i + 1, policy(going.state), None
                 if done % cfg.eval_every == 0 or done == cfg.steps:
                     key = jax.random.fold_in(jax.random.fold_in(seed, 1), done)
-                    numbers, rows = evaluate(policy(state), *respond_all(policy(state), key))
-                    shown |= numbers
-                    metrics.samples(done, rows)
-                    log.say(f'{note} {_line(done, numbers)}'.lstrip())
+                    written = rollouts.respond_all(params, validation, key)
+                    found, eval_score_B = rollouts.evaluate(params, validation, *written, truths)
+                    samples = [
+                        {'prompt': p.text, 'sft': s, 'policy': t, 'score': float(q)}
+                        for p, s, t, q in zip(validation[:4], sft_texts, written[1], eval_score_B)
+                    ]
+                    going.metrics.samples(done, samples)
+                    log.say(f'{note} {_line(done, found)}'.lstrip())
                     log.sample_table(
-                        f'{note} samples at step {done}'.lstrip(), rows[:2], ['prompt', 'sft', 'policy', 'score'],
+                        f'{note} samples at step {done}'.lstrip(), samples[:2], ['prompt', 'sft', 'policy', 'score'],
                         lines={'prompt': prompt_lines},
                     )  # fmt: skip
                     prompt_lines = 1  # the prompts are the same: so that one knows them again
-                metrics.write(i, shown)
-                training.check_finite('reinforce', i, int(state['policy']['skipped']), 'policy_optimizer')
-                _check_kl(cfg, i, shown['objective/kl'], checkpoints)
-                if 'eval/kl' in shown:  # of the policy behind this step
-                    _check_kl(cfg, done, shown['eval/kl'], checkpoints)
+                going.tell(i, numbers, _beside_bar, more | (found or {}))
+                going.catch_up()
+                _check_kl(cfg, i, kl, going.checkpoints)
+                if found:  # of the policy behind this step
+                    _check_kl(cfg, done, found['eval/kl'], going.checkpoints)
                     if cfg.candidates > 1:
-                        _offer(cfg, folder, done, replace(lm, config=model, params=policy(state)), numbers, note)
-                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
-                if done % cfg.save_every == 0 or done == cfg.steps or stopping:
-                    checkpoints.save(done, state, block=stopping)
-                if stopping:
-                    stop.exit(f'reinforce: stopped at step {done} of {cfg.steps}')
-        about = (
-            f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a reward model or a labeler: '
-            f'{cfg.batch} '
-            f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
-            f'For text like its training prompts only. {note}'
-        )
-        hf.save(replace(lm, config=model, params=policy(state)), folder / 'export', about=about)
-        if cfg.export_value:
-            value = state['value']['params']
-            trunk = training.whole(lm.params, value['trunk']) if 'trunk' in value else policy(state)
-            about = f'The value network beside a policy after {cfg.steps} steps of REINFORCE from `{lm.name}`. {note}'
-            params = lora.merge(model, trunk) | value['head']
-            hf.save(replace(lm, params=params), folder / 'value', about=about)
-    return LM(lm.config, lora.merge(model, policy(state)), lm.tokenizer, str(folder / 'export'))
+                        _offer(cfg, folder, done, replace(lm, config=model, params=params), found, note)
+        return _export(cfg, folder, lm, going.state, note)
+
+
+def _export(cfg: Config, folder: Path, lm: LM, state: dict[str, Any], note: str) -> LM:
+    """The trained policy, as it is written to `folder/export`; and to `folder/value` its value network, if wanted."""
+    model, policy = lora.adapted(cfg.lora, lm.config), training.whole(lm.params, state['policy']['params'])
+    about = (
+        f'The policy `{lm.name}` after {cfg.steps} steps of REINFORCE on the scores of a reward model or a labeler: '
+        f'{cfg.batch} '
+        f'responses a step, β = {cfg.beta}, temperature {cfg.temperature}, seed {cfg.seed}. '
+        f'For text like its training prompts only. {note}'
+    )
+    hf.save(replace(lm, config=model, params=policy), folder / 'export', about=about)
+    if cfg.export_value:
+        value = state['value']['params']
+        trunk = training.whole(lm.params, value['trunk']) if 'trunk' in value else policy
+        about = f'The value network beside a policy after {cfg.steps} steps of REINFORCE from `{lm.name}`. {note}'
+        hf.save(replace(lm, params=lora.merge(model, trunk) | value['head']), folder / 'value', about=about)
+    return LM(lm.config, lora.merge(model, policy), lm.tokenizer, str(folder / 'export'))
 
 
 def candidate(folder: Path, step: int) -> Path:
@@ -472,7 +504,7 @@ def candidate(folder: Path, step: int) -> Path:
 def candidates(folder: Path) -> list[int]:
     """The steps of the checkpoints that were kept, the highest validation reward first."""
     steps = [int(path.name) for path in (Path(folder) / 'candidates').glob('*') if path.name.isdecimal()]
-    found = {step: checkpoint.finished(candidate(folder, step).parent) for step in steps}
+    found = {step: finished(candidate(folder, step).parent) for step in steps}
     return sorted((step for step in steps if found[step]), key=lambda step: (-found[step]['eval/reward'], step))
 
 
@@ -480,8 +512,8 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
     """Keep the policy as it is, and let go of the one of the lowest validation reward if they are too many."""
     about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
     hf.save(lm, candidate(folder, step), about=about)
-    checkpoint.finish(candidate(folder, step).parent, numbers)
-    if jax.process_index() == 0:
+    finish(candidate(folder, step).parent, numbers)
+    if hosts.first():
         for lesser in candidates(folder)[cfg.candidates :]:
             (candidate(folder, lesser).parent / 'result.json').unlink()
             paths.remove(candidate(folder, lesser))
@@ -507,6 +539,13 @@ def _mean(x_B: np.ndarray) -> float:
     """Of what could be scored; NaN where nothing could."""
     known_B = x_B[~np.isnan(x_B)]
     return float(known_B.mean()) if known_B.size else math.nan
+
+
+def _beside_bar(shown: dict[str, float]) -> str:
+    return (
+        f'score {shown["objective/scores"]:+.3f}  KL {shown["objective/kl"]:.2f}  '
+        f'{shown["completions/mean_length"]:.0f} tokens'
+    )
 
 
 def _line(step: int, numbers: dict[str, float]) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, hosts, log
+from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
@@ -31,11 +32,11 @@ from rlaif_jax.models import heads, hf, lora, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer, pad_right
+from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
 Scorer = Callable[..., np.ndarray]  # (prompts, responses, ended_B=None) -> score_B; None: all responses are whole
 
-BUCKET = 32  # rows are padded to a multiple of this many tokens: few shapes to compile, little padding to compute
 PADDING, PROMPT, FIRST, SECOND = -1, 0, 1, 2  # in branch_BT: which part of its pair a token belongs to
 
 
@@ -213,7 +214,7 @@ def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict
         branch.append([PROMPT] * len(prompt) + [FIRST] * len(first) + [SECOND] * len(second))
         position.append([*range(middle), *range(start, start + len(second))])
         last.append((middle - 1, end - 1))
-    length = -(-max(map(len, tokens)) // BUCKET) * BUCKET
+    length = padded([len(row) for row in tokens])
     preference_B, weight_B = targets(pairs, cfg.soft)
     return {
         'token_BT': pad_right(tokens, length, tokenizer.pad)[0],
@@ -257,17 +258,14 @@ def make_scorer(
         before = encode_prompts(tokenizer, prompts, max_prompt)
         behind = encode_responses(tokenizer, prompts, responses, max_response, ended_B)
         rows = [prompt + response for prompt, response in zip(before, behind, strict=True)]
-        score_B = np.zeros(len(rows), np.float32)
-        order = sorted(range(len(rows)), key=lambda b: len(rows[b]))  # rows of like length go together
+
+        def score(chosen: list[int], _: int) -> np.ndarray:
+            filled = [rows[b] for b in chosen]
+            given = pad_right(filled, padded([len(row) for row in filled]), tokenizer.pad)
+            return hosts.to_host(_score(model, params, *hosts.to_mesh(given, axes.rows(mesh))))
+
         with jax.set_mesh(mesh):
-            for start in range(0, len(order), batch):
-                chosen = order[start : start + batch]
-                filled = [rows[b] for b in chosen]
-                filled += filled[:1] * (axes.smaller_batch(batch, len(chosen), mesh) - len(chosen))
-                length = -(-max(map(len, filled)) // BUCKET) * BUCKET
-                token_BT, valid_BT = jax.device_put(pad_right(filled, length, tokenizer.pad), axes.rows(mesh))
-                score_B[chosen] = np.asarray(_score(model, params, token_BT, valid_BT))[: len(chosen)]
-        return score_B
+            return np.array(in_batches([len(row) for row in rows], batch, mesh, score), np.float32)
 
     return scorer
 
@@ -375,7 +373,6 @@ def run(
     init, step = make_step(cfg, model, mesh)
     lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg))]  # noqa: E731
     pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='reward_model.batch')
-    batch_at = lambda i: make_batch(tokenizer, pairs_at(i), cfg)  # noqa: E731
 
     usable = int(targets(pairs, cfg.soft)[1].sum())
     judged = [pair for pair, weight in zip(held_out, targets(held_out)[1]) if weight]
@@ -397,50 +394,31 @@ def run(
         ]  # fmt: skip
         return measures(score_BC, preference_B, length_BC), rows
 
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
-        # Which step is in the export, and its loss on the held-out pairs; float32, so that it is restored as it was.
-        run_state = {'training': init(fresh.params), 'best': {'loss': jnp.float32(jnp.inf), 'step': jnp.int32(0)}}
-        begun, text = 0, ''
-        if checkpoints.begun():
-            begun, run_state = checkpoints.restore(None, checkpoint.emptied(run_state))
-            log.say(f'reward_model: going on from step {begun} of {cfg.steps}')
-        state, best = run_state['training'], run_state['best']
-        with (
-            log.Metrics(folder, start_step=begun) as metrics,
-            log.progress(f'reward_model {note}'.rstrip(), cfg.steps, begun) as bar,
-            checkpoint.stop_on_signal() as stop,
-            ThreadPoolExecutor(1) as ahead,  # makes the next batch while the step runs
-        ):
-            coming = ahead.submit(batch_at, begun)
-            for i in range(begun, cfg.steps):
-                batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
-                state, numbers = step(state, fresh.params, jax.device_put(batch, axes.rows(mesh)))
-                done, shown = i + 1, {}
-                if i % cfg.log_every == 0 or done == cfg.steps:
-                    shown = {n if '/' in n else f'reward_model/{n}': float(x) for n, x in numbers.items()}
-                    text = f'loss {shown["reward_model/loss"]:.3f} nats  accuracy {shown["rewards/accuracies"]:.0%}'
-                training.check_finite('reward_model', i, int(state['skipped']))
-                if done % cfg.eval_every == 0 or done == cfg.steps:
-                    params = training.whole(fresh.params, state['params'])
-                    trained = replace(fresh, config=model, params=params)
-                    found, rows = evaluate(trained)
-                    better = np.float32(found['eval/loss']) < np.asarray(best['loss'])
-                    if better:
-                        best = {'loss': jnp.float32(found['eval/loss']), 'step': jnp.int32(done)}
-                        about = _about(cfg, start, done, found, note)
-                        save(trained, export, about=about)
-                    shown |= found | {'eval/best_step': int(best['step'])}
-                    metrics.samples(done, rows)
-                    log.say(f'{note} {_line(done, found)}{", the best so far" if better else ""}'.lstrip())
-                if shown:
-                    metrics.write(i, shown)
-                bar.advance(text)
-                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
-                if done % cfg.save_every == 0 or done == cfg.steps or stopping:
-                    checkpoints.save(done, {'training': state, 'best': best}, block=stopping)
-                if stopping:
-                    stop.exit(f'reward_model: stopped at step {done} of {cfg.steps}')
+    # Which step is in the export, and its loss on the held-out pairs; float32, so that it is restored as it was.
+    best = {'loss': np.array(np.inf, np.float32), 'step': np.array(0, np.int32)}
+    state = {'training': init(fresh.params), 'best': best}
+    told = {'save_every': cfg.save_every, 'log_every': cfg.log_every, 'note': note}
+    with jax.set_mesh(mesh), loop.opened('reward_model', folder, cfg.steps, state, **told) as steps:
+        for i, batch in steps.steps_left(lambda i: make_batch(tokenizer, pairs_at(i), cfg)):
+            state, numbers = step(steps.state['training'], fresh.params, hosts.to_mesh(batch, axes.rows(mesh)))
+            done, best, shown = i + 1, steps.state['best'], {}
+            if done % cfg.eval_every == 0 or done == cfg.steps:
+                trained = replace(fresh, config=model, params=training.whole(fresh.params, state['params']))
+                found, rows = evaluate(trained)
+                better = hosts.told(partial(operator.lt, np.float32(found['eval/loss']).item(), best['loss'].item()))
+                if better:
+                    best = {'loss': np.array(found['eval/loss'], np.float32), 'step': np.array(done, np.int32)}
+                    save(trained, export, about=_about(cfg, start, done, found, note))
+                shown = found | {'eval/best_step': int(best['step'])}
+                steps.metrics.samples(done, rows)
+                log.say(f'{note} {_line(done, found)}{", the best so far" if better else ""}'.lstrip())
+            steps.state = {'training': state, 'best': best}
+            steps.tell(i, numbers, _beside_bar, shown)
     return load(export, dtype=model.dtype, mesh=mesh)
+
+
+def _beside_bar(shown: dict[str, float]) -> str:
+    return f'loss {shown["reward_model/loss"]:.3f} nats  accuracy {shown["rewards/accuracies"]:.0%}'
 
 
 def _line(step: int, numbers: dict[str, float]) -> str:
@@ -491,8 +469,8 @@ def save(reward_model: RewardModel, folder: str | Path, *, about: str = '') -> N
     (training leaves it at 0).
     """
     head = reward_model.params['head']
-    if float(head['head_bias']):
-        raise Mistake(f'{folder}: a reward model is written without a bias; this one has {float(head["head_bias"])}')
+    if bias := float(hosts.to_host(head['head_bias'])):
+        raise Mistake(f'{folder}: a reward model is written without a bias; this one has {bias}')
     params = reward_model.params['trunk'] | {'score_D': head['head_D']}
     lm = LM(reward_model.config, params, _with_pad(reward_model.tokenizer), reward_model.name)
     hf.save(lm, folder, about=about or f'A copy of the reward model `{reward_model.name}`. {_READ}')

@@ -7,7 +7,6 @@ on the answers); what differs is the batches that it is handed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlaif_jax import axes, checkpoint, log
+from rlaif_jax import axes, hosts
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
+from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
 
@@ -102,33 +102,12 @@ def run(
     """
     axes.check_batch(f'{title}.batch', cfg.batch // cfg.parts, mesh)
     init, step = make_step(cfg, lm.config, mesh)
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(folder) as checkpoints:
-        state = init(lm.params)
-        start, text = 0, ''
-        if checkpoints.begun():
-            start, state = checkpoints.restore(None, checkpoint.emptied(state))
-            log.say(f'{title}: going on from step {start} of {cfg.steps}')
-        with (
-            log.Metrics(folder, start_step=start) as metrics,
-            log.progress(f'{title} {note}'.rstrip(), cfg.steps, start) as bar,
-            checkpoint.stop_on_signal() as stop,
-            ThreadPoolExecutor(1) as ahead,  # makes the next batch while the step runs
-        ):
-            coming = ahead.submit(batch_at, start)
-            for i in range(start, cfg.steps):
-                batch, coming = coming.result(), ahead.submit(batch_at, min(i + 1, cfg.steps - 1))
-                state, numbers = step(state, lm.params, jax.device_put(batch, axes.rows(mesh)))
-                if i % cfg.log_every == 0 or i + 1 == cfg.steps:
-                    metrics.write(i, {f'sft/{name}': float(x) for name, x in numbers.items()})
-                    text = f'loss {float(numbers["loss"]):.3f} nats'
-                training.check_finite('sft', i, int(state['skipped']))
-                bar.advance(text)
-                stopping = stop.asked  # read once: a signal that comes later waits for the next step's save
-                if (i + 1) % cfg.save_every == 0 or i + 1 == cfg.steps or stopping:
-                    checkpoints.save(i + 1, state, block=stopping)
-                if stopping:
-                    stop.exit(f'{title}: stopped at step {i + 1} of {cfg.steps}')
-    model, params = lora.adapted(cfg.lora, lm.config), training.whole(lm.params, state['params'])
+    told = {'save_every': cfg.save_every, 'log_every': cfg.log_every, 'title': title, 'note': note}
+    with jax.set_mesh(mesh), loop.opened('sft', folder, cfg.steps, init(lm.params), **told) as steps:
+        for i, batch in steps.steps_left(batch_at):
+            steps.state, numbers = step(steps.state, lm.params, hosts.to_mesh(batch, axes.rows(mesh)))
+            steps.tell(i, numbers, lambda shown: f'loss {shown["sft/loss"]:.3f} nats')
+    model, params = lora.adapted(cfg.lora, lm.config), training.whole(lm.params, steps.state['params'])
     about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples a step. {note}'
     hf.save(replace(lm, config=model, params=params), folder / 'export', about=about)
     return LM(lm.config, lora.merge(model, params), lm.tokenizer, str(folder / 'export'))

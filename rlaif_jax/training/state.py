@@ -17,6 +17,7 @@ from rlaif_jax import axes
 from rlaif_jax.config import MOST, Mistake, check_within
 from rlaif_jax.models import lora, transformer
 
+SKIPPED = 'skipped_in_a_row'  # of a step's numbers, the one that is watched and not written
 Batch = dict[str, jax.Array]
 Loss = Callable[
     [Any, Batch], tuple[jax.Array, dict[str, jax.Array]]
@@ -163,7 +164,8 @@ def update(
         'skipped': jnp.int32(0),
     }
     old = state | {'skipped': state['skipped'] + 1}
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), {'grad_norm': norm, 'skipped': 1.0 - finite}
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    return state, {'grad_norm': norm, 'skipped': 1.0 - finite, SKIPPED: state['skipped']}
 
 
 def check_finite(stage: str, step: int, skipped_in_a_row: int, optimizer: str = 'optimizer', patience: int = 3) -> None:

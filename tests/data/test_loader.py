@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from rlaif_jax import checkpoint
 from rlaif_jax.config import FILE, Mistake, dump, parse
 from rlaif_jax.data import files, loader
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.folder import open_folder, stage_folder
 
 PROMPTS = [Prompt(f'p{i}', str(i)) for i in range(24)]
 ROWS = [{'prompt': f'prompt {i // 2}', 'chosen': f'a {i}', 'rejected': f'b {i}'} for i in range(200)]
@@ -148,12 +148,12 @@ def test_other_data_of_the_same_name_is_other_data(name, tmp_path):
     path, run = tmp_path / name, tmp_path / 'run'
     config = OfData(str(tmp_path / 'mine' if '/' in name else path))
     (tmp_path / 'mine').mkdir(exist_ok=True)
-    folders, open_run = [], lambda: checkpoint.open_folder(run, dump(config) + loader.contents(config))
+    folders, open_run = [], lambda: open_folder(run, dump(config) + loader.contents(config))
     for i, text in enumerate(('a\n', 'b\n', 'a\n')):
         path.write_text(text, encoding='utf-8')
         os.utime(path, (i, i))  # nobody types as quickly as a test
         (tmp_path / 'mine' / 'notes.txt').write_text(f'{i}', encoding='utf-8')  # is no data
-        folders.append(checkpoint.stage_folder(tmp_path, 'sft', config, loader.contents(config)))
+        folders.append(stage_folder(tmp_path, 'sft', config, loader.contents(config)))
         if text == 'a\n':
             open_run()
             continue

@@ -186,9 +186,9 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     assert files.read_rows(target)[:3] == rows
 
 
-def test_the_line_of_the_readme_is_a_pair(tmp_path):
-    readme = (Path(files.__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
-    (line,) = re.findall(r'```json\n(.*)\n```', readme)
+def test_the_line_of_the_document_is_a_pair(tmp_path):
+    document = (Path(files.__file__).parents[2] / 'docs' / 'labels.md').read_text(encoding='utf-8')
+    (line,) = re.findall(r'```json\n(.*)\n```', document)
     (tmp_path / 'in.jsonl').write_text(line + '\n', encoding='utf-8')
     (entry,) = trl.pairs(tmp_path / 'in.jsonl', 'summarization')
     assert entry.record.first == json.loads(line)['chosen'] and entry.record.preference == 1.0

@@ -51,7 +51,7 @@ def test_every_scale_fits_the_devices_it_is_meant_for(scale, bare):
 
 
 def test_adapters_of_the_smallest_gemma_fit_one_gpu_of_24_gb(bare):
-    """As the README says it: direct RLAIF with a 2B model, the policy's batch a quarter of the paper's."""
+    """As docs/models.md says it: direct RLAIF with a 2B model, the policy's batch a quarter of the paper's."""
     small = 'google/gemma-2-2b-it'
     changes = {
         'mesh.fsdp': 1, 'sft.lora.rank': 16, 'sft.parts': 32, 'reinforce.lora.rank': 16, 'reinforce.batch': 32,

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.labeling import store as store_module
 from rlaif_jax.labeling.store import Store, complete, key
 
-ROOT = Path(store_module.__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def record(i):
@@ -233,15 +232,14 @@ def test_a_file_cut_by_others_while_it_is_open_is_a_mistake(path):
         store.append({'b': record(2)})
 
 
-@pytest.mark.parametrize('how', ['system', 'file system'])
-def test_without_locks_it_is_said_once_and_the_labels_are_stored(tmp_path, monkeypatch, capsys, how):
+def test_without_locks_it_is_said_once_and_the_labels_are_stored(path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError('no locks available')
 
-    monkeypatch.setattr(*(store_module, 'fcntl', None) if how == 'system' else (store_module.fcntl, 'flock', refuse))
-    store = Store(tmp_path / how)
+    monkeypatch.setattr('rlaif_jax.folder.flock', refuse)
+    store = Store(path)
     store.append({'a': record(1)})
-    assert Store(tmp_path / how).get('a') == record(1)
+    assert Store(path).get('a') == record(1)
     assert capsys.readouterr().out.count('no file locks here') == 1
 
 

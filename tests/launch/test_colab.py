@@ -20,10 +20,10 @@ from launch import sweep
 
 ROOT = Path(launcher.__file__).parents[1]
 NOTEBOOK = ROOT / 'launch/colab/rlaif.ipynb'
-README = ROOT / 'README.md'
+DOCUMENTS = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
 BOOK = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
 CODE = {cell['id']: ''.join(cell['source']) for cell in BOOK['cells'] if cell['cell_type'] == 'code'}
-TO_THE_PLAN = (README.name, NOTEBOOK.name)
+TO_THE_PLAN = (*(path.name for path in DOCUMENTS), NOTEBOOK.name)
 SMALLER = {  # what the notebook's settings are when it is run here
     'SIZE': 'data.train=64 data.validation=8 data.test=16 sft.steps=2 sft.batch=8 rating.batch=8 reinforce.steps=2 '
     'reinforce.batch=8 reinforce.max_new_tokens=8 reinforce.eval_every=1 reinforce.eval_prompts=8 '
@@ -53,7 +53,9 @@ def settings() -> dict:
 
 def commands() -> list[tuple[str, str]]:
     """Where, and what: every command line of a launcher that a document shows."""
-    texts = {path.name: path.read_text(encoding='utf-8') for path in (README, *sorted(ROOT.glob('experiments/*.py')))}
+    texts = {
+        path.name: path.read_text(encoding='utf-8') for path in (*DOCUMENTS, *sorted(ROOT.glob('experiments/*.py')))
+    }
     shown = re.findall(r'^ *!(python launch/.*)', '\n'.join(CODE.values()), re.MULTILINE)
     texts[NOTEBOOK.name] = '\n'.join(filled(line, settings()) for line in shown)
     return [
@@ -83,10 +85,11 @@ def test_the_notebook_is_one_and_keeps_no_outputs():
         assert not cell.get('outputs') and cell.get('execution_count') is None
 
 
-@pytest.mark.parametrize('where', ['README.md', NOTEBOOK.name])
+@pytest.mark.parametrize('where', ['documents', NOTEBOOK.name])
 def test_every_name_of_ours_is_there(where):
-    blocks = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), re.DOTALL)
-    tree = ast.parse('\n'.join(blocks if where == 'README.md' else map(python, CODE.values())))
+    text = '\n'.join(path.read_text(encoding='utf-8') for path in DOCUMENTS)
+    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    tree = ast.parse('\n'.join(blocks if where == 'documents' else map(python, CODE.values())))
     names: dict = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom) and 'rlaif_jax' in ast.unparse(node):
@@ -100,12 +103,13 @@ def test_every_name_of_ours_is_there(where):
 
 def test_documents_show_commands():
     found = [where for where, _ in commands()]
-    assert found.count('README.md') > 8 and found.count('tldr.py') > 15 and found.count(NOTEBOOK.name) > 5
+    assert sum(path.name in found for path in DOCUMENTS) > 3 and found.count('guide.md') > 8
+    assert found.count('tldr.py') > 15 and found.count(NOTEBOOK.name) > 5
 
 
 @pytest.mark.parametrize('where, line', commands())
 def test_every_command_that_is_shown_is_taken(where, line, tmp_path, monkeypatch, capsys):
-    """Those of the README and of the notebook down to their plans, where these need nothing but the package."""
+    """Those of the documents and of the notebook down to their plans, where these need nothing but the package."""
     monkeypatch.chdir(tmp_path)
     if line.startswith('launch/sweep.py'):
         assert take(line, '--backend=print') == 0 and '--experiment' in capsys.readouterr().out

@@ -28,7 +28,7 @@ from experiments import stages
 from experiments.scales import SCALES
 from launch import run as launcher
 from launch import sweep
-from rlaif_jax import checkpoint, config, log
+from rlaif_jax import config, log
 from rlaif_jax.config import bind, dump, parse
 from rlaif_jax.models import hf
 
@@ -489,7 +489,7 @@ def test_what_the_system_refuses_at_any_moment_is_said(name, status, command, tm
     def refuse(*_):
         raise OSError(getattr(errno, name), 'of the system', 'some/file')
 
-    monkeypatch.setattr(checkpoint, 'open_folder', refuse)
+    monkeypatch.setattr('rlaif_jax.folder.open_folder', refuse)
     if status is None:  # a fault of ours
         with pytest.raises(FileNotFoundError):
             launcher.main(command(tmp_path / 'run'))

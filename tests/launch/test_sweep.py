@@ -21,8 +21,8 @@ from experiments import tldr
 from launch import run as launcher
 from launch import sweep, sweep_table
 from launch.sweep_table import Row
-from rlaif_jax import checkpoint
 from rlaif_jax.config import Mistake, over, parse, product
+from rlaif_jax.folder import lock, sharing
 
 STUB = """
 import json, os, signal, sys, time
@@ -339,7 +339,7 @@ def test_points_share_the_stages_that_the_sweep_was_given_or_its_own(own, folder
     where = [f'--workdir={folder}', *[f'--stages={folder.parent / "run" / "stages"}'] * (not own)]
     (point,) = planned('--seed=[3]', 'reinforce.beta=0.5', *where)
     assert sft_of(point) in point.unmade() == {*point.shared}
-    with checkpoint.sharing((folder if own else folder.parent / 'run') / 'stages'):
+    with sharing((folder if own else folder.parent / 'run') / 'stages'):
         (stage,) = point.config.stages(Path('a plain run of the same config'))[:1]
     stage.folder.mkdir(parents=True)
     (stage.folder / 'result.json').write_text('{}', encoding='utf-8')
@@ -348,7 +348,7 @@ def test_points_share_the_stages_that_the_sweep_was_given_or_its_own(own, folder
 
 def test_a_stage_that_somebody_else_is_making_is_left_to_the_run_to_wait_for(stub, folder, capsys):
     (point,) = planned('--seed=[0]', 'reinforce.beta=0.5', f'--workdir={folder}')
-    with checkpoint.lock(sft_of(point)):
+    with lock(sft_of(point)):
         assert sweep.run_points([point], runner=stub) == {}  # which takes no stage
     assert events(folder, 'ends') == [point.name] and 'starts' in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlaif_jax import axes, checkpoint
+from rlaif_jax import axes, checkpoint, stopping
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads, hf, transformer
@@ -396,13 +396,13 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(learned, toy, tmp_pat
     def soon():
         count = itertools.count(1)
 
-        class Stop(checkpoint.Stop):
+        class Stop(stopping.Stop):
             asked = property(lambda self: next(count) == 27, lambda self, value: None)
 
         yield Stop()
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'stop_on_signal', soon)
+        patch.setattr(stopping, 'stop_on_signal', soon)
         with pytest.raises(SystemExit):
             toy(tmp_path)
     assert checkpoint.Checkpoints(tmp_path).latest() == 27
