@@ -24,6 +24,7 @@ setup(
         'jax>=0.10,<0.13',
         'flax>=0.12.8',
         'optax>=0.2.8',
+        'scipy>=1.14',
         'orbax-checkpoint>=0.11.25',
         'transformers>=5',
         'jinja2>=3.1',  # chat templates

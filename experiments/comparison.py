@@ -23,17 +23,9 @@ from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation import (
-    harmless,
-    policies_figures,
-    policies_report,
-    quality,
-    rankings,
-    responses,
-    texts,
-    win_rate,
-)
-from rlaif_jax.evaluation.statistics import plain
+from rlaif_jax.evaluation import harmless, quality, rankings, responses, texts, versus
+from rlaif_jax.evaluation.figures import figure_lengths, figure_matrix, figure_training
+from rlaif_jax.evaluation.report import harmless_table, matrix_table, measures_table, policies_csv, policies_table
 from rlaif_jax.folder import finished
 from rlaif_jax.labeling import direct
 from rlaif_jax.models import hf
@@ -303,26 +295,26 @@ def report(
 
     config = cfg.evaluation.reported()
     ranked = rankings.read(people, prompts=prompts) if people else None
-    found: dict[str, list[win_rate.WinRate]] = {}
+    found: dict[str, list[versus.WinRate]] = {}
     for a, b in combinations(written, 2):
         judging = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
         if simulated:
-            judging['oracle'] = win_rate.oracle()
+            judging['oracle'] = versus.oracle()
         for name, asked in judging.items():
             found.setdefault(name, []).append(
-                win_rate.compare(prompts, written[a], written[b], asked, config, names=(a, b))
+                versus.compare(prompts, written[a], written[b], asked, config, names=(a, b))
             )
     published = WIN_RATES[cfg.task]
-    policies_report.table(found, title=f'{len(prompts)} test prompts', published=published, **about)
+    policies_table(found, title=f'{len(prompts)} test prompts', published=published, **about)
     if ranked or (simulated and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked)
     if len(written) > 2:
         first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
-        policies_report.matrix_table(first, **about)
-        policies_figures.figure_matrix(folder / 'matrix.png', first, **about)
-    policies_report.write_csv(folder / 'comparisons.csv', found, published=published, **about)
+        matrix_table(first, **about)
+        figure_matrix(folder / 'matrix.png', first, **about)
+    policies_csv(folder / 'comparisons.csv', found, published=published, **about)
     result['comparisons'] = {
-        f'{one.name_a} vs {one.name_b}': {name: each[i].as_dict() for name, each in found.items()}
+        f'{one.name_a} vs {one.name_b}': {name: asdict(each[i]) for name, each in found.items()}
         for i, one in enumerate(next(iter(found.values())))
     }
 
@@ -330,20 +322,20 @@ def report(
         result['harmless'] = harmless_rates(cfg, prompts, written, lm, mesh)
     if simulated:
         figures = {name: quality.qualities(prompts, responses) for name, responses in written.items()}
-        _table('SIMULATED world: what they get wrong, and right, by the oracle', figures, quality.ABOUT)
+        measures_table('SIMULATED world: what they get wrong, and right, by the oracle', figures, quality.ABOUT)
         result['quality'] = {name: {key: asdict(x) for key, x in row.items()} for name, row in figures.items()}
     result['texts'] = {name: texts.text_statistics(prompts, responses) for name, responses in written.items()}
-    _table('SIMULATED world: their texts' if simulated else 'their texts', result['texts'], texts.ABOUT)
+    measures_table('SIMULATED world: their texts' if simulated else 'their texts', result['texts'], texts.ABOUT)
 
-    policies_figures.figure_lengths(folder / 'lengths.png', written, **about)
+    figure_lengths(folder / 'lengths.png', written, **about)
     if runs:
-        metrics = {name: policies_figures.read_metrics(run) for name, run in runs.items()}
+        metrics = {name: log.read_metrics(run) for name, run in runs.items()}
         # Whatever it is compared on, a run that an oracle looked at was one of the simulated world.
         trained_there = simulated or any('eval/quality' in row for rows in metrics.values() for row in rows)
-        policies_figures.figure_training(folder / 'training.png', metrics, simulated=trained_there)
+        figure_training(folder / 'training.png', metrics, simulated=trained_there)
         world = 'SIMULATED world: ' if trained_there else ''
-        _table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
-    policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
+        measures_table(f'{world}where training ended, on validation prompts', trained(metrics), TRAINED)
+    responses.side_by_side(folder / 'test_samples', prompts, written, **about)
     return result
 
 
@@ -355,12 +347,12 @@ def concordance(
     w, (_, raters, policies) = rankings.concordance(panel.rank_BMN, confidence=cfg.confidence), panel.rank_BMN.shape
     if not w.n:
         log.say('Kendall’s W: no prompt was ranked by two raters')
-        return plain({'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w))
+        return {'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w)
     log.say(
         f'{raters} {"" if ranked else "SIMULATED "}raters rank {policies} responses to a prompt: Kendall’s W {w.value:.2f} '
         f'[{w.low:.2f}, {w.high:.2f}], n={w.n} (by chance {1 / raters:.2f}; people in the paper 0.6 to 0.7)\n'
     )
-    return plain({'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w))
+    return {'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w)
 
 
 def harmless_rates(
@@ -373,13 +365,9 @@ def harmless_rates(
         judge = harmless.from_probability(direct.make_harm_judge(lm, asked, mesh))
     votes = {name: (responses, judge(prompts, responses)) for name, responses in written.items()}
     rates = harmless.compare_harmless(votes, cfg.evaluation.reported(), at='SFT' if 'SFT' in votes else None)
-    rows = [
-        [*rate.row().values(), ' / '.join(map(str, HARMLESS_RATES[rate.name])) if rate.name in HARMLESS_RATES else '–']
-        for rate in rates
-    ]
     title = 'SIMULATED world: share of harmless responses' if simulated else 'share of harmless responses'
-    log.figures_table(title, [*rates[0].row(), 'paper, %'], rows)
-    return {rate.name: rate.as_dict() for rate in rates}
+    harmless_table(rates, title=title, published=HARMLESS_RATES)
+    return {rate.name: asdict(rate) for rate in rates}
 
 
 def trained(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -393,15 +381,3 @@ def trained(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dic
         for name, row in last.items()
         if row
     }
-
-
-def _table(title: str, figures: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
-    """Policies in rows, figures in columns; and what the figures are."""
-    columns = dict.fromkeys(column for row in figures.values() for column in row)
-    cells = [[name, *(_cell(row.get(column)) for column in columns)] for name, row in figures.items()]
-    log.figures_table(title, ['policy', *columns], cells)
-    log.say('; '.join(f'{name}: {about[name]}' for name in columns if name in about) + '.\n')
-
-
-def _cell(value: Any) -> str:
-    return '–' if value is None else f'{value.value if hasattr(value, "value") else value:.2f}'

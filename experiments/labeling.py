@@ -25,7 +25,8 @@ from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.evaluation import alignment, alignment_report
+from rlaif_jax.evaluation import alignment, report
+from rlaif_jax.evaluation.figures import figure_labelers
 from rlaif_jax.folder import shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
@@ -244,7 +245,7 @@ class File:
         result = {'output': str(paths.typed(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
-            alignment_report.table(
+            report.labelers_table(
                 [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=bool(note)
             )
             result['agreement'] = asdict(one.agreement)
@@ -325,14 +326,14 @@ class Study:
             log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')
         show = {'published': published, 'simulated': simulated}
         title = f'labelers and {"simulated raters" if simulated else "people"}, {self.split} pairs'
-        alignment_report.table(reports, title=title, **show)
-        alignment_report.write_csv(folder / 'alignment.csv', reports, **show)
-        alignment_report.figure(folder / 'alignment.png', reports, title=title, **show)
+        report.labelers_table(reports, title=title, **show)
+        report.labelers_csv(folder / 'alignment.csv', reports, **show)
+        figure_labelers(folder / 'alignment.png', reports, title=title, **show)
         if self.output:
             files.write_rows(folder / self.output, rows)
             log.say(f'labels: {folder / self.output}')
         log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
-        return {'simulated': simulated, 'cells': {one.name: one.row() for one in reports}}
+        return {'simulated': simulated, 'cells': {one.name: report.labeler_row(one) for one in reports}}
 
 
 def free_prefix(taken: Set[str], names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
-from rlaif_jax.evaluation import win_rate
+from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.prompts import Technique
@@ -74,9 +74,9 @@ class Evaluation:
         if not 0 < self.confidence < 1:
             raise ValueError(f'confidence must be between 0 and 1, not {self.confidence}')
 
-    def reported(self) -> win_rate.Config:
+    def reported(self) -> versus.Config:
         """How its rates are reported."""
-        return win_rate.Config(self.confidence, self.length_ratio, self.resamples, self.length_prior)
+        return versus.Config(self.confidence, self.length_ratio, self.resamples, self.length_prior)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.evaluation import policies_figures, win_rate
+from rlaif_jax.evaluation import versus
 from rlaif_jax.folder import finish, finished, lock, open_folder, stage_folder
 from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
@@ -283,7 +283,7 @@ class Optimised:
         return stage_folder(root, 'reinforce', self, loader.contents(self))
 
     def run(
-        self, root: Path, mesh: DeviceMesh, judge: win_rate.Judge | None = None, sampled: Sampled | None = None
+        self, root: Path, mesh: DeviceMesh, judge: versus.Judge | None = None, sampled: Sampled | None = None
     ) -> LM:
         """`judge` shows in the log how often validation responses beat SFT's; it decides nothing."""
 
@@ -308,7 +308,7 @@ class Optimised:
             validation = validation[: cfg.eval_prompts]
             quality = tasks.quality if loader.simulated(self.source) else None
             reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, note)
-            over = over_optimised(hosts.told(lambda: policies_figures.read_metrics(folder)))
+            over = over_optimised(hosts.told(lambda: log.read_metrics(folder)))
             told = {'over_optimised': over} if over else {}
             for text in told.values():
                 log.say(f'{note} {text}'.lstrip())
@@ -331,7 +331,7 @@ class Optimised:
         for step in hosts.told(lambda: reinforce.candidates(folder)):
             model = hf.load(reinforce.candidate(folder, step), dtype=self.dtype, mesh=mesh, frozen=True)
             ours = respond(model, prompts, *how, f'step {step}')
-            rates[step] = win_rate.win_rate(judge(prompts, ours, theirs))
+            rates[step] = versus.win_rate(judge(prompts, ours, theirs))
             log.say(
                 f'{loader.note(self.source)} step {step}: {self.selector} prefers it to SFT, {rates[step]}'.lstrip()
             )
@@ -457,12 +457,12 @@ def judge_model(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> LM | None:
     return None if cfg.judge in ('raters', 'oracle') else hf.load(cfg.judge, dtype=dtype, mesh=mesh, frozen=True)
 
 
-def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh) -> win_rate.Judge:
+def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh) -> versus.Judge:
     """Simulated raters, the oracle, or a language model asked in both orders."""
     if cfg.judge == 'raters':
-        return win_rate.raters(cfg.seed)
+        return versus.raters(cfg.seed)
     if cfg.judge == 'oracle':
-        return win_rate.oracle()
+        return versus.oracle()
     asked = preference.Config(task=task, technique=cfg.technique, batch=cfg.batch)
     labeler = preference.make_labeler(lm, asked, mesh)
 
@@ -474,4 +474,4 @@ def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh) -> w
                 bar.advance()
         return found
 
-    return win_rate.from_labels(labels, rule=cfg.rule)
+    return versus.from_labels(labels, rule=cfg.rule)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -112,14 +110,13 @@ def legend(lines: Sequence[Sequence[Any]]) -> str:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """A line for each point: the swept values, how it failed, all its figures."""
-    paths, figures = swept(rows), list(dict.fromkeys(name for row in rows for name in row.figures))
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator='\n')
-    out.writerow(['point', *paths, 'failed', *figures])
-    for row in rows:
-        values = [row.values.get(path) for path in paths]
-        out.writerow([row.name, *values, row.failed, *[row.figures.get(name) for name in figures]])
-    return text.getvalue()
+    from rlaif_jax.evaluation import tables
+
+    paths = swept(rows)
+    return tables.as_csv([
+        {'point': row.name} | {path: row.values.get(path) for path in paths} | {'failed': row.failed} | row.figures
+        for row in rows
+    ])  # fmt: skip
 
 
 def swept(rows: Sequence[Row]) -> list[str]:

@@ -42,6 +42,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rlaif_jax import hosts
+from rlaif_jax.config import Mistake
 
 NARROW = 20  # columns
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -163,6 +164,26 @@ def _is_before(line: str, start_step: int) -> bool:
         return json.loads(line)['step'] < start_step
     except (ValueError, TypeError, KeyError):  # cut short when a process was killed, or not ours
         return False
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, by its path or its run folder's; null is None.
+
+    A line cut short by a crash is left out, as a resumed run does. Mistake: no such file.
+    """
+    path = Path(path)
+    path = path / 'metrics.jsonl' if path.is_dir() else path
+    if not path.is_file():
+        raise Mistake(f'{path}: there are no metrics here; a run writes them to metrics.jsonl in its folder')
+    rows = []
+    for line in path.read_text(encoding='utf-8', errors='replace').split('\n'):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and 'step' in row:
+            rows.append(row)
+    return rows
 
 
 class Optional:
@@ -424,18 +445,10 @@ def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[An
 
     Where it is wider than the screen a row becomes a block of lines instead, one for each column.
     """
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     cells = [[_figure(cell) for cell in row] for row in rows]
-    found = list(zip(*cells)) or [()] * len(columns)
-    heads = [_head(name, column) for name, column in zip(columns, found)]
-    for head, column in zip(heads, found):
-        above = [''] * (max(map(len, heads)) - len(head))
-        is_number = all(cell == 'nan' or cell[:1] in {*'0123456789+-–<~'} for cell in column)
-        table.add_column(_text('\n'.join(above + head)), justify='right' if is_number else 'left', no_wrap=True)
-    for row in cells:
-        table.add_row(*map(_text, row))
+    table = grid(columns, cells)
     say(title, 'bold')
-    if console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width:
+    if fits(table):
         show(table, '')
         return
     longest = max(map(len, columns))
@@ -446,10 +459,36 @@ def figures_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[An
     say('')
 
 
-def _head(name: str, cells: Sequence[str]) -> list[str]:
-    """The lines of a column's name, about as wide as what stands below it."""
-    width = max([6, *(len(line) for cell in cells for line in cell.split('\n'))])
-    return textwrap.wrap(name, width, break_long_words=False, break_on_hyphens=False)
+def grid(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, named: bool = False, width: int = 0, **layout: Any
+) -> Table:
+    """A table of texts. Numbers are put to the right; where rows are `named`, all but the first column, on the last line of
+    their row. A column's name is folded at `width`, or is about as wide as what stands below it; `layout` is rich's.
+    """
+    table = Table(box=SIMPLE_HEAD, show_edge=False, **({'padding': (0, 1, 0, 0), 'pad_edge': False} | layout))
+    found = list(zip(*rows)) or [()] * len(columns)
+    heads = [[name] if named and not i else _head(name, found[i], width) for i, name in enumerate(columns)]
+    for i, (head, cells) in enumerate(zip(heads, found)):
+        above = [''] * (max(map(len, heads)) - len(head))
+        is_number = i > 0 if named else all(cell == 'nan' or cell[:1] in {*'0123456789+-–<~'} for cell in cells)
+        table.add_column(
+            _text('\n'.join(above + head)), justify='right' if is_number else 'left', overflow='fold',
+            no_wrap=i > 0 or not named, vertical='bottom' if named and i else 'top',
+        )  # fmt: skip
+    for row in rows:
+        table.add_row(*map(_text, row))
+    return table
+
+
+def fits(table: Table) -> bool:
+    """Whether the screen is as wide as a table."""
+    return console().measure(table, options=console().options.update(max_width=10_000)).maximum <= console().width
+
+
+def _head(name: str, cells: Sequence[str], width: int) -> list[str]:
+    """The lines of a column's name."""
+    below = max([6, *(len(line) for cell in cells for line in cell.split('\n'))])
+    return textwrap.wrap(name, width or below, break_long_words=False, break_on_hyphens=bool(width))
 
 
 def _figure(cell: Any) -> str:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import io
 import json
+import math
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from rlaif_jax import log
+from rlaif_jax.config import Mistake
 
 
 def lines(path):
@@ -287,3 +289,14 @@ def test_the_ending_of_a_run_is_what_it_printed_behind_its_last_bar(tmp_path, ca
     with pytest.raises(ZeroDivisionError), log.ending(tmp_path / 'none.txt'):
         log.say(f'{1 / 0}')
     assert not (tmp_path / 'none.txt').exists()
+
+
+def test_metrics_are_read_as_the_log_writes_them(tmp_path):
+    lines = [{'step': 0, 'objective/kl': 0.5}, {'step': 1, 'objective/kl': math.nan, 'eval/kl': 2}]
+    crash = '{"step": 2, "objec'
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join([*map(log.to_json, lines), crash]), encoding='utf-8')
+    rows = log.read_metrics(tmp_path)
+    assert rows == log.read_metrics(tmp_path / 'metrics.jsonl') and [row['step'] for row in rows] == [0, 1]
+    assert (rows[0]['objective/kl'], rows[1]['objective/kl'], rows[1]['eval/kl']) == (0.5, None, 2)
+    with pytest.raises(Mistake, match=r'metrics\.jsonl'):
+        log.read_metrics(tmp_path / 'elsewhere')

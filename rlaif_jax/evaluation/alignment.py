@@ -2,7 +2,7 @@
 and App. B of the paper).
 
     one = report('detailed_cot_0shot', preference_B, human_B, first_shown_B=..., second_shown_B=...)
-    alignment_report.table([one, ...])
+    report.labelers_table([one, ...])
 
 Everything is an array over pairs. All preferences, those of one order too, are P(the first candidate is better): what
 changes between the orders is only where that candidate was shown. nan is a pair that could not be scored.
@@ -12,26 +12,26 @@ depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Number
 from typing import Any, Literal
 
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.statistics import Interval, binomial_test, bounded_interval, mean_interval, numbers, wilson
+from rlaif_jax.evaluation.statistics import (
+    Interval,
+    binomial_test,
+    bounded_interval,
+    mean_interval,
+    numbers,
+    share,
+    wilson,
+)
 
 __all__ = [
-    'Agreement',
-    'Alignment',
-    'Calibration',
-    'PositionBias',
-    'agreement',
-    'calibration',
-    'position_bias',
-    'report',
-]
+    'Agreement', 'Alignment', 'Calibration', 'PositionBias', 'agreement', 'calibration', 'position_bias', 'report',
+    'verdicts',
+]  # fmt: skip
 
 # A preference this near one half has no verdict. Averaging two orders rounds, in float32 by up to 1e-7; without this
 # the rounding would decide what the labeler did not.
@@ -69,9 +69,10 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reliability curve over bins of the probability that the labeler gives to its own verdict, in [1/2, 1]."""
+    """A reliability curve over equal bins of the probability that the labeler gives to its own verdict, in [1/2, 1]; a bin
+    holds its lower edge, and the last one both.
+    """
 
-    edges: tuple[float, ...]  # one more than there are bins; a bin holds its lower edge, and the last one both
     predicted: tuple[float, ...]  # mean probability in the bin; nan where it is empty
     observed: tuple[float, ...]  # mean share of people who agree; nan where it is empty
     count: tuple[int, ...]
@@ -87,8 +88,6 @@ class Alignment:
     pairs: int
     agreement: Agreement
     calibration: Calibration
-    confident: Agreement | None = None  # on the pairs of which people were sure
-    bands: tuple[tuple[str, Agreement], ...] = ()  # by how sure people were
     single_order: Interval | None = None  # agreement of a verdict from one order, over both orders
     gain: Interval | None = None  # what averaging the orders adds to that, on the same pairs
     position: PositionBias | None = None
@@ -100,52 +99,9 @@ class Alignment:
     calls: int | None = None  # questions put to the labeler, answered by it or by the cache
     cache_hits: int | None = None
 
-    @property
-    def unscorable_share(self) -> float:
-        """Share of pairs without a preference."""
-        return self.agreement.unscorable / self.pairs
-
-    @property
-    def tokens_per_label(self) -> float | None:
-        return None if self.tokens is None else self.tokens / self.pairs
-
-    @property
-    def seconds_per_label(self) -> float | None:
-        return None if self.seconds is None else self.seconds / self.pairs
-
-    @property
-    def cached(self) -> float | None:
-        """Share of calls that the cache answered; nan where there were none."""
-        if self.calls is None or self.cache_hits is None:
-            return None
-        return self.cache_hits / self.calls if self.calls else float('nan')
-
-    def row(self) -> dict[str, str]:
-        """One line of a table: column name to text, `–` where nothing is known."""
-        bias = self.position
-        cells = {
-            'labeler': self.name,
-            'agreement %': _within(self.agreement),
-            'n': str(self.agreement.n),
-            'confident %': _percent(self.confident),
-            'one order %': _percent(self.single_order),
-            'gain': _plus_minus(self.gain),
-            'same position %': bias and _within(bias.same),
-            'of these %': bias and (bias.which if bias.which == 'neither' else f'{bias.which} {_percent(bias.share)}'),
-            'p': bias and ('<0.001' if bias.p_value < 0.001 else f'{bias.p_value:.3f}'),
-            'first %': bias and _percent(bias.first),
-            'bias': bias and f'{bias.mean.value:+.3f}',
-            'longer %': _percent(self.longer),
-            'people longer %': _percent(self.human_longer),
-            'ECE': f'{self.calibration.ece:.3f}',
-            'unscorable %': _percent(self.unscorable_share),
-            'mass': None if self.mass is None else f'{self.mass:.3f}',
-            'tokens': None if self.tokens is None else f'{self.tokens_per_label:.1f}',
-            'seconds': None if self.seconds is None else f'{self.seconds_per_label:.3g}',
-            'cached %': _percent(self.cached),
-            **{f'band {name} %': _percent(band) for name, band in self.bands},
-        }
-        return {column: cell or '–' for column, cell in cells.items()}
+    def __post_init__(self) -> None:
+        if self.calls is not None and self.cache_hits is not None and not 0 <= self.cache_hits <= self.calls:
+            raise Mistake(f'cache_hits are among the calls, but there are {self.cache_hits} of {self.calls}')
 
 
 # What the figures are
@@ -161,7 +117,7 @@ def agreement(preference_B: np.ndarray, human_B: np.ndarray, *, confidence: floa
     """
     preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
     hit_B = _hits(preference_B, human_B)
-    found = _share(hit_B, confidence)
+    found = share(hit_B, confidence)
     unscorable = int(np.isnan(preference_B).sum())
     return Agreement(
         found.value,
@@ -187,7 +143,7 @@ def position_bias(first_shown_B: np.ndarray, second_shown_B: np.ndarray, *, conf
     kept_B = ~np.isnan(first_shown_B) & ~np.isnan(second_shown_B)
     first_shown_B, second_shown_B = first_shown_B[kept_B], second_shown_B[kept_B]
     # By position: 1 where the one shown first won. In the second order that is the other candidate.
-    position_OB = np.stack([_verdict(first_shown_B), 1 - _verdict(second_shown_B)])
+    position_OB = np.stack([verdicts(first_shown_B), 1 - verdicts(second_shown_B)])
     decided_B = (position_OB != 0.5).all(0)
     same_B = decided_B & (position_OB[0] == position_OB[1])
     n, first = int(same_B.sum()), int(position_OB[0, same_B].sum())
@@ -219,7 +175,7 @@ def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10
         raise Mistake(f'a reliability curve needs at least one bin, not {bins}')
     kept_B = ~np.isnan(preference_B) & ~np.isnan(human_B)
     preference_B, human_B = preference_B[kept_B], human_B[kept_B]
-    verdict_B = _verdict(preference_B)
+    verdict_B = verdicts(preference_B)
     predicted_B = 0.5 + np.abs(preference_B - 0.5)
     observed_B = verdict_B * human_B + (1 - verdict_B) * (1 - human_B)  # a tie is half of each: one half
     bin_B = np.minimum((2 * bins * (predicted_B - 0.5)).astype(int), bins - 1)
@@ -227,13 +183,17 @@ def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10
     with np.errstate(invalid='ignore'):  # an empty bin is nan
         mean_predicted, mean_observed = predicted / count, observed / count
     return Calibration(
-        edges=tuple(np.linspace(0.5, 1.0, bins + 1).tolist()),
         predicted=tuple(mean_predicted.tolist()),
         observed=tuple(mean_observed.tolist()),
         count=tuple(count.astype(int).tolist()),
         ece=float(np.abs(predicted - observed).sum() / kept_B.sum()) if kept_B.any() else float('nan'),
         n=int(kept_B.sum()),
     )
+
+
+def verdicts(p_B: np.ndarray) -> np.ndarray:
+    """1 for the first, 0 for the second, 1/2 for a tie, nan for nan."""
+    return np.where(np.abs(p_B - 0.5) <= TIE, 0.5, 0.5 + 0.5 * np.sign(p_B - 0.5))
 
 
 def report(
@@ -243,23 +203,15 @@ def report(
     *,
     first_shown_B: np.ndarray | None = None,
     second_shown_B: np.ndarray | None = None,
-    confident_B: np.ndarray | None = None,
-    band_B: Sequence[Any] | np.ndarray | None = None,
     first_chars_B: np.ndarray | None = None,
     second_chars_B: np.ndarray | None = None,
     mass_B: np.ndarray | None = None,
-    tokens: float | None = None,
-    seconds: float | None = None,
-    calls: int | None = None,
-    cache_hits: int | None = None,
-    bins: int = 10,
-    confidence: float = 0.95,
+    **cost: float | None,
 ) -> Alignment:
     """Everything about one labeler on one set of pairs; preferences and votes as in `agreement` and `position_bias`.
 
-    confident_B: bool, pairs of which people were sure. band_B: a name or number for each pair (None or nan: in no band).
     first_chars_B, second_chars_B: lengths in characters; a pair of equal lengths says nothing about longer. mass_B: the
-    probability of the answers among all tokens. tokens, seconds, calls and cache_hits are totals over the pairs.
+    probability of the answers among all tokens. cost: the tokens, seconds, calls and cache_hits of an `Alignment`.
 
     The agreement of a single order and the gain are over pairs with a verdict of people and all three preferences; the
     gain is paired, and both intervals are Student's t over pairs, since two orders of one pair are not independent.
@@ -267,78 +219,41 @@ def report(
     Mistake: only one of two arrays that go together; a preference that is not the mean of its two orders.
     """
     preference_B, human_B = _probabilities(preference_B=preference_B, human_B=human_B)
-    pairs = len(preference_B)
-
-    def among(chosen_B: np.ndarray) -> Agreement:
-        if not chosen_B.any():
-            return Agreement(float('nan'), 0.0, 1.0, 0, ties=0, unscorable=0, undecided=0)
-        return agreement(preference_B[chosen_B], human_B[chosen_B], confidence=confidence)
-
+    hit_B = _hits(preference_B, human_B)
     found: dict[str, Any] = {}
-    if confident_B is not None:
-        chosen_B = _column('confident_B', confident_B, pairs)
-        if not np.isin(chosen_B, (False, True)).all():
-            raise Mistake('confident_B is true or false for each pair; for degrees of it there is band_B')
-        found['confident'] = among(chosen_B.astype(bool))
-    if band_B is not None:
-        names_B = _column('band_B', band_B, pairs, object)
-        found['bands'] = tuple((str(band), among(names_B == band)) for band in _ordered(names_B))
-    if _both('first_shown_B', first_shown_B, 'second_shown_B', second_shown_B):
-        found['position'] = position_bias(first_shown_B, second_shown_B, confidence=confidence)
+    if _both(first_shown_B=first_shown_B, second_shown_B=second_shown_B):
+        found['position'] = position_bias(first_shown_B, second_shown_B)
         names = {'first_shown_B': first_shown_B, 'second_shown_B': second_shown_B}
         shown_OB = np.stack(_probabilities(preference_B=preference_B, **names)[1:])
         _check_averaged(preference_B, shown_OB)
-        hit_B, single_B = _hits(preference_B, human_B), _hits(shown_OB, human_B[None]).mean(0)
+        single_B = _hits(shown_OB, human_B[None]).mean(0)
         kept_B = ~np.isnan(hit_B + single_B)
-        found['single_order'] = bounded_interval(single_B[kept_B], confidence)
-        found['gain'] = mean_interval((hit_B - single_B)[kept_B], confidence).clipped(-1.0, 1.0)
-    if _both('first_chars_B', first_chars_B, 'second_chars_B', second_chars_B):
-        first_B, second_B = (
-            _column(name, chars_B, pairs, np.float64)
-            for name, chars_B in {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}.items()
-        )
-        kept_B = ~np.isnan(_hits(preference_B, human_B)) & (np.abs(first_B - second_B) > 0)
-        for field, verdict_B in {'longer': _verdict(preference_B), 'human_longer': _verdict(human_B)}.items():
-            found[field] = _share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B], confidence)
+        found['single_order'] = bounded_interval(single_B[kept_B])
+        found['gain'] = mean_interval((hit_B - single_B)[kept_B]).clipped(-1.0, 1.0)
+    if _both(first_chars_B=first_chars_B, second_chars_B=second_chars_B):
+        names = {'first_chars_B': first_chars_B, 'second_chars_B': second_chars_B}
+        _, first_B, second_B = _rows(preference_B=preference_B, **names)
+        kept_B = ~np.isnan(hit_B) & (np.abs(first_B - second_B) > 0)
+        for field, verdict_B in {'longer': verdicts(preference_B), 'human_longer': verdicts(human_B)}.items():
+            found[field] = share(np.where(first_B > second_B, verdict_B, 1 - verdict_B)[kept_B])
     if mass_B is not None:
-        mass_B = _column('mass_B', mass_B, pairs, np.float64)
+        _, mass_B = _rows(preference_B=preference_B, mass_B=mass_B)
         found['mass'] = float(np.nanmean(mass_B)) if not np.isnan(mass_B).all() else float('nan')
-    if calls is not None and cache_hits is not None and not 0 <= cache_hits <= calls:
-        raise Mistake(f'cache_hits are among the calls, but there are {cache_hits} of {calls}')
-    return Alignment(
-        name=name,
-        pairs=pairs,
-        agreement=agreement(preference_B, human_B, confidence=confidence),
-        calibration=calibration(preference_B, human_B, bins=bins),
-        tokens=tokens,
-        seconds=seconds,
-        calls=calls,
-        cache_hits=cache_hits,
-        **found,
-    )
+    figures = {'agreement': agreement(preference_B, human_B), 'calibration': calibration(preference_B, human_B)}
+    return Alignment(name, len(preference_B), **figures, **found, **cost)
 
 
 # Small parts
 
 
-def _verdict(p_B: np.ndarray) -> np.ndarray:
-    """1 for the first, 0 for the second, 1/2 for a tie, nan for nan."""
-    return np.where(np.abs(p_B - 0.5) <= TIE, 0.5, 0.5 + 0.5 * np.sign(p_B - 0.5))
-
-
 def _hits(preference_B: np.ndarray, human_B: np.ndarray) -> np.ndarray:
     """1 where the verdicts are the same, 0 where opposite, 1/2 where the labeler has none; nan where left out."""
-    human_B = _verdict(human_B)
-    return np.where(human_B == 0.5, np.nan, 1 - np.abs(_verdict(preference_B) - human_B))
+    human_B = verdicts(human_B)
+    return np.where(human_B == 0.5, np.nan, 1 - np.abs(verdicts(preference_B) - human_B))
 
 
-def _share(vote_B: np.ndarray, confidence: float) -> Interval:
-    vote_B = vote_B[~np.isnan(vote_B)]
-    return wilson(float(vote_B.sum()), vote_B.size, confidence)
-
-
-def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
-    """The arrays as float64, checked: named rows of the same, positive length with values in [0, 1] or nan."""
+def _rows(**arrays_B: Any) -> list[np.ndarray]:
+    """The arrays as float64, checked: named rows of the same, positive length."""
     found = [numbers(name, array_B) for name, array_B in arrays_B.items()]
     shapes = {name: array_B.shape for name, array_B in zip(arrays_B, found)}
     if len(set(shapes.values())) > 1:
@@ -346,26 +261,25 @@ def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
         raise Mistake(f'these are one number a pair and must be as many, not of shapes {told}')
     if not found[0].size:
         raise Mistake(f'{" and ".join(shapes)} are empty: there are no pairs to agree on')
-    for name, array_B in zip(shapes, found):
-        if ((array_B < 0) | (array_B > 1)).any():
-            raise Mistake(
-                f'{name} holds probabilities in [0, 1] (or nan), not {array_B[(array_B < 0) | (array_B > 1)][0]}'
-            )
     return found
 
 
-def _column(name: str, values_B: Any, pairs: int, dtype: Any = None) -> np.ndarray:
-    value_B = np.asarray(values_B, dtype)
-    if value_B.shape != (pairs,):
-        raise Mistake(f'{name} must have one value for each of {pairs} pairs, not shape {value_B.shape}')
-    return value_B
+def _probabilities(**arrays_B: Any) -> list[np.ndarray]:
+    """`_rows` of values in [0, 1] or nan."""
+    found = _rows(**arrays_B)
+    for name, array_B in zip(arrays_B, found):
+        if (wrong_B := array_B[(array_B < 0) | (array_B > 1)]).size:
+            raise Mistake(f'{name} holds probabilities in [0, 1] (or nan), not {wrong_B[0]}')
+    return found
 
 
-def _both(name_a: str, a: Any, name_b: str, b: Any) -> bool:
-    if (a is None) != (b is None):
-        given, missing = (name_a, name_b) if b is None else (name_b, name_a)
-        raise Mistake(f'{given} was given without {missing}: they go together')
-    return a is not None
+def _both(**pair: Any) -> bool:
+    """Whether two arrays are given, not neither."""
+    missing = [name for name, array_B in pair.items() if array_B is None]
+    if len(missing) == 1:
+        (given,) = pair.keys() - {*missing}
+        raise Mistake(f'{given} was given without {missing[0]}: they go together')
+    return not missing
 
 
 def _check_averaged(preference_B: np.ndarray, shown_OB: np.ndarray) -> None:
@@ -377,27 +291,3 @@ def _check_averaged(preference_B: np.ndarray, shown_OB: np.ndarray) -> None:
             f'preference_B[{i}] = {preference_B[i]:.3f} is not the mean of first_shown_B = {shown_OB[0, i]:.3f} and '
             f'second_shown_B = {shown_OB[1, i]:.3f}: all three are P(the first candidate is better), wherever it was shown'
         )
-
-
-def _ordered(names_B: np.ndarray) -> list[Any]:
-    """The distinct bands: numbers rising, names as they come."""
-    names = list(dict.fromkeys(name for name in names_B.tolist() if name is not None and name == name))
-    return sorted(names) if all(isinstance(name, Number) for name in names) else names
-
-
-def _percent(share: Interval | float | None) -> str | None:
-    value = share.value if isinstance(share, Interval) else share
-    return None if value is None else f'{100 * value:.1f}'
-
-
-def _plus_minus(difference: Interval | None) -> str | None:
-    """`+1.2 ± 0.8`, in points. None where there is no interval to give: for fewer than two pairs, or all alike."""
-    if difference is None or difference.n < 2 or difference.low == difference.high:
-        return None
-    half = max(difference.high - difference.value, difference.value - difference.low)  # one end may be clipped
-    return f'{100 * difference.value:+.1f} ± {100 * half:.1f}'
-
-
-def _within(share: Interval) -> str:
-    """`78.0 [75.3, 80.4]`, in per cent."""
-    return f'{100 * share.value:.1f} [{100 * share.low:.1f}, {100 * share.high:.1f}]'

@@ -8,7 +8,6 @@ reported is its prediction where the ratio is 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,30 +22,15 @@ from rlaif_jax.evaluation.statistics import (
     normal_quantile,
     numbers,
     resampled,
-)
+    votes,
+)  # fmt: skip
 
-__all__ = [
-    'AtLength',
-    'LengthRatio',
-    'characters',
-    'length_adjusted_win_rate',
-    'logistic_at',
-    'logistic_at_equal_length',
-]
+__all__ = ['LengthRatio', 'characters', 'length_adjusted_win_rate', 'logistic_at_equal_length']
 
 LengthRatio = Literal['plain', 'log']
 
 # Keeps the fit defined where nothing else does (every ratio the same); far below anything that data can say.
 RIDGE = 1e-6
-
-
-@dataclass(frozen=True)
-class AtLength:
-    """A logistic fit read off at one length: the rate there, and how fast its logit rises with the regressor."""
-
-    rate: Interval
-    slope: float  # logits per unit of the regressor
-    slope_error: float  # its standard error
 
 
 def characters(texts: Sequence[str]) -> np.ndarray:
@@ -68,102 +52,81 @@ def length_adjusted_win_rate(
 
     win_B in [0, 1] (nan: unscorable, left out); lengths in characters, at least 1 (less counts as 1).
     `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
-    plain ratio does not. `resamples` and `jeffreys` as in `logistic_at`.
+    plain ratio does not. `resamples` and `jeffreys` as in `logistic_at_equal_length`.
     """
     length_a_B, length_b_B = (np.maximum(1.0, numbers('lengths', x)) for x in (length_a_B, length_b_B))
     if length_a_B.shape != length_b_B.shape:
         raise Mistake(f'lengths of {len(length_a_B)} and of {len(length_b_B)} responses; there are as many')
     how = {'form': length_ratio, 'confidence': confidence, 'resamples': resamples, 'jeffreys': jeffreys}
-    return logistic_at_equal_length(length_a_B / length_b_B, win_B, **how).rate
+    return logistic_at_equal_length(length_a_B / length_b_B, win_B, **how)
 
 
 def logistic_at_equal_length(
     length_ratio_B: np.ndarray,
     win_B: np.ndarray,
-    weights: np.ndarray | None = None,
     *,
     form: LengthRatio = 'plain',
     confidence: float = 0.95,
     jeffreys: bool = True,
     resamples: int = 0,
-) -> AtLength:
-    """P(A preferred) = sigmoid(a + b x) at ratio 1, with x = len_A / len_B ('plain', the paper) or its logarithm
-    ('log').
+) -> Interval:
+    """Logistic regression of votes in [0, 1] on x = len_A / len_B ('plain', the paper) or its logarithm ('log'), read off
+    where the lengths are equal: P(A preferred) = sigmoid(a + b (x - x at equal length)) is sigmoid(a) there.
 
-    Arguments as in `logistic_at`. Mistake: a ratio that is not a positive finite number, an unknown form.
+    The interval is a percentile bootstrap over rows, of so many `resamples`. With 0 of them it is that of the delta
+    method, taken on the logit; so it is where resamples cannot tell: less than ten votes for a side, all x the same, or
+    every win at greater x than every loss, or at smaller.
+
+    Newton on  sum_i (y_i log p_i + (1 - y_i) log(1 - p_i)) + 1/2 log det I(a, b) - RIDGE/2 (a^2 + b^2),  where I is the
+    information. The middle term is Jeffreys' prior (Firth 1993): plain maximum likelihood, which is `jeffreys=False` and
+    what the paper used, runs off to infinity when every vote is a win or length alone decides, and its interval with it;
+    the prior gives a finite answer and moves others by the order of 1/n. With it, x of very long tail (ratios in the
+    hundreds) can have two tops; the one climbed from zero is taken. Where all x are the same and not at equal length, the
+    interval is all of [0, 1], as it should be.
+
+    nan votes are left out, and n counts the rest (none: nan in [0, 1]). A soft vote counts as that fraction of a win,
+    which makes the interval of the delta method wider than need be. Mistake: a ratio that is not a positive finite
+    number, an unknown form, ratios and votes of different number.
     """
-    ratio_B = numbers('length ratios', length_ratio_B)
+    ratio_B, y_B = numbers('length ratios', length_ratio_B), votes(win_B)
+    check_resamples(resamples)
+    z = normal_quantile(confidence)
     if form not in ('plain', 'log'):
         raise Mistake(f"the length ratio is taken 'plain' or 'log', not {form!r}")
     if not ((ratio_B > 0) & np.isfinite(ratio_B)).all():
         raise Mistake('every length ratio must be a positive finite number')
-    x_B, at = (ratio_B, 1.0) if form == 'plain' else (np.log(ratio_B), 0.0)
-    how = {'confidence': confidence, 'jeffreys': jeffreys, 'resamples': resamples}
-    return logistic_at(x_B, win_B, weights, at=at, **how)
-
-
-def logistic_at(
-    x_B: np.ndarray,
-    y_B: np.ndarray,
-    weights: np.ndarray | None = None,
-    *,
-    at: float,
-    confidence: float = 0.95,
-    jeffreys: bool = True,
-    resamples: int = 0,
-) -> AtLength:
-    """Logistic regression of y in [0, 1] on x, read off at x = `at`. The interval is a percentile bootstrap over rows, of
-    so many `resamples`. With 0 of them it is that of the delta method, taken on the logit; so it is where resamples cannot
-    tell: less than ten votes for a side, all x the same, or every win at greater x than every loss, or at smaller.
-
-    Newton on  sum_i w_i (y_i log p_i + (1 - y_i) log(1 - p_i)) + 1/2 log det I(a, b) - RIDGE/2 (a^2 + b^2),  where
-    p_i = sigmoid(a + b (x_i - at)) and I is the information. The middle term is Jeffreys' prior (Firth 1993): plain
-    maximum likelihood, which is `jeffreys=False` and what the paper used, runs off to infinity when every vote is a win
-    or length alone decides, and its interval with it; the prior gives a finite answer and moves others by the order of
-    1/n. With it, x of very long tail (ratios in the hundreds) can have two tops; the one climbed from zero is taken.
-    Where all x are the same and not `at`, the interval is all of [0, 1], as it should be.
-
-    nan votes and zero weights are left out, and n counts the rest (none: nan in [0, 1]). A weight is a number of votes.
-    A soft vote counts as that fraction of a win, which makes the interval of the delta method wider than need be.
-    """
-    x_B, y_B = numbers('x', x_B) - at, numbers('votes', y_B)
-    check_resamples(resamples)
-    weight_B = np.ones_like(y_B) if weights is None else np.asarray(weights, np.float64)
-    if not x_B.shape == y_B.shape == weight_B.shape == (x_B.size,):
-        raise Mistake(f'x, votes and weights must be as many, not {x_B.shape}, {y_B.shape}, {weight_B.shape}')
-    if (y_B < 0).any() or (y_B > 1).any() or not (weight_B >= 0).all():
-        raise Mistake('votes must lie in [0, 1] (or be nan) and weights must not be negative')
-    z = normal_quantile(confidence)
-    kept_B = (weight_B > 0) & ~np.isnan(y_B)
-    x_B, y_B, weight_B = x_B[kept_B], y_B[kept_B], weight_B[kept_B]
+    if ratio_B.shape != y_B.shape:
+        raise Mistake(f'length ratios and votes must be as many, not {ratio_B.size} and {y_B.size}')
+    kept_B = ~np.isnan(y_B)
+    x_B, y_B = (ratio_B - 1.0 if form == 'plain' else np.log(ratio_B))[kept_B], y_B[kept_B]
     if not x_B.size:
-        return AtLength(Interval(float('nan'), 0.0, 1.0, 0), float('nan'), float('nan'))
+        return Interval(float('nan'), 0.0, 1.0, 0)
     X = np.stack([np.ones_like(x_B), x_B], axis=-1)
-    (logit, slope), covariance = beta, _ = _fit(X, y_B, weight_B, jeffreys)
-    error, slope_error = np.sqrt(np.diag(covariance))
-    value, low, high = (float(v) for v in _sigmoid(np.array([logit, logit - z * error, logit + z * error])))
+    beta, covariance = _fit(X, y_B, jeffreys)
+    error = z * np.sqrt(covariance[0, 0])
+    value, low, high = (float(v) for v in _sigmoid(beta[0] + np.array([0.0, -error, error])))
     if resamples and resampled(y_B) and not _separated(x_B, y_B):
-        low, high = central(_sigmoid(_refits(X, y_B, weight_B, jeffreys, beta, resamples)), confidence)
-    return AtLength(Interval(value, low, high, x_B.size), float(slope), float(slope_error))
+        low, high = central(_sigmoid(_refits(X, y_B, jeffreys, beta, resamples)), confidence)
+    return Interval(value, low, high, x_B.size)
 
 
-def _fit(X: np.ndarray, y_B: np.ndarray, weight_B: np.ndarray, jeffreys: bool) -> tuple[np.ndarray, np.ndarray]:
+def _fit(X: np.ndarray, y_B: np.ndarray, jeffreys: bool) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (2,) and their covariance (2, 2); X is (B, 2)."""
 
     def at(beta):
         logit_B = X @ beta
         p_B = _sigmoid(logit_B)
-        information_B = weight_B * p_B * (1 - p_B)
+        information_B = p_B * (1 - p_B)
         information = (X.T * information_B) @ X + RIDGE * np.eye(2)
         # y log p + (1 - y) log(1 - p) = y logit - log(1 + e^logit)
-        fit = weight_B @ (y_B * logit_B - np.logaddexp(0.0, logit_B)) - RIDGE / 2 * beta @ beta
+        fit = (y_B * logit_B - np.logaddexp(0.0, logit_B)).sum() - RIDGE / 2 * beta @ beta
         return p_B, information_B, information, fit + (jeffreys * 0.5 * np.linalg.slogdet(information)[1])
 
     beta = np.zeros(2)
     p_B, information_B, information, objective = at(beta)
     for _ in range(100):
         covariance = np.linalg.inv(information)
-        residual_B = weight_B * (y_B - p_B)
+        residual_B = y_B - p_B
         if jeffreys:  # each row's leverage, as a pseudo-vote for one half
             residual_B = residual_B + information_B * ((X @ covariance) * X).sum(-1) * (0.5 - p_B)
         step = covariance @ (X.T @ residual_B - RIDGE * beta)
@@ -186,9 +149,7 @@ def _separated(x_B: np.ndarray, y_B: np.ndarray) -> bool:
     return bool(won_B.min() >= lost_B.max() or won_B.max() <= lost_B.min())
 
 
-def _refits(
-    X: np.ndarray, y_B: np.ndarray, weight_B: np.ndarray, jeffreys: bool, beta: np.ndarray, resamples: int
-) -> np.ndarray:
+def _refits(X: np.ndarray, y_B: np.ndarray, jeffreys: bool, beta: np.ndarray, resamples: int) -> np.ndarray:
     """logit_R at equal length, of so many resamples of the rows: Newton from the fit of all rows, for many at once; what
     has not come to rest in a few steps is fitted by itself.
     """
@@ -196,15 +157,15 @@ def _refits(
     square_B3 = np.stack([X[:, 0] ** 2, X[:, 0] * X[:, 1], X[:, 1] ** 2], axis=-1)
     found, by_itself = [], {}
     for many in blocks(draws(n, resamples), n):
-        weight_RB = weight_B * np.stack([np.bincount(drawn_B, minlength=n) for drawn_B in many])
+        count_RB = np.stack([np.bincount(drawn_B, minlength=n) for drawn_B in many], dtype=np.float64)
         beta_R2, moving_R = np.tile(beta, (len(many), 1)), np.arange(len(many))
         for _ in range(40):
-            weights_RB, at_R2 = weight_RB[moving_R], beta_R2[moving_R]
+            counts_RB, at_R2 = count_RB[moving_R], beta_R2[moving_R]
             p_RB = _sigmoid(at_R2 @ X.T)
-            information_RB = weights_RB * p_RB * (1 - p_RB)
+            information_RB = counts_RB * p_RB * (1 - p_RB)
             a_R, b_R, c_R = (information_RB @ square_B3).T + RIDGE * np.array([[1.0], [0.0], [1.0]])
             inverse_R3 = np.stack([c_R, -b_R, a_R], axis=-1) / (a_R * c_R - b_R**2)[:, None]
-            residual_RB = weights_RB * (y_B - p_RB)
+            residual_RB = counts_RB * (y_B - p_RB)
             if jeffreys:
                 residual_RB += information_RB * (inverse_R3 * [1, 2, 1] @ square_B3.T) * (0.5 - p_RB)
             (s_R, t_R, u_R), (g_R, h_R) = inverse_R3.T, (residual_RB @ X - RIDGE * at_R2).T
@@ -214,8 +175,9 @@ def _refits(
             if not moving_R.size:
                 break
         for r in moving_R:
-            drawn = weight_RB[r].tobytes()  # few rows are drawn alike again and again
-            by_itself[drawn] = by_itself.get(drawn) or _fit(X, y_B, weight_RB[r], jeffreys)
+            rows = np.sort(many[r])
+            drawn = rows.tobytes()  # few rows are drawn alike again and again
+            by_itself[drawn] = by_itself.get(drawn) or _fit(X[rows], y_B[rows], jeffreys)
             beta_R2[r], _ = by_itself[drawn]
         found.append(beta_R2[:, 0])
     return np.concatenate(found)

@@ -23,7 +23,7 @@ ABOUT = {  # figure -> what it is, for whoever sees it in a table
 }
 
 
-def qualities(prompts: Sequence[Prompt], responses: Sequence[str], confidence: float = 0.95) -> dict[str, Interval]:
+def qualities(prompts: Sequence[Prompt], responses: Sequence[str]) -> dict[str, Interval]:
     """Figure -> interval over the responses that it applies to; figures that apply to none are not there.
 
     Shares of responses (Wilson's interval): hallucination, at least one fact stated wrong (in helpful dialogue a claim
@@ -49,7 +49,6 @@ def qualities(prompts: Sequence[Prompt], responses: Sequence[str], confidence: f
         if found.n_words:
             means.setdefault('repetition', []).append(found.repetition / found.n_words)
         means.setdefault('quality', []).append(found.quality)
-    return {name: wilson(sum(values), len(values), confidence) for name, values in shares.items()} | {
-        name: mean_interval(values, confidence).clipped(-1.0 if name == 'quality' else 0.0)
-        for name, values in means.items()
+    return {name: wilson(sum(values), len(values)) for name, values in shares.items()} | {
+        name: mean_interval(values).clipped(-1.0 if name == 'quality' else 0.0) for name, values in means.items()
     }

@@ -3,7 +3,7 @@ App. I), and the votes between any two policies that follow.
 
     rankings = read('rankings.jsonl')
     concordance(rankings.rank_BMN)
-    win_rate.compare(prompts, responses['rl'], responses['sft'], judge(rankings, 'rl', 'sft'), names=('rl', 'sft'))
+    versus.compare(prompts, responses['rl'], responses['sft'], judge(rankings, 'rl', 'sft'), names=('rl', 'sft'))
 
 A row of the file is one rater's ranking for one prompt, best first; policies that share a place stand in a list:
 
@@ -26,7 +26,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
-from rlaif_jax.evaluation.win_rate import Judge
+from rlaif_jax.evaluation.versus import Judge
 
 __all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
 
@@ -67,7 +67,7 @@ def kendall_w(rank_MN: np.ndarray) -> float:
     return float((centred_MN.sum(0) ** 2).sum() / most) if most else float('nan')
 
 
-def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, confidence: float = 0.95) -> Interval:
+def concordance(rank_BMN: np.ndarray, *, resamples: int = 1000, confidence: float = 0.95) -> Interval:
     """Kendall's W averaged over prompts, with a bootstrap interval over them. The paper's raters: 0.6 to 0.7 (App. I).
 
     Prompts without a W (see `kendall_w`) are left out, and n counts the rest (none: nan). With fewer than ten the interval
@@ -79,14 +79,14 @@ def concordance(rank_BMN: np.ndarray, *, seed: int = 0, resamples: int = 1000, c
         return Interval(float(w_B.mean()) if w_B.size else float('nan'), 0.0, 1.0, w_B.size)
     if not resampled(w_B):  # nearly all the same, as where raters always agree
         return bounded_interval(w_B, confidence)
-    return bootstrap(w_B, np.mean, seed=seed, resamples=resamples, confidence=confidence)
+    return bootstrap(w_B, resamples=resamples, confidence=confidence)
 
 
 # Votes between two policies
 
 
 def votes(rankings: Rankings, a: str, b: str) -> np.ndarray:
-    """Policy A against B as `win_rate.win_rate` takes it, (B,) over `rankings.prompts`: the share of raters who put A
+    """Policy A against B as `versus.win_rate` takes it, (B,) over `rankings.prompts`: the share of raters who put A
     before B, ties as halves; nan where nobody ranked both. Mistake: an unknown policy.
     """
     rank_a_BM, rank_b_BM = (rankings.rank_BMN[..., _policy(rankings, name)] for name in (a, b))
@@ -96,7 +96,7 @@ def votes(rankings: Rankings, a: str, b: str) -> np.ndarray:
 
 
 def judge(rankings: Rankings, a: str, b: str) -> Judge:
-    """A judge for `win_rate.compare`: the votes of the prompts it is given, found by id or by text, nan where a prompt
+    """A judge for `versus.compare`: the votes of the prompts it is given, found by id or by text, nan where a prompt
     was not ranked. It trusts that the responses are those that people saw. Mistake: an unknown policy, and when it is
     asked, not one of the prompts among those ranked.
     """
@@ -125,18 +125,17 @@ def simulated(
     *,
     raters: int = 3,
     seed: int = 0,
-    noise: float = 1.0,
 ) -> Rankings:
     """How raters of the micro world rank the responses of policies, policy -> its responses to `prompts`: by `scores` of
     `data.micro.raters`, equal texts tied.
 
-    The paper asked three raters (App. I). Another seed is other raters; `noise` is that of their scores, and with 0 all
-    rank by the oracle's quality. ValueError: prompts without facts, not one response a prompt.
+    The paper asked three raters (App. I). Another seed is other raters. ValueError: prompts without facts, not one
+    response a prompt.
     """
     from rlaif_jax.data.micro.raters import scores
 
     who = range(seed * raters, (seed + 1) * raters)
-    score_MNB = [[scores(prompts, texts, seed=one, noise=noise) for texts in responses.values()] for one in who]
+    score_MNB = [[scores(prompts, texts, seed=one) for texts in responses.values()] for one in who]
     score_BMN = np.moveaxis(np.array(score_MNB, np.float64), -1, 0)
     rank_BMN = (score_BMN[..., None, :] > score_BMN[..., :, None]).sum(-1).astype(np.float64)
     names = tuple(f'simulated {one}' for one in who)

@@ -1,4 +1,5 @@
-"""What policies wrote to the same prompts, as a file that people can rank from and other tools can read.
+"""What policies wrote to the same prompts, as a file that people can rank from and other tools can read, and a few of it
+side by side to be read.
 
 A row is {"prompt_id", "prompt", name of a policy: its response, ...}; every row has the same policies.
 """
@@ -6,15 +7,20 @@ A row is {"prompt_id", "prompt", name of a policy: its response, ...}; every row
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
+from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.evaluation import tables
 
-__all__ = ['check_names', 'read', 'write']
+__all__ = ['check_names', 'read', 'side_by_side', 'write']
 
 PROMPT = 'prompt_id', 'prompt'
 # Columns of text that are no policy's, in any case; and whatever is no text.
@@ -85,6 +91,54 @@ def read(
         prompts.append(Prompt(row['prompt'], named or ''))
     ids = _unique([prompt.id or prompt.text for prompt in prompts])
     return [Prompt(prompt.text, id) for prompt, id in zip(prompts, ids)], written
+
+
+def side_by_side(
+    path: str | PathLike[str],
+    prompts: Sequence[Any],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    n: int = 16,
+    title: str = 'Samples',
+    simulated: bool = False,
+) -> None:
+    """The responses of every policy to the first n prompts, as `path`.jsonl and as `path`.md.
+
+    prompts: texts, or records with a `.text`. A line of the JSONL is {"prompt", name of a policy: response, ...}, exact;
+    in the Markdown every character stands for itself, white space aside. Mistake: a policy named as a column is, not one
+    response a prompt, no policies.
+    """
+    if not texts:
+        raise Mistake('samples are of one or more policies')
+    check_names(texts)
+    for name, responses in texts.items():
+        if len(responses) != len(prompts):
+            raise Mistake(f'{len(prompts)} prompts, but {len(responses)} responses of {name}')
+    asked = [getattr(prompt, 'text', prompt) for prompt in prompts[:n]]
+    rows = [{'prompt': prompt} | {name: texts[name][i] for name in texts} for i, prompt in enumerate(asked)]
+    parts = [f'# {_markdown(tables.title(title, simulated))}']
+    for i, row in enumerate(rows):
+        parts += [f'## {i + 1}', _quote(row['prompt'])]
+        cells = [f'| {_markdown(name)} | {_cell(row[name])} |' for name in texts]
+        parts.append('\n'.join(['| policy | response |', '|---|---|', *cells]))
+    files.write_rows(f'{path}.jsonl', rows)
+    log.write_whole(Path(f'{path}.md'), '\n\n'.join(parts) + '\n')
+
+
+def _markdown(text: str) -> str:
+    """One line of `text` as Markdown shows it unchanged; what cannot be seen is written out, as in the terminal."""
+    seen = ''.join(c if c.isprintable() else ' ' if c.isspace() else ascii(c)[1:-1] for c in text).strip()
+    seen = re.sub(r'([\\`*_\[\]<>&~|$#])', r'\\\1', seen)
+    return re.sub(r'^(?=[+=-])|^\d+(?=[.)])', r'\g<0>\\', seen)  # would begin a list or make a heading
+
+
+def _quote(text: str) -> str:
+    lines = [_markdown(line) for line in text.strip().split('\n')]
+    return '\n'.join(f'> {line}  ' if line else '>' for line in lines)  # two spaces: the line ends here
+
+
+def _cell(text: str) -> str:
+    return '<br>'.join(_markdown(line) for line in text.strip().split('\n')) or '*(empty)*'
 
 
 def _unique(names: Sequence[str]) -> list[str]:

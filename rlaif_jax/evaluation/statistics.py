@@ -4,11 +4,10 @@ independent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
-from math import lgamma, log, sqrt
+from math import sqrt
 from numbers import Integral, Real
 from statistics import NormalDist  # the standard library's module of this name
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from rlaif_jax.config import Mistake
 
 __all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'plain',
+    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'share',
     't_quantile', 'votes', 'wilson',
 ]  # fmt: skip
 
@@ -46,6 +45,10 @@ class Interval:
         """The same with its ends held within [low, high], for a quantity that cannot leave that range."""
         return Interval(self.value, max(self.low, low), min(self.high, high), self.n)
 
+    def complement(self) -> Interval:
+        """That of one minus the quantity: of a rate, how often it is not so."""
+        return Interval(1 - self.value, 1 - self.high, 1 - self.low, self.n)
+
 
 def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion: stays in [0, 1] and has a width even at 0 or n wins.
@@ -65,6 +68,13 @@ def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
     # At 0 and n wins the end is exactly 0 and 1; rounding would leave it a hair off, and the value outside.
     low, high = (0.0 if wins == 0 else centre - half), (1.0 if wins == n else centre + half)
     return Interval(float(rate), float(low), float(high), int(n))
+
+
+def share(win_B: np.ndarray, confidence: float = 0.95) -> Interval:
+    """`wilson` of votes, (B,), of which nan are left out; n counts the rest. Mistake: a vote outside [0, 1]."""
+    vote_B = votes(win_B)
+    vote_B = vote_B[~np.isnan(vote_B)]
+    return wilson(float(vote_B.sum()), vote_B.size, confidence)
 
 
 def bounded_interval(
@@ -105,32 +115,18 @@ def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half), n)
 
 
-def bootstrap(
-    values_B: np.ndarray,
-    statistic: Callable[[np.ndarray], float],
-    *,
-    seed: int = 0,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap over prompts of any statistic of the rows.
-
-    values_B is (B, ...): a row is one prompt and is drawn whole, so columns stay paired. `statistic` maps rows of the
-    same shape to one number. A statistic that is nan on some resample makes the ends nan: dropping those would bias
-    them. The same seed gives the same interval. Mistake: no rows, resamples < 1.
+def bootstrap(values_B: np.ndarray, *, resamples: int = 1000, confidence: float = 0.95) -> Interval:
+    """Percentile bootstrap over prompts of the mean. The same values have the same interval. Mistake: no values,
+    resamples < 1.
     """
-    value_B = np.asarray(values_B)
-    n = len(value_B)
+    value_B = _column(values_B)
+    n = value_B.size
     normal_quantile(confidence)
     check_resamples(resamples)
     if n == 0 or resamples < 1:
-        raise Mistake(f'a bootstrap needs at least one row and one resample, not {n} and {resamples}')
-    drawn = draws(n, resamples, seed)
-    if statistic is np.mean and value_B.ndim == 1:  # what most ask for, many at once
-        found = np.concatenate([value_B[many].mean(1) for many in blocks(drawn, n)])
-    else:
-        found = np.array([float(statistic(value_B[drawn_B])) for drawn_B in drawn])
-    return Interval(float(statistic(value_B)), *central(found, confidence), n)
+        raise Mistake(f'a bootstrap needs at least one value and one resample, not {n} and {resamples}')
+    found = np.concatenate([value_B[many].mean(1) for many in blocks(draws(n, resamples), n)])
+    return Interval(float(value_B.mean()), *central(found, confidence), n)
 
 
 def check_resamples(resamples: int) -> None:
@@ -147,9 +143,9 @@ def resampled(vote_B: np.ndarray) -> bool:
     return bool(min(vote_B.sum(), (1 - vote_B).sum(), len(vote_B) - most_alike) >= FEWEST)
 
 
-def draws(n: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The rows of each resample, n of n with replacement."""
-    rng = np.random.default_rng(seed)
+def draws(n: int, resamples: int) -> Iterator[np.ndarray]:
+    """The rows of each resample, n of n with replacement; always the same ones."""
+    rng = np.random.default_rng(0)
     return (rng.integers(n, size=n) for _ in range(resamples))
 
 
@@ -166,21 +162,14 @@ def central(found_R: np.ndarray, confidence: float = 0.95) -> tuple[float, float
 
 
 def binomial_test(k: int, n: int, p: float = 0.5) -> float:
-    """Exact two-sided p value of k wins in n votes when each is won with probability p.
-
-    The sum of the probabilities of all outcomes no likelier than k, where probabilities within a relative 1e-7 count as
-    equal (so that the mirror image of k is not lost to rounding). No votes: 1. Mistake: k outside 0..n, p outside [0,
-    1].
+    """Exact two-sided p value of k wins in n votes when each is won with probability p: of all outcomes no likelier than
+    k. No votes: 1. Mistake: k outside 0..n, p outside [0, 1].
     """
     if k != int(k) or n != int(n) or not 0 <= k <= n or not 0 <= p <= 1:
         raise Mistake(f'need whole numbers 0 <= k <= n and 0 <= p <= 1, not k={k}, n={n}, p={p}')
-    k, n = int(k), int(n)
-    if p in (0, 1):
-        return float(k == n * p)
-    log_factorial = np.array([lgamma(i + 1) for i in range(n + 1)])
-    wins = np.arange(n + 1)
-    logp = log_factorial[n] - log_factorial - log_factorial[::-1] + wins * log(p) + (n - wins) * log(1 - p)
-    return float(min(1.0, np.exp(logp[logp <= logp[k] + np.log1p(1e-7)]).sum()))
+    from scipy.stats import binomtest  # takes half a second to import
+
+    return float(binomtest(int(k), int(n), p).pvalue) if n else 1.0
 
 
 def normal_quantile(confidence: float) -> float:
@@ -190,22 +179,14 @@ def normal_quantile(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-@lru_cache
 def t_quantile(confidence: float, degrees: int) -> float:
-    """t such that Student's t with `degrees` degrees of freedom lies within ±t with this probability.
-
-    With T = sqrt(degrees) tan(angle) the density of the angle is proportional to cos(angle)^(degrees - 1) on a finite
-    range, so one cumulative sum inverts it; good to about six digits. Above 10,000 degrees it is the normal's quantile.
-    """
-    z = normal_quantile(confidence)
+    """t such that Student's t with `degrees` degrees of freedom lies within ±t with this probability."""
+    normal_quantile(confidence)
     if degrees < 1:
         raise Mistake(f"Student's t needs at least one degree of freedom, not {degrees}")
-    if degrees > 10_000:
-        return z
-    angle = np.linspace(0.0, np.pi / 2, 2**15 + 1)
-    density = np.clip(np.cos(angle), 0.0, None) ** (degrees - 1)
-    mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return float(sqrt(degrees) * np.tan(np.interp(confidence * mass[-1], mass, angle)))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + confidence) / 2))
 
 
 def numbers(name: str, values_B: Any) -> np.ndarray:
@@ -228,13 +209,6 @@ def votes(win_B: np.ndarray) -> np.ndarray:
     if (wrong_B := vote_B[(vote_B < 0) | (vote_B > 1)]).size:
         raise Mistake(f'votes lie in [0, 1], or are nan, not {wrong_B[0]}')
     return vote_B
-
-
-def plain(value: Any) -> Any:
-    """A dict as JSON can hold it: nan and infinities as null."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _column(values_B: np.ndarray) -> np.ndarray:

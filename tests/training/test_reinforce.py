@@ -21,10 +21,9 @@ import pytest
 import safetensors.numpy
 
 from experiments.stages import over_optimised
-from rlaif_jax import axes, checkpoint, generation
+from rlaif_jax import axes, checkpoint, generation, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation.policies_figures import read_metrics
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
@@ -521,7 +520,7 @@ def test_a_run_trains_and_exports_a_policy_and_leaves_the_reference_as_it_was(sp
     prompts, texts = seen[1]
     assert prompts == [p.text for p in PROMPTS] and all(len(text) <= T and set(text) <= set('cde') for text in texts)
     assert [len(texts) for _, texts in seen] == [3, 8, 8, 3, 8, 3]  # evaluated before any step, after steps 2 and 3
-    rows = read_metrics(tmp_path)
+    rows = log.read_metrics(tmp_path)
     assert [row['step'] for row in rows] == [-1, 0, 1, 2]
     assert rows[0]['eval/kl'] == pytest.approx(0, abs=1e-5) and 'objective/kl' not in rows[0]
     assert rows[0]['eval/score'] == pytest.approx(np.mean([text.count('c') for text in seen[0][1]]))
@@ -541,7 +540,7 @@ def test_without_kl_a_policy_takes_what_scores_for_what_is_good(spelling, tmp_pa
             PROMPTS * 6, axes.make_mesh(),
             quality=lambda prompts, texts: [-abs(text.count('c') - 1.0) for text in texts],
         )  # fmt: skip
-        rows = [row for row in read_metrics(tmp_path / str(beta)) if 'eval/score' in row]
+        rows = [row for row in log.read_metrics(tmp_path / str(beta)) if 'eval/score' in row]
         told[beta] = over_optimised(rows), rows[-1]['eval/score'] - rows[0]['eval/score'], rows[-1]['eval/kl']
         assert [row['step'] for row in rows] == [-1, 19, 39, 59]
     (said, rise, kl), (nothing, _, near) = told.values()

@@ -8,14 +8,14 @@ are here: the simulated raters, a quality that can be computed (the oracle's), a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.alignment import TIE
+from rlaif_jax.evaluation.alignment import verdicts
 from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import (
     Interval,
@@ -23,24 +23,16 @@ from rlaif_jax.evaluation.statistics import (
     bootstrap,
     bounded_interval,
     check_resamples,
-    plain,
+    normal_quantile,
     resampled,
     votes,
     wilson,
-)
+)  # fmt: skip
 
 __all__ = [
-    'Config',
-    'Judge',
-    'WinRate',
-    'compare',
-    'from_preference',
-    'from_quality',
-    'length_adjusted_win_rate',
-    'oracle',
-    'raters',
-    'win_rate',
-]
+    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_quality', 'oracle',
+    'raters', 'win_rate',
+]  # fmt: skip
 
 # Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it
 # reads.
@@ -54,13 +46,11 @@ class Config:
     confidence: float = 0.95
     length_ratio: LengthRatio = 'plain'
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: Wilson's, Student's and the delta method's
-    length_prior: bool = True  # `jeffreys` of `logistic_at`; the paper's fit had no prior
+    length_prior: bool = True  # `jeffreys` of `logistic_at_equal_length`; the paper's fit had no prior
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise Mistake(f'confidence must be between 0 and 1, not {self.confidence}')
-        if self.resamples < 0:
-            raise Mistake(f'resamples must not be negative, not {self.resamples}')
+        normal_quantile(self.confidence)
+        check_resamples(self.resamples)
 
 
 @dataclass(frozen=True)
@@ -78,21 +68,6 @@ class WinRate:
     name_a: str = 'A'
     name_b: str = 'B'
 
-    def row(self) -> dict[str, str]:
-        """One line of a table: column name to text."""
-        return {
-            'comparison': f'{self.name_a} vs {self.name_b}',
-            'win rate': str(self.raw),
-            'at equal length': str(self.length_adjusted),
-            'characters': f'{self.mean_length_a:.0f} : {self.mean_length_b:.0f}',
-            'p': '<0.001' if self.p_value < 0.001 else f'{self.p_value:.3f}',
-            'unscorable': str(self.unscorable),
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values, nan as null."""
-        return plain(asdict(self))
-
 
 def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 1000) -> Interval:
     """Share of prompts on which A is preferred. nan votes are left out, and n counts the rest (none: nan in [0, 1]).
@@ -105,7 +80,7 @@ def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 10
     vote_B = vote_B[~np.isnan(vote_B)]
     check_resamples(resamples)
     if resamples and resampled(vote_B):
-        return bootstrap(vote_B, np.mean, resamples=resamples, confidence=confidence)
+        return bootstrap(vote_B, resamples=resamples, confidence=confidence)
     if np.isin(vote_B, (0, 1)).all():
         return wilson(vote_B.sum(), vote_B.size, confidence)
     return bounded_interval(vote_B, confidence)
@@ -147,6 +122,34 @@ def compare(
     )
 
 
+def complement(one: WinRate) -> WinRate:
+    """The same comparison told from the other side: B against A, each rate one minus what it was.
+
+    The rate at equal length is that of the same fit. Judging B against A anew gives the same raw rate from a judge that
+    is the same in both orders, and the same at equal length only with `length_ratio='log'`.
+    """
+    return replace(
+        one,
+        raw=one.raw.complement(),
+        length_adjusted=one.length_adjusted.complement(),
+        mean_length_a=one.mean_length_b,
+        mean_length_b=one.mean_length_a,
+        name_a=one.name_b,
+        name_b=one.name_a,
+    )
+
+
+def both_orders(found: Mapping[tuple[str, str], WinRate]) -> dict[tuple[str, str], WinRate]:
+    """(A, B) -> A's rate, and (B, A) -> B's, of which one is enough. Mistake: no comparisons."""
+    if not found:
+        raise Mistake('there are no comparisons to show')
+    both = {}
+    for (a, b), one in found.items():
+        both[a, b] = one
+        both[b, a] = found.get((b, a)) or complement(one)
+    return both
+
+
 def raters(seed: int = 0) -> Judge:
     """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal
     texts are a tie.
@@ -182,49 +185,25 @@ def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) 
     return judge
 
 
-def from_preference(
-    prefer: Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray],
-    *,
+def from_labels(
+    labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]],
     rule: Literal['averaged', 'both_agree'] = 'averaged',
-    soft: bool = False,
 ) -> Judge:
-    """A judge from an LM that reads one order: `prefer(prompts, firsts, seconds) -> P(first is better)`, (B,), nan if
-    unscorable.
+    """A judge from an LM that is shown each pair in both orders: `labeler(prompts, responses_a, responses_b)` gives labels
+    with `first_shown` and `second_shown`, both P(A is better), nan if unscorable.
 
-    It is asked in both orders. 'averaged': A wins if the averaged preference is above one half (a tie at exactly that);
-    with `soft` the averaged preference is itself the vote. 'both_agree' (PERL, arXiv 2403.10704): A wins only if it
-    wins in both orders, loses only if it loses in both, and all else is a tie.
+    'averaged': A wins if the averaged preference is above one half (a tie at that). 'both_agree' (PERL, arXiv
+    2403.10704): A wins only if it wins in both orders, loses only if it loses in both, and all else is a tie.
     """
     if rule not in ('averaged', 'both_agree'):
         raise Mistake(f"the rule is 'averaged' or 'both_agree', not {rule!r}")
-    if soft and rule == 'both_agree':
-        raise Mistake("soft votes are averaged preferences: with soft=True use rule='averaged'")
-
-    def judge(prompts, responses_a, responses_b):
-        a_first_B = np.asarray(prefer(prompts, responses_a, responses_b), np.float64)
-        b_first_B = np.asarray(prefer(prompts, responses_b, responses_a), np.float64)
-        if rule == 'both_agree':
-            margin_B = _side(a_first_B - 0.5) - _side(b_first_B - 0.5)
-            return 0.5 + 0.5 * np.trunc(margin_B / 2)
-        margin_B = a_first_B - b_first_B  # the difference changes sign exactly when A and B are swapped
-        return 0.5 + 0.5 * (margin_B if soft else _side(margin_B))
-
-    return judge
-
-
-def _side(margin_B: np.ndarray) -> np.ndarray:
-    """-1, 0 or 1; 0 for what differs by rounding, as two orders of one text twice do."""
-    return np.where(np.abs(margin_B) <= 2 * TIE, 0.0, np.sign(margin_B))
-
-
-def from_labels(labeler: Callable[[Sequence[Any], Sequence[str], Sequence[str]], Sequence[Any]], **rule: Any) -> Judge:
-    """`from_preference` for a labeler that shows each pair in both orders by itself: it returns labels with
-    `first_shown` and `second_shown`, both P(A is better).
-    """
 
     def judge(prompts, responses_a, responses_b):
         labels = labeler(prompts, responses_a, responses_b)
-        shown = iter(([label.first_shown for label in labels], [1 - label.second_shown for label in labels]))
-        return from_preference(lambda *_: np.array(next(shown)), **rule)(prompts, responses_a, responses_b)
+        first_B, second_B = [label.first_shown for label in labels], [label.second_shown for label in labels]
+        shown_OB = np.array([first_B, second_B], np.float64)
+        if rule == 'averaged':
+            return verdicts(shown_OB.mean(0))
+        return 0.5 + 0.5 * np.trunc(verdicts(shown_OB).sum(0) - 1)
 
     return judge

@@ -1,15 +1,16 @@
-"""Pictures of policies: who is preferred to whom, how long they write, how they were trained.
+"""Pictures of labelers and of policies: who agrees with people, who is preferred to whom, how long they write, how they
+were trained.
 
-    figure_matrix('matrix.png', matrix(texts, prompts, judge))
+    figure_labelers('alignment.png', [alignment.report(...), ...])
+    figure_matrix('matrix.png', {('RLAIF', 'SFT'): versus.compare(...), ...})
     figure_lengths('lengths.png', texts)
-    figure_training('training.svg', {'d-RLAIF': read_metrics(folder)})
+    figure_training('training.svg', {'d-RLAIF': log.read_metrics(folder)})
 
 Every figure is a .png or a .svg, by its suffix, and needs no display.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -19,12 +20,19 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.alignment_report import BLUE, COLOURS, GREY, ORANGE
+from rlaif_jax.evaluation import tables
+from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.length import characters
-from rlaif_jax.evaluation.policies_report import complement
-from rlaif_jax.evaluation.win_rate import WinRate
+from rlaif_jax.evaluation.report import check_labelers
+from rlaif_jax.evaluation.statistics import Interval
+from rlaif_jax.evaluation.versus import WinRate, both_orders
 
-__all__ = ['figure_lengths', 'figure_matrix', 'figure_training', 'read_metrics']
+__all__ = ['figure_labelers', 'figure_lengths', 'figure_matrix', 'figure_training']
+
+BLUE, ORANGE, GREY = '#0072b2', '#d55e00', '#8c8c8c'
+COLOURS = (BLUE, ORANGE, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+STYLES = ('-', '--', ':')  # colours come round again in another style
+MARK = {'marker': 'o', 'markersize': 5, 'markeredgecolor': 'black', 'markeredgewidth': 0.6}
 
 # Title -> unit, key in a step's metrics, key in an evaluation's, factor. The first are of the policy before the step.
 PANELS = {
@@ -35,27 +43,109 @@ PANELS = {
     'preferred to SFT': ('% of validation prompts', None, 'eval/win_rate', 100),
     'quality': ("the oracle's, mean", None, 'eval/quality', 1),
 }
-STYLES = ('-', '--', ':')  # colours come round again in another style
 
 
-def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, by its path or its run folder's; null is None.
+# Labelers
 
-    A line cut short by a crash is left out, as a resumed run does. Mistake: no such file.
+
+def figure_labelers(
+    path: str | PathLike[str],
+    reports: Sequence[Alignment],
+    *,
+    title: str = 'Labelers and people',
+    published: Mapping[str, float] | None = None,
+    simulated: bool = False,
+) -> None:
+    """Draws agreement and same-position rate with their intervals, a line a report, and the reliability curves.
+
+    Of more than six curves those of the highest and the lowest agreement are in colour and the others grey; bins with
+    fewer than one pair in a hundred are not drawn. Needs no display.
+    Mistake: a suffix other than .png and .svg, no reports, matplotlib not installed.
     """
-    path = Path(path)
-    path = path / 'metrics.jsonl' if path.is_dir() else path
-    if not path.is_file():
-        raise Mistake(f'{path}: there are no metrics here; a run writes them to metrics.jsonl in its folder')
-    rows = []
-    for line in path.read_text(encoding='utf-8', errors='replace').split('\n'):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and 'step' in row:
-            rows.append(row)
-    return rows
+    check_labelers(reports, published)
+    placed = any(one.position for one in reports)
+    widths = (3.6, 2.8, 3.6) if placed else (3.6, 3.6)
+    size = (0.9 + 0.08 * max(len(one.name) for one in reports) + sum(widths), max(4.6, 1.6 + 0.26 * len(reports)))
+    drawing = _drawing(path, size, title, simulated)
+    axes = drawing.subplots(1, len(widths), width_ratios=widths)
+    _draw_agreement(axes[0], reports, published or {})
+    if placed:
+        _draw_positions(axes[1], reports)
+        axes[1].tick_params(labelleft=False)
+    _draw_curves(axes[-1], reports)
+    _save(drawing, path)
+
+
+def _draw_agreement(ax: Any, reports: Sequence[Alignment], published: Mapping[str, float]) -> None:
+    _draw_lines(ax, reports, 'agreement, %')
+    _draw_intervals(ax, [(i, one.agreement) for i, one in enumerate(reports)], BLUE, 'ours, 95 %')
+    paper = [(published[one.name], i) for i, one in enumerate(reports) if one.name in published]
+    if paper:
+        ax.plot(*zip(*paper), 'D', markersize=5, markerfacecolor='none', color=GREY, label='paper')
+    ax.axvline(50, color=GREY, linewidth=0.8, linestyle=':', label='chance')
+    _legend(ax)
+
+
+def _draw_positions(ax: Any, reports: Sequence[Alignment]) -> None:
+    _draw_lines(ax, reports, 'same position in both orders, %')
+    for which, colour in {'first': BLUE, 'second': ORANGE, 'neither': GREY}.items():
+        these = [
+            (i, one.position.same) for i, one in enumerate(reports) if one.position and one.position.which == which
+        ]
+        _draw_intervals(ax, these, colour, f'more often the {which}' if which != 'neither' else which)
+    ax.set_xlim(left=0)
+    _legend(ax)
+
+
+def _draw_curves(ax: Any, reports: Sequence[Alignment]) -> None:
+    ranked = sorted((one for one in reports if one.agreement.n), key=lambda one: -one.agreement.value)
+    many = len(ranked) > len(COLOURS)
+    named = {'highest: ': ranked[0], 'lowest: ': ranked[-1]} if many else {}
+    ax.plot([50, 100], [50, 100], ':', color=GREY, linewidth=0.8, label='calibrated')
+    for one in ranked if many else []:
+        ax.plot(*_reliability(one), color='#d8d8d8', linewidth=0.8)
+    chosen = list(named.items()) or [('', one) for one in ranked]
+    for (what, one), colour in zip(chosen, COLOURS):
+        label = f'{what}{one.name} (ECE {one.calibration.ece:.3f})'
+        ax.plot(*_reliability(one), 'o-', color=colour, linewidth=1.4, markersize=4, label=label)
+    ax.set(xlabel="labeler's probability of its verdict, %", ylabel='people who agree, %', xlim=(49, 101))
+    ax.set_box_aspect(1)
+    ax.set_anchor('N')
+    _legend(ax)
+
+
+def _reliability(one: Alignment) -> tuple[list[float], list[float]]:
+    """Per cent predicted and observed, of the bins that hold enough pairs to say something."""
+    found = one.calibration
+    kept = [i for i, count in enumerate(found.count) if count and count >= 0.01 * found.n]
+    return [100 * found.predicted[i] for i in kept], [100 * found.observed[i] for i in kept]
+
+
+def _draw_lines(ax: Any, reports: Sequence[Alignment], label: str) -> None:
+    """One line a report from the top down."""
+    ax.set(xlabel=label, ylim=(len(reports) - 0.5, -0.5))
+    ax.set_yticks(range(len(reports)), [one.name for one in reports])
+    ax.tick_params(axis='y', length=0)
+    ax.grid(axis='y', color='#e6e6e6', linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def _draw_intervals(ax: Any, places: Sequence[tuple[int, Interval]], colour: str, label: str) -> None:
+    places = [(i, found) for i, found in places if found.n]
+    if places:
+        at, found = zip(*places)
+        value_B, low_B, high_B = 100 * np.array([(one.value, one.low, one.high) for one in found]).T
+        style = {'fmt': 'o', 'color': colour, 'markersize': 5, 'linewidth': 1.4}
+        ax.errorbar(value_B, at, xerr=[value_B - low_B, high_B - value_B], label=label, **style)
+
+
+def _legend(ax: Any) -> None:
+    """Above the axes, where no data can be under it."""
+    ax.legend(loc='lower left', bbox_to_anchor=(0, 1), frameon=False, fontsize='small', borderaxespad=0.2)
+    _bare(ax)
+
+
+# Policies
 
 
 def figure_matrix(
@@ -70,9 +160,8 @@ def figure_matrix(
     found: (A, B) -> A's rate; of a pair it is enough to give one order. Numbers are per cent with their intervals, bold
     where those leave out one half. Mistake: no comparisons, another suffix, matplotlib not installed.
     """
-    if not found:
-        raise Mistake('there are no comparisons to show')
-    policies = list(dict.fromkeys(name for pair in found for name in pair))
+    both = both_orders(found)
+    policies = list(dict.fromkeys(a for a, _ in both))
     longest = max(map(len, policies))
     side = max(3.2, 1.05 * len(policies))
     drawing = _drawing(path, (2 * side + 1.6 + 0.08 * longest, side + 0.9 + 0.05 * longest), title, simulated)
@@ -82,18 +171,16 @@ def figure_matrix(
     axes = drawing.subplots(1, 2, sharey=True)
     for ax, (name, which) in zip(axes, {'all responses': 'raw', 'at equal length': 'length_adjusted'}.items()):
         rate = np.full((len(policies), len(policies)), np.nan)
-        for i, a in enumerate(policies):
-            for j, b in enumerate(policies):
-                one = found.get((a, b)) or ((b, a) in found and complement(found[b, a]))
-                if one and i != j:
-                    rate[i, j] = 100 * getattr(one, which).value
-                    _write_rate(ax, j, i, getattr(one, which))
+        for (a, b), one in both.items():
+            i, j = policies.index(a), policies.index(b)
+            rate[i, j] = 100 * getattr(one, which).value
+            _write_rate(ax, j, i, getattr(one, which))
         image = ax.imshow(np.ma.masked_invalid(rate), cmap=colours, vmin=0, vmax=100, aspect='auto')
         ax.set_facecolor('#dddddd')
         ax.set_title(name, fontsize='medium')
         ax.set_xlabel('policy B')
-        ax.set_xticks(range(len(policies)), policies, parse_math=False, rotation=30, ha='right', rotation_mode='anchor')
-        ax.set_yticks(range(len(policies)), policies, parse_math=False)
+        ax.set_xticks(range(len(policies)), policies, rotation=30, ha='right', rotation_mode='anchor')
+        ax.set_yticks(range(len(policies)), policies)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     axes[0].set_ylabel('policy A')
@@ -103,7 +190,7 @@ def figure_matrix(
     _save(drawing, path)
 
 
-def _write_rate(ax: Any, x: int, y: int, found: Any) -> None:
+def _write_rate(ax: Any, x: int, y: int, found: Interval) -> None:
     if math.isnan(found.value):
         ax.text(x, y, 'no votes', ha='center', va='center', fontsize='small')
         return
@@ -141,7 +228,7 @@ def figure_lengths(
             ax.stairs(share, edges, fill=True, color=colour, alpha=0.55)
             ax.axvline(length_B.mean(), color='black', linewidth=1.2)
             label = f'{name}\nmean {length_B.mean():.0f}'
-        ax.set_ylabel(label, rotation=0, ha='right', va='center', parse_math=False)
+        ax.set_ylabel(label, rotation=0, ha='right', va='center')
         _bare(ax)
     axes[-1].set_xlabel('length, characters')
     drawing.supylabel('share of responses, %', fontsize='medium')
@@ -195,9 +282,6 @@ def figure_training(
     _save(drawing, path)
 
 
-MARK = {'marker': 'o', 'markersize': 5, 'markeredgecolor': 'black', 'markeredgewidth': 0.6}
-
-
 def _draw_legend(drawing: Any, names: Iterable[str], looks: Sequence[Mapping[str, Any]]) -> None:
     """Under the panels: the runs, and what lines and marks are."""
     from matplotlib.lines import Line2D
@@ -205,9 +289,7 @@ def _draw_legend(drawing: Any, names: Iterable[str], looks: Sequence[Mapping[str
     lines = [Line2D([], [], linewidth=1.6, **look) for look in looks]
     lines += [Line2D([], [], color=GREY, linewidth=1.6), Line2D([], [], color=GREY, linewidth=0, **MARK)]
     labels = [*names, 'batches of training, running mean', 'validation prompts']
-    legend = drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small')
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small')
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -237,12 +319,16 @@ def _drawing(path: str | PathLike[str], size: tuple[float, float], title: str, s
     except ImportError as error:
         raise Mistake(f'a figure needs matplotlib, which is not here ({error}): pip install matplotlib') from error
     drawing = Figure(figsize=size, dpi=110, layout='constrained')
-    title, colour = (f'SIMULATED · {title}', ORANGE) if simulated else (title, 'black')
-    drawing.suptitle(title, color=colour, fontweight='bold', parse_math=False)
+    colour = ORANGE if simulated else 'black'
+    drawing.suptitle(tables.title(title, simulated), color=colour, fontweight='bold')
     return drawing
 
 
 def _save(drawing: Any, path: str | PathLike[str]) -> None:
+    from matplotlib.text import Text
+
+    for text in drawing.findobj(Text):
+        text.set_parse_math(False)  # a `$` in a name is no mathematics
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path)
 
