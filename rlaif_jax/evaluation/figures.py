@@ -327,6 +327,8 @@ def _drawing(path: str | PathLike[str], size: tuple[float, float], title: str, s
 def _save(drawing: Any, path: str | PathLike[str]) -> None:
     from matplotlib.text import Text
 
+    if not hosts.first():
+        return
     for text in drawing.findobj(Text):
         text.set_parse_math(False)  # a `$` in a name is no mathematics
     Path(path).parent.mkdir(parents=True, exist_ok=True)
