@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rlaif_jax.axes import constrain
+from rlaif_jax.models.attention import Prefix, Window, attention
 
 Params = dict[str, jax.Array]
 # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
@@ -211,8 +212,6 @@ class Transformer(nn.Module):
             if cache is not None:
                 at = (0, cache['length'])
                 cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
-            back_BTS = distance(position_BT, position_BT if cache is None else cache['position_BS'])
-            back_BTP = prefix and distance(position_BT, prefix['position_BS'])
 
         def norm(p: Params, name: str, x: jax.Array) -> jax.Array:
             if name not in p:
@@ -247,14 +246,23 @@ class Transformer(nn.Module):
             q_BTNH, k_BSKH, v_BSKH = rotate(q_BTNH, jax.tree.map(of, turn)), rotate(k_BTKH, turn), v_BTKH
             if cache is not None:
                 cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
-            seen_BTS = of(mask_BTS & (back_BTS < p['window_L']) if c.windowed else mask_BTS)
-            shared = prefix and (
-                prefix['key_LBSKH'][index, 0],
-                prefix['value_LBSKH'][index, 0],
-                of(back_BTP < p['window_L']) if c.windowed else None,
+            window = before = None
+            if c.windowed:
+                window = Window(p['window_L'], of(position_BT), position_BT if cache is None else cache['position_BS'])
+            if prefix is not None:
+                key, value = prefix['key_LBSKH'][index, 0], prefix['value_LBSKH'][index, 0]
+                before = Prefix(key, value, prefix.get('position_BS'))
+            a_BTNH = attention(
+                q_BTNH,
+                k_BSKH,
+                v_BSKH,
+                of(mask_BTS),
+                prefix=before,
+                window=window,
+                scale=c.attention_scale,
+                cap=c.attention_cap,
+                whole=cache is None and only_BW is None,
             )
-            among = attend_earlier if cache is None and only_BW is None else attend
-            a_BTNH = among(q_BTNH, k_BSKH, v_BSKH, seen_BTS, shared, c.attention_scale, c.attention_cap)
             a_BTD = linear(p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH'))
             a_BTD = constrain(x_BTD + norm(p, 'attention_out_norm_LD', a_BTD), 'BTD')
 
@@ -371,11 +379,6 @@ def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: flo
     return (x32 * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
 
 
-def soft_cap(x: jax.Array, cap: jax.Array | float | None) -> jax.Array:
-    """cap · tanh(x / cap): x where it is small, never beyond the cap. Without a cap x itself."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
 def rope(position_BT: jax.Array, head_dim: int, kind: Rope) -> tuple[jax.Array, jax.Array]:
     """(cos, sin), each (B, T, 1, R/2), float32."""
     turned = int(head_dim * kind.fraction)
@@ -398,84 +401,6 @@ def rotate(x_BTNH: jax.Array, angle: tuple[jax.Array, jax.Array]) -> jax.Array:
     a, b = jnp.split(x_BTNH[..., :turned].astype(jnp.float32), 2, axis=-1)
     x_BTNR = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
     return x_BTNR if turned == x_BTNH.shape[-1] else jnp.concatenate([x_BTNR, x_BTNH[..., turned:]], axis=-1)
-
-
-def distance(position_BT: jax.Array, position_BS: jax.Array) -> jax.Array:
-    """How many positions behind query t the token in slot s stands."""
-    return position_BT[:, :, None] - position_BS[:, None, :]
-
-
-def attend_earlier(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_BTS: jax.Array, shared: tuple | None, *more: Any
-) -> jax.Array:
-    """`attend` among the tokens of a whole text, a block of queries after the other: none sees a later slot, so that of
-    the keys behind its block nothing is computed.
-    """
-    T = q_BTNH.shape[1]
-    # Of four, 3/8 of the products fall away, of eight 7/16. A block of about a hundred queries is quickest on a CPU.
-    blocks = min(-(-T // 64), max(4, min(8, T // 96)))
-    edges = [T * i // blocks for i in range(blocks + 1)]
-
-    def block(a: int, b: int) -> jax.Array:
-        before = shared and (*shared[:2], None if shared[2] is None else shared[2][:, a:b])
-        return attend(q_BTNH[:, a:b], k_BTKH[:, :b], v_BTKH[:, :b], mask_BTS[:, a:b, :b], before, *more)
-
-    return jnp.concatenate([block(a, b) for a, b in zip(edges, edges[1:])], axis=1)
-
-
-@jax.checkpoint
-def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
-    shared: tuple[jax.Array, jax.Array, jax.Array | None] | None = None,
-    scale: jax.Array | float | None = None,
-    cap: jax.Array | float | None = None,
-) -> jax.Array:
-    """Grouped-query attention; a query that may see nothing (padding) gets a mean of the values, finite and unused.
-
-    `shared`: keys and values (P, K, H) that the queries of every row see before their own, all of them or those of a
-    mask (B, T, P). `scale` (default H^-½) multiplies query · key, then `cap` soft-caps it. With K in front its products are
-    one for each key-value head, and no axis has to be moved in between: on a CPU a fifth faster than with B in front. The
-    softmax divides after the second product. The weights over T x S are computed again in the backward pass, which costs
-    no more time than keeping them.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-
-    def rows(x: jax.Array) -> jax.Array:
-        return x.reshape(K, B, N // K * T, -1)
-
-    q_KBGTH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
-    score_KBGTS = matmul32(rows(q_KBGTH), k_BSKH.transpose(2, 0, 3, 1)).reshape(K, B, N // K, T, -1)
-    score_KBGTS = jnp.where(mask_BTS[None, :, None], soft_cap(score_KBGTS, cap), -1e30)
-    top_KBGT = score_KBGTS.max(axis=-1)
-    if shared is not None:
-        k_PKH, v_PKH, mask_BTP = shared
-        score_KBGTP = jnp.einsum('KBGTH,PKH->KBGTP', q_KBGTH, k_PKH, preferred_element_type=jnp.float32)
-        score_KBGTP = soft_cap(score_KBGTP, cap)
-        if mask_BTP is not None:
-            score_KBGTP = jnp.where(mask_BTP[None, :, None], score_KBGTP, -1e30)
-        top_KBGT = jnp.maximum(top_KBGT, score_KBGTP.max(axis=-1))
-    top_KBGT = jax.lax.stop_gradient(top_KBGT)  # whatever is subtracted, the result is the same
-
-    weight_KBGTS = jnp.exp(score_KBGTS - top_KBGT[..., None])
-    sum_KBGT = weight_KBGTS.sum(axis=-1)
-    a_KBGTH = matmul32(rows(weight_KBGTS).astype(v_BSKH.dtype), v_BSKH.transpose(2, 0, 1, 3)).reshape(q_KBGTH.shape)
-    if shared is not None:
-        weight_KBGTP = jnp.exp(score_KBGTP - top_KBGT[..., None])
-        sum_KBGT += weight_KBGTP.sum(axis=-1)
-        a_KBGTH += jnp.einsum(
-            'KBGTP,PKH->KBGTH', weight_KBGTP.astype(v_PKH.dtype), v_PKH, preferred_element_type=jnp.float32
-        )
-    a_KBGTH = (a_KBGTH / sum_KBGT[..., None]).astype(q_BTNH.dtype)
-    return a_KBGTH.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
-
-
-def matmul32(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b`, accumulated and handed back in float32."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:
