@@ -147,9 +147,9 @@ def test_files_go_out_as_they_came_in(checkpoint, micro_tokenizer, tmp_path, cas
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
+def test_matrices_are_turned_a_few_rows_at_a_time(checkpoint, monkeypatch, case):
     _, whole = read(checkpoint(case))
-    monkeypatch.setattr(stored, 'TILE', (11, 5))  # which divide nothing
+    monkeypatch.setattr(stored, 'ROWS', 5)  # which divides nothing
     same(read(checkpoint(case))[1], whole)
 
 
