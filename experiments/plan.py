@@ -19,7 +19,12 @@ from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training import state as training
 
 WORD = 4  # bytes of a float32
-ASKED = ('labeler', 'judge', 'reward model')  # nobody trains these: their matrices are in bfloat16 where products are
+ASKED = (
+    'labeler',
+    'judge',
+    'reward model',
+    'reference',
+)  # nobody trains these: their matrices are in bfloat16 where products are
 
 
 @dataclass(frozen=True)

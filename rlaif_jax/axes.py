@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlaif_jax import hosts
+from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake
 
 ALPHABET: Mapping[str, str] = {
@@ -82,7 +82,30 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
             f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
             'and each of them takes part: give mesh.data=-1, or mesh.fsdp=-1'
         )
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+    kinds, devices = (AxisType.Auto,) * 3, devices[:needed]
+    between = _between_slices(shape, len({getattr(device, 'slice_index', 0) for device in devices}))
+    if between is None:
+        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=kinds, devices=devices)
+    from jax.experimental import mesh_utils
+
+    within = [size // slices for size, slices in zip(shape, between)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=kinds)
+
+
+def _between_slices(shape: list[int], slices: int) -> list[int] | None:
+    """How many slices each axis goes over; None where there is one slice. One axis goes over all: the first that can, as
+    the network between slices is slow, and `tensor` needs it most.
+    """
+    if slices == 1:
+        return None
+    for i, axis in enumerate(MESH_AXES):
+        if shape[i] % slices == 0:
+            if axis == 'tensor':
+                log.say_once(
+                    f'mesh: data and fsdp are no multiples of the {slices} slices, so tensor goes over them, slowly'
+                )
+            return [slices if j == i else 1 for j in range(3)]
+    raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))}: there are {slices} slices; make data a multiple of them')
 
 
 def mesh_of(tree: Any) -> Mesh:

@@ -31,7 +31,6 @@ from rlaif_jax.models.transformer import Config, Params
 SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
 VALUE = {'head_D': 'v_head.summary.weight', 'head_bias': 'v_head.summary.bias'}  # of a value network, as TRL names it
 FLOATS = 'F64', 'F32', 'F16', 'BF16'
-MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 PIECE = 2**26  # bytes of a parameter that the host holds at a time on their way to an accelerator
 ROWS = 16  # of a file's matrix that are turned at a time: a line of a processor's cache
 Stored = Any  # a tensor in a file, as `safe_open.get_slice` gives it: what is never asked for is never read
@@ -161,7 +160,7 @@ def read_params(
             letters = axes.letters(ours)
             shape = tuple(cfg.sizes[c] for c in letters)
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
-            rough = frozen and ours in MATRICES and cfg.dtype == 'bfloat16'
+            rough = frozen and ours in transformer.PRODUCTS and cfg.dtype == 'bfloat16'
             dtype = np.dtype(jax.numpy.bfloat16 if rough else np.float32)
             read = partial(_read, folder, files, slot, letters, cfg.sizes, pool, dtype)
             params[ours] = _assemble(shape, dtype, sharding, read)

@@ -32,6 +32,7 @@ FAN_IN = {
     'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
     'down_LFD': 'F',
 }  # fmt: skip
+PRODUCTS = {*FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 
 
 @dataclass(frozen=True)
@@ -335,6 +336,15 @@ def factors(matrix: str) -> tuple[str, str]:
     """The names of an adapter's two factors: 'query_LDNH' -> 'query_lora_in_LDX', 'query_lora_out_LXNH'."""
     role, letters = matrix.split('_L')
     return f'{role}_lora_in_L{FAN_IN[matrix]}X', f'{role}_lora_out_LX{letters.removeprefix(FAN_IN[matrix])}'
+
+
+def rounded(cfg: Config, params: Params) -> Params:
+    """The parameters with all that enters products in the dtype of these, which round it anyway: the same numbers come out
+    of fewer bytes.
+    """
+    if cfg.dtype == 'float32':
+        return params
+    return {name: x.astype(cfg.dtype) if name in PRODUCTS or '_lora_' in name else x for name, x in params.items()}
 
 
 def adapters(params: Params) -> Params:
