@@ -124,3 +124,14 @@ def test_who_is_stopped_or_killed_stops_all_and_the_same_command_goes_on(several
     assert end(both)[0] not in (0, 2) and time.monotonic() - began < 6 * HEARTBEAT
     assert together(2, run, tmp_path) == [0, 0], printed(tmp_path)
     same_bytes(tmp_path / 'run', several)
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_points_of_a_sweep_together(models, tmp_path):
+    line = ['launch/sweep.py', '--experiment=tldr_sft', f'--workdir={tmp_path / "sweep"}', f'policy={models / "policy"}']
+    line += ['--seed=[0,1]', 'mesh.tensor=2', 'sft.steps=2', 'sft.batch=8', 'evaluation.prompts=8', 'evaluation.batch=8']
+    assert together(2, [*line, 'evaluation.resamples=0'], tmp_path) == [0, 0], printed(tmp_path) + printed(tmp_path, 1)
+    points = [folder for folder in (tmp_path / 'sweep').iterdir() if (folder / 'result.json').exists()]
+    assert len(points) == 2 and (tmp_path / 'sweep' / 'sweep.csv').exists()
+    assert all('2 processes' in (point / 'output.log').read_text(encoding='utf-8') for point in points)
+    assert '2/2' in printed(tmp_path) and '2/2' not in printed(tmp_path, 1)
