@@ -87,8 +87,9 @@ def untied(folder: Path, cfg: Config) -> Config:
         return cfg
     shape = one.get_shape()
     rows = max(1, PIECE // (4 * math.prod(shape[1:]) or 1))
+    parts = [slice(i, min(i + rows, shape[0])) for i in range(0, shape[0], rows)]  # none may end beyond its tensor
     if shape == other.get_shape() and all(
-        np.array_equal(*(x[i : i + rows].astype(np.float32) for x in (one, other))) for i in range(0, shape[0], rows)
+        np.array_equal(one[part].astype(np.float32), other[part].astype(np.float32)) for part in parts
     ):
         return cfg
     log.say_once(
