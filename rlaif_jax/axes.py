@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -127,19 +127,34 @@ def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> 
 
     An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
     """
+    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh, rules))
+    return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in split))
+
+
+def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules = RULES) -> str:
+    """Which arrays with these names and shapes are whole, along which axis, though the rules would split them; else ''."""
+    found: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        axes = letters(name)
+        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh, rules)):
+            if not divided:
+                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in names)
+                found.setdefault(f'{over} does not divide {letter} = {size} ({ALPHABET[letter]})', []).append(name)
+    shown = lambda of: ', '.join(of[:3] + [f'{len(of) - 3} more'] * (len(of) > 3))  # noqa: E731
+    return '; '.join(f'{why}, which stays whole on every device in {shown(of)}' for why, of in found.items())
+
+
+def _wanted(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Of each axis the mesh axes that the rules would split it over, and whether they divide it."""
     used: set[str] = set()
-    parts: list[Any] = []
     for letter, size in zip(axes, shape, strict=True):
         wanted = rules.get(letter, ())
         names = tuple(
             n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
         )
-        if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0:
-            used.update(names)
-            parts.append(names if len(names) > 1 else names[0])
-        else:
-            parts.append(None)
-    return PartitionSpec(*parts)
+        divided = size % math.prod(mesh.shape[n] for n in names) == 0
+        used.update(names if divided else ())
+        yield names, divided
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

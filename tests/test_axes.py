@@ -55,6 +55,13 @@ def test_an_axis_takes_its_rule_or_stays_whole(mesh):
     assert axes.spec('DF', (6, 4), axes.make_mesh()) == PartitionSpec(None, None)
 
 
+def test_what_a_mesh_does_not_divide_is_named(mesh):
+    told = axes.undivided({'key_LDKH': (3, 6, 3, 8), 'value_LDKH': (3, 6, 3, 8), 'query_LDNH': (3, 6, 4, 8)}, mesh)
+    assert all(word in told for word in ('tensor = 2', 'K = 3', 'key_LDKH', 'value_LDKH')) and 'query' not in told
+    assert axes.undivided({'embed_VD': (61, 6)}, mesh).count('does not divide') == 1
+    assert axes.undivided({'embed_VD': (61, 7)}, axes.make_mesh()) == ''
+
+
 def test_parameters_lie_where_their_names_say(mesh, random_params):
     small = transformer.Config(vocab=40, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12)
     placed = axes.place(random_params(small), mesh)

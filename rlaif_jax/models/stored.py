@@ -86,8 +86,9 @@ def untied(folder: Path, cfg: Config) -> Config:
         return cfg
     shape = one.get_shape()
     rows = max(1, PIECE // (4 * math.prod(shape[1:]) or 1))
+    parts = [slice(i, min(i + rows, shape[0])) for i in range(0, shape[0], rows)]  # none may end beyond its tensor
     if shape == other.get_shape() and all(
-        np.array_equal(*(x[i : i + rows].astype(np.float32) for x in (one, other))) for i in range(0, shape[0], rows)
+        np.array_equal(one[part].astype(np.float32), other[part].astype(np.float32)) for part in parts
     ):
         return cfg
     log.say_once(
@@ -155,10 +156,13 @@ def read_params(
         head = _float32(files[name][:], folder, name)[0]
         where = axes.shardings({ours: head}, mesh)[ours]
         params[ours] = jax.make_array_from_callback(head.shape, where, head.__getitem__, dtype=head.dtype)
+    slots = families.slots_of(cfg)
+    shapes = {ours: tuple(cfg.sizes[c] for c in axes.letters(ours)) for ours in slots}
+    if undivided := axes.undivided(shapes, mesh):
+        log.say_once(f'{folder}: {undivided}')
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for ours, slot in families.slots_of(cfg).items():
-            letters = axes.letters(ours)
-            shape = tuple(cfg.sizes[c] for c in letters)
+        for ours, slot in slots.items():
+            letters, shape = axes.letters(ours), shapes[ours]
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
             rough = frozen and ours in transformer.PRODUCTS and cfg.dtype == 'bfloat16'
             dtype = np.dtype(jax.numpy.bfloat16 if rough else np.float32)

@@ -268,9 +268,9 @@ def attend(
     read_BW: jax.Array | None,
 ) -> tuple[jax.Array, Cache | None]:
     """What the tokens of `h_BTD`, or of them those at `read_BW`, take from those that they see."""
-    q_BTNH = linear(cfg, p, 'query_LDNH', 'query_bias_LNH', picked(h_BTD, read_BW))
     k_BTKH = linear(cfg, p, 'key_LDKH', 'key_bias_LKH', h_BTD)
     v_BTKH = linear(cfg, p, 'value_LDKH', 'value_bias_LKH', h_BTD)
+    q_BTNH = linear(cfg, p, 'query_LDNH', 'query_bias_LNH', picked(h_BTD, read_BW))
     if cfg.qk_norm != 'none':
         N, K = ('NH', 'KH') if cfg.qk_norm == 'all' else 'HH'
         q_BTNH, k_BTKH = norm(cfg, p, f'query_norm_L{N}', q_BTNH), norm(cfg, p, f'key_norm_L{K}', k_BTKH)
