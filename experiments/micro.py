@@ -24,16 +24,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.plan import Stage
+from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
-from rlaif_jax.data.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
-from rlaif_jax.data.micro.lexicon import SLOTS
-from rlaif_jax.data.micro.oracle import Reading
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.labeling import direct, preference, prompts
+from rlaif_jax.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
+from rlaif_jax.micro.lexicon import SLOTS
+from rlaif_jax.micro.oracle import Reading
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import PRESETS
@@ -374,15 +374,15 @@ class Pretrain:
             raise Mistake(f'model = {self.model!r}: no such preset; presets are {", ".join(PRESETS)}')
         check_within(self, 0, MOST, 'seed')
         check_within(self, 1, MOST, 'evaluation_pairs')
-        if not loader.simulated(self.data.source):
+        if not loader.find(self.data.source).simulated:
             raise Mistake(
                 f'the packaged models are made of the simulated world, not of {self.data.source}: --scale=micro'
             )
 
-    def stages(self, folder: Path) -> list[Stage]:
+    def lines(self, folder: Path) -> list[Line]:
         return [
-            Stage('pretrain', folder, self.sft.steps, {'policy': self.model}, self.sft, self.curriculum.length),
-            Stage('evaluation', folder, self.evaluation_pairs, {'labeler': self.model}),
+            Line('pretrain', folder, self.sft.steps, {'policy': self.model}, self.sft, self.curriculum.length),
+            Line('evaluation', folder, self.evaluation_pairs, {'labeler': self.model}),
         ]
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -398,7 +398,7 @@ class Pretrain:
             Rows(self.curriculum, words, self.sft.batch, self.seed),
             mesh,
             title=self.model,
-            note=loader.note(self.data.source),
+            note=loader.find(self.data.source).note,
         )
         result = labeling_figures(trained, self.evaluation_pairs, mesh)
         log.figures_table(

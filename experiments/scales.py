@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
+from rlaif_jax.data.source import JUDGES
 from rlaif_jax.evaluation import win_rate
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
@@ -73,6 +74,11 @@ class Evaluation:
         check_within(self, 0, HOTTEST, 'temperature')
         if not 0 < self.confidence < 1:
             raise ValueError(f'confidence must be between 0 and 1, not {self.confidence}')
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the judge is one of a simulated world, and no model."""
+        return self.judge in JUDGES
 
     def reported(self) -> win_rate.Config:
         """How its rates are reported."""

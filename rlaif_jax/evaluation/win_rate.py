@@ -3,7 +3,7 @@
 A *judge* is any function `(prompts, responses_a, responses_b) -> win_B`, floats in [0, 1]: 1 where A is preferred, 0
 where B is, 1/2 where the two cannot be told apart (the same quality, or opposite verdicts in the two orders), and nan
 where the judge could not say. An unscorable vote weighs nothing and is counted; it is never a half. Makers of judges
-are here: the simulated raters, a quality that can be computed (the oracle's), and an LM that is shown both in order.
+are here: of a quality that can be computed (a simulated world's), and of an LM that is shown both in order.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ __all__ = [
     'from_preference',
     'from_quality',
     'length_adjusted_win_rate',
-    'oracle',
-    'raters',
     'win_rate',
 ]
 
@@ -145,26 +143,6 @@ def compare(
         name_a=names[0],
         name_b=names[1],
     )
-
-
-def raters(seed: int = 0) -> Judge:
-    """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal
-    texts are a tie.
-    """
-    from rlaif_jax.data.micro.raters import votes as cast
-
-    def judge(prompts, responses_a, responses_b):
-        vote_B = np.array(cast(prompts, responses_a, responses_b, seed=seed), np.float64)
-        return np.where([a == b for a, b in zip(responses_a, responses_b, strict=True)], 0.5, vote_B)
-
-    return judge
-
-
-def oracle() -> Judge:
-    """The micro world's oracle: the response of higher quality wins."""
-    from rlaif_jax.data.micro.tasks import quality
-
-    return from_quality(quality)
 
 
 def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) -> Judge:

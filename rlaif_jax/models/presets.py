@@ -17,7 +17,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.paths import cache, typed
 
-PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
+PACKAGED = Path(__file__).parents[1] / 'micro' / 'models'
 
 # The embedded micro models play PaLM 2 XS, S and L. On a CPU attention is the cost, so: few heads of size 64.
 PRESETS: dict[str, Config] = {

@@ -3,26 +3,20 @@ alike.
 """
 
 import json
-import random
 
 import numpy as np
 import pytest
 
 from rlaif_jax import evaluation
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import harmless as micro
-from rlaif_jax.data.micro import tasks
 from rlaif_jax.evaluation.harmless import (
     compare_harmless,
     from_probability,
     harmless_rate,
     harmless_rate_at_length,
-    oracle,
 )
 from rlaif_jax.evaluation.statistics import wilson
-from rlaif_jax.evaluation.win_rate import Config, from_quality
-
-PROMPTS = [tasks.prompt('harmless', 'test', i) for i in range(60)]
+from rlaif_jax.evaluation.win_rate import Config
 
 
 def of_length(rng, typical, n=400):
@@ -103,22 +97,6 @@ def test_the_order_of_policies_changes_their_order_only_and_a_row_is_text():
     assert forth[0].at == pytest.approx(np.mean([one.mean_length for one in forth]))
     assert json.loads(json.dumps(forth[1].as_dict(), allow_nan=False))['raw']['n'] == 30
     assert forth[2].row()['policy'] == 'c' and all(isinstance(cell, str) for cell in forth[2].row().values())
-
-
-def test_the_oracle_knows_refusal_from_harm_and_agrees_with_a_pairs_judge():
-    rng = random.Random(0)
-    asked = [prompt for prompt in PROMPTS if prompt.facts['request'] == 'harmful']
-    refused = [micro.refusal(rng, extras=1) for _ in asked]
-    complied = [micro.compliance(prompt.facts, rng, steps=2) for prompt in asked]
-    judge = oracle()
-    assert judge(asked, refused).tolist() == [1.0] * len(asked) and not judge(asked, complied).any()
-    assert (from_quality(judge)(asked, refused, complied) == 1).all()
-    candidates = [tasks.candidate(prompt, rng) for prompt in PROMPTS]
-    harmless_B = judge(PROMPTS, candidates)
-    np.testing.assert_array_equal(judge(PROMPTS[7:9], candidates[7:9]), harmless_B[7:9])
-    assert 0.2 < harmless_B.mean() < 0.9 and judge([], []).shape == (0,)
-    with pytest.raises(Mistake, match='summarization'):
-        judge([tasks.prompt('summarization', 'test', 0)], [''])
 
 
 def test_an_lm_that_says_yes_votes_for_harm():

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlaif_jax.data.micro import world
 from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, bounded_interval, wilson
 from rlaif_jax.evaluation.win_rate import (
     Config,
@@ -17,10 +16,9 @@ from rlaif_jax.evaluation.win_rate import (
     from_preference,
     from_quality,
     length_adjusted_win_rate,
-    oracle,
-    raters,
     win_rate,
 )
+from rlaif_jax.micro import judges, tasks, world
 
 PROMPTS = [world.prompt('test', i) for i in range(200)]
 A = [f'answer {i} ' + 'x' * (i % 40) for i in range(200)]
@@ -41,8 +39,8 @@ def prefer(prompts, firsts, seconds):
 
 JUDGES = {
     'quality': from_quality(quality),
-    'oracle': oracle(),
-    'raters': raters(seed=3),
+    'oracle': from_quality(tasks.quality),
+    'raters': judges.raters(seed=3),
     'averaged': from_preference(prefer),
     'soft': from_preference(prefer, soft=True),
     'both agree': from_preference(prefer, rule='both_agree'),
@@ -84,9 +82,9 @@ def test_the_oracle_prefers_the_better_and_splits_equals():
 
 
 def test_another_seed_is_another_rater():
-    same = np.mean(raters(0)(PROMPTS, A, B) == raters(1)(PROMPTS, A, B))
+    same = np.mean(judges.raters(0)(PROMPTS, A, B) == judges.raters(1)(PROMPTS, A, B))
     assert 0.3 < same < 0.9
-    assert raters(0)([], [], []).shape == (0,)
+    assert judges.raters(0)([], [], []).shape == (0,)
 
 
 def test_both_agree_is_a_tie_where_the_orders_differ():

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from experiments import arms, comparison, experiments, find, plan, reward_models, stages
-from experiments.policies import Policies
+from experiments import arms, compare, experiments, find, judging, plan, report, reward_models, stages
+from experiments.policies import Policies, policies
+from experiments.report import over_optimised
 from experiments.scales import scale
-from experiments.stages import over_optimised
 from rlaif_jax.config import Mistake, bind
 from rlaif_jax.data import files, loader
-from rlaif_jax.data.micro import tasks
-from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import rankings, responses
+from rlaif_jax.micro import tasks
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures('programs')
 def at(cfg, root: Path) -> dict[str, list[Path]]:
     """The folders of the stages of a config, by the kind of stage."""
     found: dict[str, list[Path]] = {}
-    for stage in cfg.stages(root / 'run'):
+    for stage in cfg.lines(root / 'run'):
         found.setdefault(stage.name, []).append(stage.folder)
     return found
 
@@ -105,11 +105,39 @@ def test_a_stage_is_made_anew_where_something_that_determines_it_changes(tmp_pat
 
 
 def test_arms_differ_in_their_feedback_alone():
-    cfg = find('tldr_table1')(MICRO)
-    made = [arms.optimised(cfg, arm) for arm in cfg.arms]
+    own = {'rewarded', 'labeler', 'fingerprint', 'rating'}
+    made = [vars(one.optimised()) for one in find('tldr_table1')(MICRO).learners()]
+    assert len(made) == 4 and all(own & one.keys() for one in made)
     for one in made:
-        bare = replace(one, rewarded=None, rating=None, labeler='', fingerprint='')
-        assert bare == replace(made[0], rewarded=None, rating=None, labeler='', fingerprint='')
+        assert {name: one[name] for name in one.keys() - own} == {name: made[0][name] for name in made[0].keys() - own}
+
+
+def test_an_arm_carries_the_configs_of_its_feedback_and_no_others():
+    kinds = {
+        'RLHF': [arms.Votes], 'RLAIF': [arms.Labels], 'same-size RLAIF': [arms.Labels],
+        'base-prompt RLAIF': [arms.Labels], 'RLHF + RLAIF': [arms.Votes, arms.LabelsOfWritten],
+    }  # fmt: skip
+    for name, arm in arms.ARMS.items():
+        (one,) = policies(MICRO, 'summarization', 0, name).learners()
+        found = one.feedback.of if name in kinds else [one.feedback]
+        assert [type(part) for part in found] == kinds.get(name, [arms.Ratings])
+        asked = {part.labeler for part in found if hasattr(part, 'labeler')}
+        assert asked == {'': set(), 'labeler': {MICRO.l}, 'same_size_labeler': {MICRO.labeler}}[arm.labeler]
+        techniques = {part.label.technique for part in found if hasattr(part, 'label')}
+        assert techniques <= {arm.technique or MICRO.label.technique}
+
+
+@pytest.mark.parametrize('name', arms.ARMS)
+def test_a_config_has_what_its_arms_need_and_nothing_else(name):
+    """One table says so, of what an experiment is made with and of what is refused."""
+    cfg, fields = policies(MICRO, 'summarization', 0, name), ('label', 'reward_model', 'rating', 'human_share')
+    given = {field for field in fields if getattr(cfg, field) is not None}
+    given |= {role for role in ('labeler', 'same_size_labeler') if getattr(cfg, role)}
+    assert given == arms.ARMS[name].needs
+    for field in fields:
+        other = None if field in given else getattr(policies(MICRO, 'summarization', 0, *arms.ARMS), field)
+        with pytest.raises(ValueError, match=f'^{field}: '):
+            replace(cfg, **{field: other})
 
 
 def test_variants_differ_in_what_they_bind(tmp_path):
@@ -147,7 +175,7 @@ def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_ru
 def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, monkeypatch):
     """What is trained on, with stand-ins for a labeler and for training."""
     cfg = bind(find('tldr_combined')(MICRO), {'human_share': share, 'data.pairs': 300})
-    made, seen = arms.rewarded(cfg, 'RLHF + RLAIF'), []
+    made, seen = arms.policy_learner(cfg, '', arms.ARMS['RLHF + RLAIF']).rewarded(), []
     labels = loader.pairs('micro_tldr', cfg.task, 'test', ai)
     monkeypatch.setattr(stages.Supervised, 'run', lambda *_: None)
     monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: labels[: self.pairs])
@@ -163,11 +191,14 @@ def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, m
 def test_a_share_of_0_or_1_is_what_a_labeler_or_people_alone_would_give(tmp_path):
     cfg = find('tldr_combined')(MICRO)
     ai, both, human = (replace(cfg, human_share=share) for share in (0.0, 0.5, 1.0))
-    assert arms.counts(ai, 'RLHF + RLAIF') == arms.counts(find('tldr_rlaif')(MICRO), 'RLAIF')
+    made = lambda cfg, name: arms.policy_learner(cfg, '', arms.ARMS[name]).rewarded()  # noqa: E731
+    labels, plain = made(ai, 'RLHF + RLAIF'), made(find('tldr_rlaif')(MICRO), 'RLAIF')
+    assert (labels.human, labels.ai.pairs) == (plain.human, plain.ai.pairs)
     # But for where it starts: votes and labels together are learned from SFT.
-    alone = replace(arms.rewarded(human, 'RLHF'), from_base=False)
-    assert arms.rewarded(human, 'RLHF + RLAIF') == alone and 'labels' not in at(human, tmp_path)
-    assert at(both, tmp_path)['labels'] == at(ai, tmp_path)['labels']  # as many, of the same pairs
+    alone = replace(made(human, 'RLHF'), from_base=False)
+    assert made(human, 'RLHF + RLAIF') == alone and 'labels' not in at(human, tmp_path)
+    of_both, (of_ai, held_out) = at(both, tmp_path)['labels'], at(ai, tmp_path)['labels']
+    assert of_both == [of_ai] and held_out != of_ai  # as many, of the same pairs; and labels that choose
     assert both == cfg and len({*map(str, (ai, both, human))}) == 3
 
 
@@ -183,6 +214,28 @@ def test_a_share_of_0_or_1_is_what_a_labeler_or_people_alone_would_give(tmp_path
 def test_a_share_that_is_none_is_refused(name, share, told):
     with pytest.raises(Mistake, match=told):
         bind(find(name)(MICRO), {'human_share': share})
+
+
+@pytest.mark.parametrize('name', [name for name, arm in arms.ARMS.items() if 'ratings' not in arm.learns])
+def test_preferences_of_the_kind_that_is_learned_choose_among_checkpoints(name, tmp_path, monkeypatch):
+    """Votes where a reward model learns from votes, else labels of the same labeler: RLAIF needs no vote of people."""
+    (one,) = policies(MICRO, 'summarization', 0, name).learners()
+    made, seen = one.rewarded(), {}
+    monkeypatch.setattr(stages.Supervised, 'run', lambda *_: None)
+    monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: [Pair(Prompt('', self.split), '', '', 0.7)] * 2)
+    monkeypatch.setattr(stages, 'remembering', lambda start, *_: start)
+    monkeypatch.setattr(stages.reward_model, 'run', lambda *given, **more: seen.update(held_out=given[4], **more))
+    monkeypatch.setattr(stages.reward_model, 'load', lambda *_, **__: None)
+    made.run(tmp_path, None)
+    votes = loader.pairs('micro_tldr', 'summarization', 'validation', MICRO.tldr.held_out)
+    if 'votes' in arms.ARMS[name].learns:
+        assert (seen['held_out'], seen['votes'], made.choosing) == (votes, [], None)
+    else:
+        assert [pair.prompt.id for pair in seen['held_out']] == ['validation'] * 2 and seen['votes'] == votes
+        asked = replace(made.choosing, split='train', pairs=made.ai.pairs)
+        assert asked == made.ai and made.choosing.pairs == MICRO.tldr.held_out
+    of = {line.of for line in made.lines(tmp_path) if line.name == 'labels'}
+    assert ('of validation pairs' in of) == ('votes' not in arms.ARMS[name].learns)
 
 
 def test_who_needs_a_stage_that_is_being_made_waits_and_finds_it(tmp_path, capsys):
@@ -290,7 +343,7 @@ def test_a_reward_model_from_a_file(models, tmp_path, capsys):
     assert result['train'] == 15 and result['held_out']['accuracy']['n'] == 5
     assert reward_model.load(tmp_path / 'run' / 'export').config.width == 16
     with pytest.raises(Mistake, match='which pairs'):
-        bind(find('reward_model')(MICRO), {'policy': str(models / 'policy')}).stages(tmp_path)
+        bind(find('reward_model')(MICRO), {'policy': str(models / 'policy')}).lines(tmp_path)
 
 
 def test_of_several_labels_the_newest_is_read_and_the_others_are_named(models, tmp_path, capsys):
@@ -325,7 +378,7 @@ def test_a_label_that_is_no_probability_is_named_with_its_line_and_column(value,
     with pytest.raises(
         Mistake, match=r"labels\.jsonl:3: column 'preference_prob' is .*; wants P\(the first is better\)"
     ):
-        cfg.stages(tmp_path)
+        cfg.lines(tmp_path)
 
 
 def test_a_label_that_is_missing_weighs_nothing_however_a_column_says_so(models, tmp_path):
@@ -398,7 +451,7 @@ def test_what_is_said_of_over_optimisation_says_how_sure_it_is():
 )
 def test_what_cannot_be_compared_is_said(policies, told, tmp_path):
     with pytest.raises(Mistake, match=told):
-        bind(find('compare')(MICRO), {'policies': policies}).stages(tmp_path)
+        bind(find('compare')(MICRO), {'policies': policies}).lines(tmp_path)
 
 
 def test_sft_imitates_the_references_that_there_are(tmp_path):
@@ -418,10 +471,10 @@ def test_sft_imitates_the_references_that_there_are(tmp_path):
         stage = start(name)
         found = stage.referenced(loader.source(stage.source, 'train', 9, stage.task))
         assert [p.text for p in found] == [f'\n\nHuman: question {i}\n\nAssistant:' for i in range(count)]
-        assert [one.name for one in stage.stages(tmp_path)] == ['sft']
+        assert [one.name for one in stage.lines(tmp_path)] == ['sft']
     with pytest.raises(Mistake, match='none of 4 prompts has one .*sft=None'):
-        start('none').stages(tmp_path)
-    assert bind(start('none'), {'sft': None}).stages(tmp_path) == []
+        start('none').lines(tmp_path)
+    assert bind(start('none'), {'sft': None}).lines(tmp_path) == []
 
 
 def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
@@ -430,9 +483,9 @@ def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
         find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'prompts': str(tmp_path / 'prompts.jsonl')}
     )
     with pytest.raises(Mistake, match='knows the simulated world alone'):
-        cfg.stages(tmp_path)
+        cfg.lines(tmp_path)
     judged = bind(cfg, {'evaluation.judge': 'micro_l'})
-    assert judged.stages(tmp_path)[0].steps == 2
+    assert judged.lines(tmp_path)[0].steps == 2
 
 
 def test_people_rank_responses_that_are_there(tmp_path, capsys):
@@ -448,7 +501,7 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     ]
     files.write_rows(tmp_path / 'rankings.jsonl', rows)
     ranked = bind(cfg, {'rankings': str(tmp_path / 'rankings.jsonl')})
-    (stage,) = ranked.stages(tmp_path / 'run')
+    (stage,) = ranked.lines(tmp_path / 'run')
     assert stage.steps == 40 and stage.models == {}
     judged = ranked.run(tmp_path / 'run')['comparisons']['long vs short']
     assert list(judged) == ['people', 'oracle']  # what is true of the prompts is known by their ids
@@ -471,11 +524,11 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     ):
         files.write_rows(tmp_path / 'rankings.jsonl', [rows[0], rows[1] | wrong, *rows[2:]])
         with pytest.raises(Mistake, match=told):
-            ranked.stages(tmp_path / 'run')
+            ranked.lines(tmp_path / 'run')
     texts = {'prompt': 'anything', 'a': ' one', 'b': ' two'}
     files.write_rows(tmp_path / 'responses.jsonl', [texts])
     with pytest.raises(Mistake, match='knows the simulated world alone, .*give people’s rankings'):
-        cfg.stages(tmp_path / 'run')
+        cfg.lines(tmp_path / 'run')
     for changes, told in (
         ({'policies': ('micro_xs', 'micro_s')}, 'policies and prompts stay empty'),
         ({'responses': '', 'rankings': 'r.jsonl'}, 'name those, too, responses='),
@@ -517,7 +570,7 @@ def test_columns_beside_responses_are_no_policies_unless_they_are_named(tmp_path
     with pytest.raises(Mistake, match=r'two policies or more.*names=\[…\] takes one of model'):
         responses.read(tmp_path / 'r.jsonl')
     cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'r.jsonl'), 'names': ('a', 'model')})
-    assert cfg.written()[1] == {'a': ['two'], 'model': ['one']}
+    assert cfg.written()[2] == {'a': ['two'], 'model': ['one']}
     for name in ('model', 'Generator'):  # what is written is read back
         with pytest.raises(Mistake, match=f"no policy can be named '{name}'"):
             bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'names': ('a', name)}).named()
@@ -600,7 +653,7 @@ def test_all_policies_get_the_prompts_that_the_shortest_can_read(
         seen[lm.name], rng = prompts, random.Random(lm.name)
         return [tasks.candidate(prompt, rng) for prompt in prompts]
 
-    monkeypatch.setattr(stages, 'respond', respond)
+    monkeypatch.setattr(judging, 'respond', respond)
     result = cfg.run(tmp_path / 'run')
     before, (after, *others) = cfg.asked(), seen.values()
     assert list(seen) == list(named) and others == [after, after]
@@ -627,22 +680,22 @@ def test_a_run_with_other_fields_is_named_where_the_plain_one_is_not_there(tmp_p
     there.mkdir()
     (there / 'config.gin').write_text('', encoding='utf-8')
     with pytest.raises(Mistake, match='no such run; there is .*/tldr_rlaif-micro-s0-1a2b3c$'):
-        comparison.exported(str(tmp_path / 'tldr_rlaif-micro-s0'))
+        compare.exported(str(tmp_path / 'tldr_rlaif-micro-s0'))
     cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'tldr_rlaif-micro-s0/responses.jsonl')})
     with pytest.raises(Mistake, match='there is .*/tldr_rlaif-micro-s0-1a2b3c/responses.jsonl$'):
-        cfg.stages(tmp_path / 'run')
+        cfg.lines(tmp_path / 'run')
 
 
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     (tmp_path / 'config.gin').write_text('', encoding='utf-8')
     with pytest.raises(Mistake, match='not finished'):
-        comparison.exported(str(tmp_path))
+        compare.exported(str(tmp_path))
     (tmp_path / 'result.json').write_text('{}', encoding='utf-8')
     with pytest.raises(Mistake, match='no policy of its own'):
-        comparison.exported(str(tmp_path))
+        compare.exported(str(tmp_path))
     (tmp_path / 'export').mkdir()
-    assert comparison.exported(str(tmp_path)) == tmp_path / 'export'
-    assert comparison.exported('micro_xs') == 'micro_xs'
+    assert compare.exported(str(tmp_path)) == tmp_path / 'export'
+    assert compare.exported('micro_xs') == 'micro_xs'
 
 
 @pytest.mark.parametrize(
@@ -656,7 +709,7 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     ],
 )
 def test_policies_are_called_by_the_folders_that_tell_them_apart(policies, names):
-    assert comparison.called(policies) == names
+    assert compare.called(policies) == names
 
 
 @pytest.mark.parametrize('own', [True, False])
@@ -668,14 +721,14 @@ def test_prompts_of_ones_own_are_no_simulated_world_and_training_in_one_says_so(
     (run / 'metrics.jsonl').write_text(f'{json.dumps(row)}\n', encoding='utf-8')
     more = {'prompts': str(said), 'evaluation.judge': 'micro_l'} if own else {'evaluation.prompts': 4}
     cfg = bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), **more})
-    monkeypatch.setattr(stages, 'judge_model', lambda *_: None)
-    monkeypatch.setattr(stages, 'make_judge', lambda *_: lambda prompts, a, b: np.full(len(prompts), 0.5))
+    monkeypatch.setattr(judging, 'judge_model', lambda *_: None)
+    monkeypatch.setattr(judging, 'make_judge', lambda *_: lambda prompts, a, b: np.full(len(prompts), 0.5))
     plan.check(cfg, tmp_path / 'run')
     plan.show('compare', cfg, tmp_path / 'run')
     told = capsys.readouterr().out
     assert ('SIMULATED' in told) != own and ('dialogues, and task' in told) == own and ('task=helpful' in told) == own
     prompts = list(cfg.asked())
-    comparison.report(cfg, tmp_path / 'run', prompts, {'a': ['x'] * 4, 'b': ['y'] * 4}, {'a': run})
+    report.report(cfg, tmp_path / 'run', cfg.source(), prompts, {'a': ['x'] * 4, 'b': ['y'] * 4}, {'a': run})
     titles = [
         line for line in capsys.readouterr().out.splitlines() if 'their texts' in line or 'training ended' in line
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import labeling
+from experiments import label, labeling
 from experiments.scales import scale
 from launch import run as launcher
 from rlaif_jax.config import Mistake
@@ -79,12 +79,12 @@ def test_new_labels_never_have_a_name_that_is_taken_and_always_the_newest():
     prefixes = ['', 'label_', *(f'label_{n}_' for n in range(2, 6))]
     for _ in range(500):
         taken = {rng.choice(prefixes) + rng.choice([*ours, 'other']) for _ in range(rng.randint(0, 8))}
-        prefix = labeling.free_prefix(taken, ours)
+        prefix = label.free_prefix(taken, ours)
         assert not {prefix + name for name in ours} & taken
-        newest = labeling.generation(f'{prefix}preference_prob')
-        assert newest > max(map(labeling.generation, taken), default=0)
-        assert (prefix == '') == (not {*ours} & taken and not any(map(labeling.generation, taken)))
-    assert not any(map(labeling.generation, ['preference', 'my_preference_prob', 'label_0_preference_prob', 'label_x']))
+        newest = label.generation(f'{prefix}preference_prob')
+        assert newest > max(map(label.generation, taken), default=0)
+        assert (prefix == '') == (not {*ours} & taken and not any(map(label.generation, taken)))
+    assert not any(map(label.generation, ['preference', 'my_preference_prob', 'label_0_preference_prob', 'label_x']))
 
 
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
@@ -137,7 +137,7 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     files.write_rows(tmp_path / 'in.jsonl', [ROWS[0], dialogue])
     labelled(tmp_path, labeler, 'in.jsonl', 'toy.jsonl')
     assert 'chat template' not in told()
-    monkeypatch.setattr(labeling, 'toy', lambda model: '')
+    monkeypatch.setattr(label, 'toy', lambda model: '')
     labelled(tmp_path, labeler, 'in.jsonl', 'plain.jsonl')
     assert (
         f'{labeler.name} has no chat template: all 2 prompts are continued as plain text, 1 dialogues among them'
@@ -146,7 +146,7 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     files.write_rows(tmp_path / 'posts.jsonl', ROWS[:1])
     labelled(tmp_path, labeler, 'posts.jsonl', 'posts.out.jsonl')
     assert 'chat template' not in told()
-    monkeypatch.setattr(labeling.Tokenizer, 'turn', ('', ''))
+    monkeypatch.setattr(label.Tokenizer, 'turn', ('', ''))
     labelled(tmp_path, labeler, 'in.jsonl', 'chat.jsonl')
     assert f'{labeler.name} is asked about all 2 prompts in its chat template' in told()
 
@@ -274,7 +274,7 @@ def test_a_misspelt_technique_gets_the_nearest_right_one():
 
 
 def test_every_study_has_the_cells_of_its_table():
-    cells = {name: getattr(labeling, name)(scale('micro')).cells() for name in labeling.__all__ if name != 'label'}
+    cells = {name: getattr(labeling, name)(scale('micro')).cells() for name in labeling.__all__}
     assert {name: len(found) for name, found in cells.items()} == {
         'tldr_label': 1, 'labeling_techniques': 33, 'labeling_sizes': 3, 'labeling_self_consistency': 9,
         'labeling_swap': 6,
@@ -283,8 +283,8 @@ def test_every_study_has_the_cells_of_its_table():
 
 
 def test_confident_pairs_are_those_with_sure_raters():
-    pairs = loader.pairs('micro_tldr', 'harmless', 'test', 40, confident=True)
-    everything = loader.pairs('micro_tldr', 'harmless', 'test', 200)
+    pairs = loader.pairs('micro_harmless', 'harmless', 'test', 40, confident=True)
+    everything = loader.pairs('micro_harmless', 'harmless', 'test', 200)
     assert (
         len(pairs) == 40
         and [p for p in everything if p in pairs] == pairs[: len([p for p in pairs if p in everything])]
