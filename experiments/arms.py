@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
+from experiments.plan import variants
 from experiments.scales import Data, Dtype, Evaluation, Scale, of_task
 from experiments.stages import ByModel, ByRatings, Labelled, Optimised, Rewarded, Supervised
-from rlaif_jax.config import bind, digest, parse_binding
+from rlaif_jax.config import digest
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
@@ -178,8 +179,7 @@ def check(cfg: Experiment) -> None:
 def each(cfg: E) -> Iterator[tuple[str, E, Arm]]:
     """Name, config and arm of everything that is compared: every variant, a binding, is tried on every arm."""
     for name in cfg.arms:
-        for variant in cfg.variants or ('',):
-            changed = bind(replace(cfg, variants=()), dict([parse_binding(variant)])) if variant else cfg
+        for variant, changed in variants(cfg):
             yield (
                 ', '.join([name] * (len(cfg.arms) > 1 or not variant) + [variant] * bool(variant)),
                 changed,

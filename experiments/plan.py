@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlaif_jax import axes, checkpoint, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
 from rlaif_jax.data.source import Source
 from rlaif_jax.labeling import prompts
@@ -18,6 +18,7 @@ from rlaif_jax.models.presets import PRESETS, Absent, resolve, sizes_of
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training import state as training
 
+C = TypeVar('C')
 WORD = 4  # bytes of a float32
 ASKED = ('labeler', 'judge', 'reward model')  # nobody trains these: their matrices are in bfloat16 where products are
 
@@ -45,14 +46,12 @@ def check(config: Any, folder: Path) -> None:
     In `presets.downloading_nothing` what a run would download is passed over; `show` says what that is.
     """
     mesh = axes.make_mesh(asdict(config.mesh))
-    for name in ('sft', 'reward_model', 'reinforce', 'rating', 'label', 'evaluation'):
-        if cfg := getattr(config, name, None):
-            parts = getattr(cfg, 'parts', 1)
-            axes.check_batch(f'{name}.batch' + f' / {name}.parts' * (parts > 1), cfg.batch // parts, mesh)
-            if name == 'reward_model':
-                axes.check_batch('reward_model.score_batch', cfg.score_batch, mesh)
-            if name in ('sft', 'reinforce') and cfg.batch > config.data.train:
-                raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {config.data.train}')
+    for _, one in variants(config):
+        for name, size in batches(one).items():
+            axes.check_batch(name, size, mesh)
+        for name in ('sft', 'reinforce'):
+            if (cfg := getattr(one, name, None)) and cfg.batch > one.data.train:
+                raise Mistake(f'{name}.batch = {cfg.batch} is more than the prompts, data.train = {one.data.train}')
     if config.data:
         loader.check(config.data.source)
         evaluation = getattr(config, 'evaluation', None)
@@ -84,6 +83,25 @@ def check(config: Any, folder: Path) -> None:
                 f'{line.name}: rows have up to {line.length} tokens, prompt and response together; {policy} was made '
                 f'for {sizes[policy].max_length}. Lower max_prompt or max_new_tokens'
             )
+
+
+def variants(config: C) -> Iterator[tuple[str, C]]:
+    """Each of a config's variants, which are bindings, with the config that it makes; the config itself without any."""
+    for variant in getattr(config, 'variants', ()) or ('',):
+        yield variant, bind(replace(config, variants=()), dict([parse_binding(variant)])) if variant else config
+
+
+def batches(config: Any) -> dict[str, int]:
+    """Rows that go through the devices at once, by the name of the field that says so: every `batch`, by its `parts` where
+    it has some, and every `…_batch` below a config.
+    """
+    values, found = parse(dump(config)), {}
+    for path, size in values.items():
+        above, _, field = path.rpartition('.')
+        parts = values.get(f'{above}.parts', 1) if field == 'batch' else 1
+        if field.split('_')[-1] == 'batch':
+            found[path + f' / {above}.parts' * (parts > 1)] = size // parts
+    return found
 
 
 def show(name: str, config: Any, folder: Path) -> None:

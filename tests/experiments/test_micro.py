@@ -15,7 +15,7 @@ from rlaif_jax.micro.lexicon import SLOTS
 from rlaif_jax.models import hf
 
 LENGTH = 416
-MIX = Curriculum(length=LENGTH, naming=0, reading=0)
+MIX = Curriculum(length=LENGTH, naming=0, reading=0, shots_batch=1)
 
 
 @pytest.fixture(scope='module')

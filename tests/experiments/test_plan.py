@@ -13,12 +13,12 @@ import published_files
 import pytest
 from huggingface_hub import constants
 
-from experiments import find, plan
+from experiments import experiments, find, plan
 from experiments.plan import Line
 from experiments.scales import SCALES
 from launch import run as launcher
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake, bind
+from rlaif_jax.config import Mistake, bind, dump, parse
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, UNWANTED, WANTED, Absent, downloading_nothing, sizes_of
 from rlaif_jax.training import sft
@@ -80,7 +80,7 @@ def test_a_scale_that_keeps_every_layer_does_not_fit(scale, bare):
 def test_known_sizes_are_those_that_a_model_is_called_by(scale):
     """`Qwen3-4B` has 4 billion parameters, within a third."""
     row = SCALES[scale]
-    for name in (row.xs, row.labeler, row.s, row.l):
+    for name in (row.xs, row.labeler, row.s, row.l, row.evaluation.judge):
         digits, unit = re.search(r'-(\d+(?:\.\d+)?)(b|m)\b', name.lower()).groups()
         named = float(digits) * {'b': 1e9, 'm': 1e6}[unit]
         assert plan.count(sizes_of(name)) == pytest.approx(named, rel=1 / 3), name
@@ -238,6 +238,32 @@ def test_a_file_smaller_than_a_batch_is_said_with_the_size_that_fits(experiment,
     more += [] if 'reward_model' in hope else ['evaluation.judge=micro_l']
     assert launcher.main([f'--experiment={experiment}', f'--workdir={folder}', *more]) == 2
     assert hope in capsys.readouterr().err and not folder.exists()
+
+
+@pytest.mark.parametrize('scale', OPEN)
+def test_nobody_judges_what_was_trained_to_please_him(scale, bare):
+    """Nor what his likes, of one family, labelled or chose."""
+    row = SCALES[scale]
+    own, judge = (row.l, row.labeler, row.evaluation.selector), row.evaluation.judge
+    assert judge.split('/')[0] not in {name.split('/')[0] for name in own}
+    with downloading_nothing():
+        for name in ('tldr_table1', 'harmless_rlaif'):
+            assert plan.circular(find(name)(row).lines(bare / 'run')) == ''
+
+
+@pytest.mark.parametrize('name', experiments())
+def test_every_batch_is_a_field_that_the_mesh_has_to_divide(name, tmp_path):
+    """Whatever is called a batch, in parts or whole; and of variants, too."""
+    cfg = find(name)(SCALES['micro'])
+    paths = [path for path in parse(dump(cfg)) if path.endswith('batch')]
+    cfg = bind(cfg, {'mesh.data': 3} | dict.fromkeys(paths, 48))
+    assert paths
+    for path in paths:
+        with pytest.raises(Mistake, match=f'^{path} = 32: the mesh splits a batch into 3'):
+            plan.check(bind(cfg, {path: 32}), tmp_path / 'run')
+    if paths and hasattr(cfg, 'variants'):
+        with pytest.raises(Mistake, match=f'^{paths[0]} = 32: '):
+            plan.check(replace(cfg, variants=(f'{paths[0]}=48', f'{paths[0]}=32')), tmp_path / 'run')
 
 
 def test_a_model_that_makes_labels_and_judges_is_named():
