@@ -19,7 +19,13 @@ from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
 
-Tasks = Mapping[str, Any]  # by the names of tasks
+Feedback = Literal['votes', 'labels', 'votes and labels', 'ratings']  # of people, or of a labeler
+NEEDED: dict[Feedback, set[str]] = {  # the fields of a config that say something about it, and must
+    'votes': {'reward_model'},
+    'labels': {'label', 'reward_model'},
+    'votes and labels': {'label', 'reward_model', 'human_share'},
+    'ratings': {'rating'},
+}
 
 
 @dataclass(frozen=True)
@@ -27,28 +33,25 @@ class Arm:
     """One row of the paper's tables."""
 
     name: str
-    feedback: Literal['votes', 'labels', 'votes and labels', 'ratings']  # of people, or of a labeler
+    feedback: Feedback
     labeler: Literal['', 'labeler', 'same_size_labeler'] = ''  # the field of a config that names whom it asks
     technique: str = ''  # how it asks; '' as the config says
     # What the paper found. Preferred to whom by human raters, in percent, raw and at equal length (Tables 1, 8, 10; §4).
-    preferred: Tasks = field(default_factory=dict)
+    preferred: Mapping[str, Mapping[str, tuple[int, int | None]]] = field(default_factory=dict)
     # The share of harmless responses by human raters, raw and at SFT's mean length, percent (Table 2, App. J).
     harmless: tuple[int, int] | None = None
     # How often its reward model agrees with held-out votes of people, percent (Tables 5 to 7).
-    accuracy: Tasks = field(default_factory=dict)
+    accuracy: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def learns(self) -> frozenset[str]:
-        """votes, labels and ratings: those of them that it learns from."""
-        return frozenset(self.feedback.split(' and '))
+    def votes(self) -> bool:
+        """Whether it learns from votes of people."""
+        return self.feedback in ('votes', 'votes and labels')
 
     @property
-    def needs(self) -> frozenset[str]:
+    def needs(self) -> set[str]:
         """The fields of a config that say something about it, and must."""
-        own = {'labels': {'label'}, 'ratings': {'rating'}, 'votes': set()}
-        found = {self.labeler} - {''} | set().union(*(own[kind] for kind in self.learns))
-        found |= {'reward_model'} if 'ratings' not in self.learns else set()
-        return frozenset(found | ({'human_share'} if len(self.learns) > 1 else set()))
+        return NEEDED[self.feedback] | {self.labeler} - {''}
 
 
 ARMS = {
@@ -97,9 +100,9 @@ def published(task: str) -> dict[tuple[str, str], tuple[int, int | None]]:
     return {(arm.name, other): rate for arm in ARMS.values() for other, rate in arm.preferred.get(task, {}).items()}
 
 
-def needed(names: Iterable[str]) -> frozenset[str]:
+def needed(names: Iterable[str]) -> set[str]:
     """The fields of a config that say something about any of these arms."""
-    return frozenset().union(*(ARMS[name].needs for name in names))
+    return set().union(*(ARMS[name].needs for name in names))
 
 
 class Experiment(Protocol):
@@ -137,7 +140,6 @@ E = TypeVar('E', bound=Experiment)
 def fields(scale: Scale, task: str, seed: int, names: tuple[str, ...]) -> dict[str, Any]:
     """The fields that reward models and policies have in common. Dialogue has no SFT: its policy is tuned already."""
     asked, summaries = needed(names), task == 'summarization'
-    votes = any('votes' in ARMS[name].learns for name in names)
     return {
         'task': task,
         'arms': names,
@@ -148,7 +150,7 @@ def fields(scale: Scale, task: str, seed: int, names: tuple[str, ...]) -> dict[s
         'sft': replace(scale.sft, seed=seed) if summaries else None,
         'label': replace(of_task(scale, 'label', task), task=task) if 'label' in asked else None,
         'reward_model': replace(of_task(scale, 'reward_model', task), seed=seed) if 'reward_model' in asked else None,
-        'reward_model_from_base': summaries and votes,
+        'reward_model_from_base': summaries and any(ARMS[name].votes for name in names),
         'mesh': scale.mesh,
         'dtype': scale.dtype,
     }
@@ -172,7 +174,7 @@ def check(cfg: Experiment) -> None:
             raise ValueError(f'{name}: {"needed by" if value is None else "says nothing about"} {", ".join(cfg.arms)}')
     if cfg.human_share is not None and not 0 <= cfg.human_share <= 1:
         raise ValueError(f'human_share is a share of the pairs, from 0 to 1, not {cfg.human_share}')
-    if cfg.reward_model_from_base and (cfg.sft is None or not any('votes' in arm.learns for arm in own)):
+    if cfg.reward_model_from_base and (cfg.sft is None or not any(arm.votes for arm in own)):
         raise ValueError('reward_model_from_base is about votes of people, and says nothing where there is no SFT')
 
 
@@ -180,11 +182,8 @@ def each(cfg: E) -> Iterator[tuple[str, E, Arm]]:
     """Name, config and arm of everything that is compared: every variant, a binding, is tried on every arm."""
     for name in cfg.arms:
         for variant, changed in variants(cfg):
-            yield (
-                ', '.join([name] * (len(cfg.arms) > 1 or not variant) + [variant] * bool(variant)),
-                changed,
-                ARMS[name],
-            )
+            parts = [name] * (len(cfg.arms) > 1 or not variant) + [variant] * bool(variant)
+            yield ', '.join(parts), changed, ARMS[name]
 
 
 # An arm as an experiment has it

@@ -153,7 +153,7 @@ class Compare:
         return found, count
 
     def lines(self, folder: Path) -> list[Line]:
-        source = self.source()
+        source, prompts, _ = self.written() if self.responses else (self.source(), [], {})
         if not self.responses and source.task not in ('', self.task):
             raise Mistake(
                 f'task = {self.task!r}, but {self.data.source} is of {source.task}: name its data.source too, or prompts'
@@ -165,7 +165,6 @@ class Compare:
                 + (', give people’s rankings=…, or the data.source that it is of' if self.responses else '')
             )
         if self.responses:
-            _, prompts, _ = self.written()
             length = max(len(prompt.text) for prompt in prompts) // 3  # characters a token
             asked = (
                 replace(self.evaluation, judge='raters')

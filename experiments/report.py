@@ -76,30 +76,18 @@ def report(
     if cfg.evaluation.clean_up and not people:  # who saw them as they are
         written, result['cleaned'] = cleaned(written)
 
-    def judges(a: str, b: str) -> dict[str, win_rate.Judge]:
-        found = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
-        return found | ({'oracle': judging.oracle(world)} if world else {})
-
-    judge = None if people else judging.make_judge(cfg.evaluation, cfg.task, lm, mesh, world)
+    judge = None if ranked else judging.make_judge(cfg.evaluation, cfg.task, lm, mesh, world)
     found: dict[str, list[win_rate.WinRate]] = {}
     for a, b in combinations(written, 2):
-        for name, asked in judges(a, b).items():
+        judges = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
+        judges |= {'oracle': judging.oracle(world)} if world else {}
+        for name, asked in judges.items():
             one = win_rate.compare(prompts, written[a], written[b], asked, cfg.evaluation.reported(), names=(a, b))
             found.setdefault(name, []).append(one)
     policies_report.table(found, title=f'{len(prompts)} test prompts', published=published(cfg.task), **about)
     if ranked or (world and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked, world)
-
-    if len(written) > 2:
-        first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
-        policies_report.matrix_table(first, **about)
-        policies_figures.figure_matrix(folder / 'matrix.png', first, **about)
-    policies_report.write_csv(folder / 'comparisons.csv', found, published=published(cfg.task), **about)
-    result['comparisons'] = {
-        f'{one.name_a} vs {one.name_b}': {name: each[i].as_dict() for name, each in found.items()}
-        for i, one in enumerate(next(iter(found.values())))
-    }
-
+    result['comparisons'] = comparisons(cfg.task, folder, found, **about)
     if cfg.task == 'harmless' and (world or lm):
         judge = judging.make_harm_judge(cfg.evaluation, lm, mesh, world)
         result['harmless'] = harmless_rates(cfg.evaluation, prompts, written, judge, source.simulated)
@@ -113,6 +101,18 @@ def report(
         training(folder, runs, source.simulated)
     policies_report.side_by_side(folder / 'test_samples', prompts, written, **about)
     return result
+
+
+def comparisons(
+    task: str, folder: Path, found: Mapping[str, Sequence[win_rate.WinRate]], *, simulated: bool
+) -> dict[str, Any]:
+    """Every comparison as plain values, pair of policies -> judge; also as a CSV and, of several, as a matrix."""
+    first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
+    if len(first) > 1:
+        policies_report.matrix_table(first, simulated=simulated)
+        policies_figures.figure_matrix(folder / 'matrix.png', first, simulated=simulated)
+    policies_report.write_csv(folder / 'comparisons.csv', found, published=published(task), simulated=simulated)
+    return {f'{a} vs {b}': {name: each[i].as_dict() for name, each in found.items()} for i, (a, b) in enumerate(first)}
 
 
 def cleaned(written: Written) -> tuple[Written, dict[str, int]]:

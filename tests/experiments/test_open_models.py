@@ -12,7 +12,7 @@ import numpy as np
 import published_files
 import pytest
 
-from experiments import stages
+from experiments import judging, stages
 from experiments.scales import Data
 from launch import run as launcher
 from rlaif_jax.checkpoint import Checkpoints
@@ -286,6 +286,6 @@ def test_chats_are_the_same_dialogues_to_every_stage(micro_tokenizer, tmp_path):
     ]  # fmt: skip
     published_files.write(tmp_path / 'test.jsonl', rows)
     data = Data(str(tmp_path), train=1, validation=1, test=3)
-    asked = stages.test_prompts(data, 'harmless', 3, hf.LM(None, {}, micro_tokenizer, ''), 64)
+    asked = judging.test_prompts(data, 'harmless', 3, hf.LM(None, {}, micro_tokenizer, ''), 64)
     assert [p.text for p in asked] == [f'\n\nHuman: question {n}\n\nAssistant:' for n in range(3)]
     assert [p.text for p in asked] == [pair.prompt.text for pair in loader.pairs(data.source, 'harmless', 'test', 3)]

@@ -274,3 +274,14 @@ def test_a_model_that_makes_labels_and_judges_is_named():
         assert 'someone/big' in plan.circular([made, judged]) and 'evaluation.judge' in plan.circular([made, judged])
         assert plan.circular([made, replace(judged, models={'judge': 'another/big'})]) == ''
     assert plan.circular([labels, replace(judged, models={})]) == ''  # simulated raters
+
+
+@pytest.mark.parametrize('name', [name for name in experiments() if name.startswith(('tldr', 'rm', 'rl', 'h'))])
+def test_every_plan_passes_its_check(name, tmp_path):
+    plan.check(find(name)(SCALES['micro']), tmp_path / 'run')
+
+
+def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_runs(tmp_path):
+    cfg = bind(find('tldr_direct')(SCALES['micro']), {'reinforce.candidates': 2, 'evaluation.selector': 'micro_xz'})
+    with pytest.raises(Mistake, match='micro_xz: no such directory'):
+        plan.check(cfg, tmp_path / 'run')

@@ -433,7 +433,8 @@ def test_the_step_of_the_lowest_held_out_loss_is_returned(toy, tmp_path, monkeyp
 def test_votes_beside_the_pairs_that_choose_are_reported_and_choose_nothing(toy, learned, tmp_path):
     """Even those of people who want the opposite of what the labels say."""
     model, folder = learned
-    against = [replace(pair, preference=pair.preference and 1 - pair.preference) for pair in toy_pairs(50, 1)]
+    against = toy_pairs(50, 1)
+    against = [replace(p, preference=None if p.preference is None else 1 - p.preference) for p in against]
     beside = toy(tmp_path, votes=against)
     jax.tree.map(np.testing.assert_array_equal, beside.params, model.params)
     for row, plain in zip(lines(tmp_path), lines(folder), strict=True):
