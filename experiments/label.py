@@ -22,6 +22,7 @@ from rlaif_jax import axes, chat, checkpoint, log, paths
 from rlaif_jax.config import SAME, Mistake
 from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.data.source import NOTE
 from rlaif_jax.evaluation import alignment, alignment_report
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
@@ -65,7 +66,7 @@ def toy(model: str) -> str:
     if not simulated(Tokenizer.load(resolve(model))):
         return ''
     log.say(f'{model} is a toy of the SIMULATED world: it reads that world’s language and no other.')
-    return '[simulated]'
+    return NOTE
 
 
 def store_of(folder: Path) -> Path:

@@ -239,9 +239,8 @@ class Rewarded:
 
         def make(folder: Path) -> dict[str, Any]:
             cfg, data = self.reward_model, loader.find(self.source)
-            start = (replace(self.start, sft=None) if self.from_base else self.start).run(
-                root, mesh, bool(cfg.lora.rank)
-            )
+            before = replace(self.start, sft=None) if self.from_base else self.start
+            start = before.run(root, mesh, frozen=bool(cfg.lora.rank))
             votes = data.pairs('train', self.human, self.task, False) if self.human else []
             labels = self.ai.run(root, mesh, sampled) if self.ai else []
             held_out, beside = data.pairs('validation', self.held_out, self.task, False), []
@@ -285,18 +284,18 @@ class Optimised(ABC):
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None, known: Known) -> reward_model.Scorer:
         """What rewards it, made now where it is not there. `known` gives a model the tokens of the training prompts."""
 
-    def line(self, root: Path, models: dict[str, str], of: str, **reads: tuple[int, int]) -> Line:
-        """Its own line of a plan; `models` are those that reward it, `of` is whose feedback that is."""
+    def line(self, root: Path, models: dict[str, str], of: str, **rows: int) -> Line:
+        """Its own line of a plan: `models` are those that reward it, `of` is whose feedback that is, and `rows` are how
+        many of them each of those that read rows by themselves reads at a time.
+        """
         cfg, policy = self.reinforce, self.start.policy
         length = cfg.max_prompt + cfg.max_new_tokens
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
+        reads = {role: (count, length) for role, count in {'policy': cfg.batch, **rows}.items()}
         prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task))
-        return Line(
-            'reinforce', self.folder(root), cfg.steps, models, cfg, length,
-            {'policy': (cfg.batch, length)} | {role: (rows, length) for role, rows in reads.items()}, f'by {of}',
-            None if prompts is None else prompts * cfg.samples,
-        )  # fmt: skip
+        there = None if prompts is None else prompts * cfg.samples
+        return Line('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}', there)
 
     def folder(self, root: Path) -> Path:
         return checkpoint.stage_folder(root, 'reinforce', self, loader.contents(self))

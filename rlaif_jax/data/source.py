@@ -13,7 +13,8 @@ import numpy as np
 
 from rlaif_jax.data.records import Pair, Prompt
 
-JUDGES = ('raters', 'oracle')  # those of a simulated world, by the names that configs have for them
+JUDGES = ('raters', 'oracle')  # of a simulated world, by the names that configs have for them
+NOTE = '[simulated]'  # stands beside everything that is printed of one
 
 Values = Mapping[str, Sequence[float]]
 
@@ -82,7 +83,7 @@ class Source:
     @property
     def note(self) -> str:
         """What stands beside everything that is printed about it: `[simulated]`, or nothing."""
-        return '[simulated]' if self.simulated else ''
+        return NOTE if self.simulated else ''
 
     def count(self, size: int, read: Callable[[], Sequence[Any]]) -> int | None:
         """How many of `size` records there are to read; None where a plan would have to fetch them for that."""
