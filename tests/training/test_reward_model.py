@@ -443,6 +443,8 @@ def test_votes_beside_the_pairs_that_choose_are_reported_and_choose_nothing(toy,
         if told:
             assert told['votes/accuracy'] == pytest.approx(1 - row['eval/accuracy'])
             assert told['votes/loss'] > row['eval/loss']
+    toy(tmp_path / 'nobody', votes=[replace(pair, preference=None) for pair in against])  # was asked
+    assert lines(tmp_path / 'nobody') == lines(folder)
 
 
 def test_a_run_that_cannot_be_is_refused(toy, tmp_path):
