@@ -75,7 +75,7 @@ class Point:
         """The folders of the stages that other points may need too."""
         try:
             with sharing(self.stages):
-                return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
+                return [line.folder for line in self.config.lines(self.folder) if line.folder != self.folder]
         except Mistake:  # the run says so, when its turn comes
             return []
 

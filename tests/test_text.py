@@ -11,7 +11,7 @@ import tokenizers
 
 from rlaif_jax import chat
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import tokenizer as micro
+from rlaif_jax.micro import tokenizer as micro
 from rlaif_jax.text import PROBE, Tokenizer, pad_left, pad_right
 
 

@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import Literal
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import micro
 from rlaif_jax.labeling.quoting import TURNS, quote
 from rlaif_jax.paths import typed
 from rlaif_jax.text import Tokenizer
 
 FOLDER = Path(__file__).parent / 'templates'
-NAMED = {'micro': Path(micro.__file__).parent / 'templates'}
+NAMED = {'micro': Path(__file__).parents[1] / 'micro' / 'templates'}  # what a simulated world's models were taught on
 FIELDS = ('context', 'response', 'first', 'second', 'rationale')
 
 
@@ -199,6 +198,11 @@ def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:
     """
     name = folder or getattr(tokenizer.hf, 'init_kwargs', {}).get('prompt_templates')
     return (NAMED.get(str(name)) or typed(name)) if name else FOLDER
+
+
+def simulated(tokenizer: Tokenizer) -> bool:
+    """Whether a checkpoint was taught on the prompts of a simulated world, and so reads that world's language alone."""
+    return folder_of(tokenizer) in NAMED.values()
 
 
 @cache

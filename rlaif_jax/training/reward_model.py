@@ -355,14 +355,15 @@ def run(
     held_out: Sequence[Pair],
     mesh: Mesh,
     *,
+    votes: Sequence[Pair] = (),
     note: str = '',
 ) -> RewardModel:
     """Train a reward model on `pairs`, from the trunk of `start`, and return the one of lowest loss on `held_out`.
 
-    The labels of `pairs` are their preferences; a pair without one has weight 0 and is counted. `held_out` are pairs with
-    preferences of people, which evaluate and, as in the paper, choose among checkpoints; who wants to use no such vote
-    hands in labelled pairs. The best so far is in `folder/export`, from the first evaluation on. Goes on from the last
-    checkpoint and ends with what an uninterrupted run ends with. Raises `Mistake` where no pair is left to train or to
+    The labels of `pairs` are their preferences; a pair without one has weight 0 and is counted. The preferences of
+    `held_out`, people's or a labeler's, choose among checkpoints. Of `votes`, pairs that people judged, loss and accuracy
+    are reported beside, and choose nothing. The best is in `folder/export`, from the first evaluation on. Goes on from the
+    last checkpoint and ends with what an uninterrupted run ends with. Raises `Mistake` where no pair is left to train or to
     evaluate on, or steps are not finite. `note` stands beside everything that is printed.
     """
     axes.check_batch('reward_model.batch / reward_model.parts', cfg.batch // cfg.parts, mesh)
@@ -384,15 +385,21 @@ def run(
     log.say(f'{note} reward_model: {without}; {len(judged)} of {len(held_out)} held-out pairs evaluate'.lstrip())
     preference_B, _ = targets(judged)
     length_BC = np.array([(len(pair.first), len(pair.second)) for pair in judged])  # characters, as in the paper
+    votes = [pair for pair, weight in zip(votes, targets(votes)[1]) if weight]
 
     def evaluate(trained: RewardModel) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        score_BC = score_pairs(scorer_of(cfg, trained, mesh), judged)
+        scorer = scorer_of(cfg, trained, mesh)
+        score_BC = score_pairs(scorer, judged)
         rows = [
             {'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, 'preference': pair.preference,
              'first_score': score_C[0], 'second_score': score_C[1]}
             for pair, score_C in zip(judged[:4], score_BC)
         ]  # fmt: skip
-        return measures(score_BC, preference_B, length_BC), rows
+        found = measures(score_BC, preference_B, length_BC)
+        if votes:
+            beside = measures(score_pairs(scorer, votes), targets(votes)[0], np.zeros((len(votes), 2)))
+            found |= {f'votes/{name}': beside[f'eval/{name}'] for name in ('loss', 'accuracy')}
+        return found, rows
 
     # Which step is in the export, and its loss on the held-out pairs; float32, so that it is restored as it was.
     best = {'loss': np.array(np.inf, np.float32), 'step': np.array(0, np.int32)}
@@ -426,6 +433,7 @@ def _line(step: int, numbers: dict[str, float]) -> str:
         f'step {step}: held-out loss {numbers["eval/loss"]:.4f} nats, accuracy {numbers["eval/accuracy"]:.1%}, '
         f'margin {numbers["eval/margin"]:+.3f}, calibration error {numbers["eval/ece"]:.3f}, '
         f'correlation with length {numbers["eval/length_correlation"]:+.2f}'
+        + (f'; accuracy on votes {numbers["votes/accuracy"]:.1%}' if 'votes/accuracy' in numbers else '')
     )
 
 

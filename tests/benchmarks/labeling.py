@@ -370,7 +370,7 @@ def random_pair(index: int, context: int, candidate: int) -> Any:
 
 def words(count: int, seed: str) -> str:
     """Random words of the micro world; each is one token with the space before it."""
-    from rlaif_jax.data.micro import lexicon
+    from rlaif_jax.micro import lexicon
 
     return ' '.join(random.Random(seed).choices(lexicon.words(), k=count))
 

@@ -112,7 +112,7 @@ def write(folder: Path, gigabytes: float, shards: int, dtype: str) -> None:
     """A Llama with layers of 15.7 million parameters, as many as are needed."""
     import numpy as np
 
-    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.micro import tokenizer
     from rlaif_jax.models import hf, transformer
     from rlaif_jax.text import Tokenizer
 

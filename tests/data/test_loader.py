@@ -90,13 +90,12 @@ def test_names():
     assert 'did you mean hh_harmless?' in mistake(loader.source, 'hh_harmles', 'train', 1)
     assert 'did you mean' in mistake(loader.check, 'micro_tdlr')
     assert 'no such file or folder' in mistake(loader.check, 'nowhere/pairs.jsonl')
-    assert [loader.simulated(name) for name in ('micro_tldr', 'tldr', './micro_pairs.jsonl')] == [True, False, False]
 
 
 def test_to_check_prepares_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv('RLAIF_DATA_DIR', str(tmp_path / 'prepared'))
     monkeypatch.delenv('RLAIF_MANUAL_DIR', raising=False)
-    for name in loader.SOURCES:
+    for name in loader.known():
         loader.check(name)
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path / 'nowhere'))

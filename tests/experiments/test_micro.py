@@ -9,13 +9,13 @@ import pytest
 
 from experiments.micro import Curriculum, Rows
 from launch import run as launcher
-from rlaif_jax.data.micro import lexicon, tasks
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.labeling import prompts
+from rlaif_jax.micro import lexicon, tasks
+from rlaif_jax.micro.lexicon import SLOTS
 from rlaif_jax.models import hf
 
 LENGTH = 416
-MIX = Curriculum(length=LENGTH, naming=0, reading=0)
+MIX = Curriculum(length=LENGTH, naming=0, reading=0, shots_batch=1)
 
 
 @pytest.fixture(scope='module')

@@ -12,11 +12,11 @@ from attacks import ATTACKS, WORDS_ONLY
 
 from rlaif_jax import axes, text
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import tokenizer as micro
 from rlaif_jax.labeling import prompts
 from rlaif_jax.labeling.prompts import Technique
 from rlaif_jax.labeling.quoting import MARK, quote, unquote
 from rlaif_jax.labeling.scoring import Scorer, read_answers
+from rlaif_jax.micro import tokenizer as micro
 
 FOLDERS = {'open': prompts.FOLDER, **prompts.NAMED}
 TECHNIQUES = [

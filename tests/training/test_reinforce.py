@@ -20,7 +20,7 @@ import optax
 import pytest
 import safetensors.numpy
 
-from experiments.stages import over_optimised
+from experiments.report import over_optimised
 from rlaif_jax import axes, checkpoint, generation, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt

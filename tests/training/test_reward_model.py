@@ -205,7 +205,7 @@ def test_a_response_that_has_not_ended_has_no_end_token_however_short_its_text(m
 
 def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro_tokenizer):
     """The beginning is what is cut of a long one."""
-    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.micro import tokenizer
     from rlaif_jax.text import Tokenizer
 
     hf = tokenizer.build()
@@ -327,10 +327,11 @@ def toy(tiny_labeler):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward_model, 'make_step', cache(reward_model.make_step))
 
-        def run(folder, pairs=None, held_out=None, **changes):
+        def run(folder, pairs=None, held_out=None, votes=(), **changes):
             pairs = toy_pairs(80, 0, 0.9) if pairs is None else pairs
             held_out = toy_pairs(50, 1) if held_out is None else held_out
-            return reward_model.run(replace(TOY, **changes), folder, tiny_labeler, pairs, held_out, axes.make_mesh())
+            cfg, mesh = replace(TOY, **changes), axes.make_mesh()
+            return reward_model.run(cfg, folder, tiny_labeler, pairs, held_out, mesh, votes=votes)
 
         yield run
 
@@ -427,6 +428,23 @@ def test_the_step_of_the_lowest_held_out_loss_is_returned(toy, tmp_path, monkeyp
     jax.tree.map(np.testing.assert_array_equal, model.params, kept[1])
     assert [row['eval/best_step'] for row in lines(tmp_path) if 'eval/loss' in row] == [12, 24, 24, 24]
     assert 'after 24 of 48 steps' in (tmp_path / 'export' / 'README.md').read_text(encoding='utf-8')
+
+
+def test_votes_beside_the_pairs_that_choose_are_reported_and_choose_nothing(toy, learned, tmp_path):
+    """Even those of people who want the opposite of what the labels say."""
+    model, folder = learned
+    against = toy_pairs(50, 1)
+    against = [replace(p, preference=None if p.preference is None else 1 - p.preference) for p in against]
+    beside = toy(tmp_path, votes=against)
+    jax.tree.map(np.testing.assert_array_equal, beside.params, model.params)
+    for row, plain in zip(lines(tmp_path), lines(folder), strict=True):
+        told = {name: row.pop(name) for name in ('votes/loss', 'votes/accuracy') if name in row}
+        assert row == plain and bool(told) == ('eval/loss' in row)
+        if told:
+            assert told['votes/accuracy'] == pytest.approx(1 - row['eval/accuracy'])
+            assert told['votes/loss'] > row['eval/loss']
+    toy(tmp_path / 'nobody', votes=[replace(pair, preference=None) for pair in against])  # was asked
+    assert lines(tmp_path / 'nobody') == lines(folder)
 
 
 def test_a_run_that_cannot_be_is_refused(toy, tmp_path):
