@@ -36,7 +36,7 @@ from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
-from rlaif_jax.text import Tokenizer
+from rlaif_jax.shortening import reads
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
@@ -419,13 +419,8 @@ def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
         log.say(told)
 
 
-def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
-    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
-    return lambda text: len(tokenizer.prompts([text])[0]) <= most
-
-
 def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
-    """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
+    """The same prompts, those of more than `most` tokens shortened."""
     return loader.fitted(prompts, reads(lm.tokenizer, most))
 
 
