@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
@@ -26,7 +26,7 @@ from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
 from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
-from rlaif_jax.data import files, loader, tokens, trl
+from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import versus
@@ -41,7 +41,6 @@ from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
 Sampled = Callable[[], list[Pair]]  # pairs that policies write
-Model = TypeVar('Model', LM, RewardModel)
 LABELS = 'labels.parquet'
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
@@ -98,7 +97,6 @@ class Supervised:
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.simulated(self.source))
-            lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
             more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
@@ -125,11 +123,6 @@ class Supervised:
         texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
         after = lm.tokenizer.responses(texts, references)
         return lm.tokenizer.prompts(texts), [[*row[:-1][: self.max_new_tokens - 1], row[-1]] for row in after]
-
-    @staticmethod
-    def texts(prompt: Prompt) -> tuple[str, list[str]]:
-        """What of a prompt is encoded: itself, and its reference."""
-        return prompt.text, [prompt.reference]
 
     def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
@@ -232,7 +225,6 @@ class Rewarded:
                 log.say(f'{note} {len(votes)} pairs with votes of people, {len(labels)} with labels'.lstrip())
             pairs = votes + labels
             tell_prompts(start, (pair.prompt.text for pair in pairs), loader.simulated(self.source))
-            start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
             reward_model.run(cfg, folder, start, pairs, held_out, mesh, note=note)
             return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
 
@@ -293,12 +285,10 @@ class Optimised:
                 loader.source(self.source, split, size, self.task())
                 for split, size in (('train', self.train), ('validation', self.validation))
             )
-            count = cfg.steps * cfg.batch // cfg.samples
-            known = lambda model: remembering(model, train, lambda p: (p.text, []), self.source, count)  # noqa: E731
-            start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
+            start = self.start.run(root, mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(start, (prompt.text for prompt in train), loader.simulated(self.source))
             if self.rewarded:
-                scorer = self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
+                scorer = self.rewarded.scorer(self.rewarded.run(root, mesh, sampled), mesh)
             else:
                 labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
                 scorer = direct.make_scorer(labeler, self.rating, mesh)
@@ -398,19 +388,7 @@ def sampled_pairs(of: Optimised, root: Path, count: int, mesh: DeviceMesh) -> li
     return list(map(Pair, prompts, write(policy, cfg.seed, 'RLHF'), write(start, cfg.seed + 1, 'SFT')))
 
 
-def remembering(
-    model: Model, records: Sequence[Any], texts: Callable[[Any], tuple[str, list[str]]], source: str, count: int
-) -> Model:
-    """The model of a run that reads `count` records, with their tokens to hand, of prompts and the responses to them, as
-    `texts` names them: where it reads all of them, and they are not simulated, which are made when they are asked for.
-    """
-    if loader.simulated(source) or count < len(records):
-        return model
-    pieces = lambda record: model.tokenizer.pieces(*texts(record))  # noqa: E731
-    return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, pieces, loader.note(source)))
-
-
-def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
+def tell_prompts(model: LM | RewardModel, prompts: Iterable[str], simulated: bool) -> None:
     """Says how a model reads its prompts, in its chat template or as plain text, where that is a question."""
     if simulated:
         return

@@ -192,11 +192,6 @@ def encode_responses(
     return [row[:most] if ended else row[:-1][:most] for row, ended in zip(rows, ended_B, strict=True)]
 
 
-def texts(pair: Pair) -> tuple[str, list[str]]:
-    """What of a pair is encoded, for `tokens.remembering`: its prompt, and the responses to it."""
-    return pair.prompt.text, [pair.first, pair.second]
-
-
 def encode(
     tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config
 ) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[bool]]:
