@@ -25,6 +25,7 @@ from rlaif_jax.folder import finished
 from rlaif_jax.models import hf
 from rlaif_jax.models.presets import PRESETS, resolve
 from rlaif_jax.paths import typed
+from rlaif_jax.shortening import reads
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['compare']
@@ -134,19 +135,19 @@ class Compare:
         """The prompts as every policy can read them, with room for its response, and how many had to be shortened for it.
         All policies get the same text: what is too long for one is shortened for all, as the paper's data is.
 
-        Raises `Mistake` for a policy that has no room for a prompt, and for a long text that is no post and no dialogue.
+        Raises `Mistake` for a policy that has no room for a prompt.
         """
         folders = {name: resolve(path) for name, path in self.named().items()}
-        reads = {name: hf.read_config(folder).max_length for name, folder in folders.items()}
-        for name, most in reads.items():
+        room = {name: hf.read_config(folder).max_length for name, folder in folders.items()}
+        for name, most in room.items():
             if most <= self.max_new_tokens:
                 raise Mistake(
                     f'{name} was made for {most} tokens; max_new_tokens = {self.max_new_tokens} leaves no prompt'
                 )
-        fits = [stages.reads(Tokenizer.load(folders[name]), reads[name] - self.max_new_tokens) for name in reads]
+        fits = [reads(Tokenizer.load(folders[name]), most - self.max_new_tokens) for name, most in room.items()]
         found = list(loader.fitted(prompts, lambda text: all(fit(text) for fit in fits)))
         if count := sum(one.text != other.text for one, other in zip(prompts, found)):
-            told = ', '.join(f'{name} reads {most}' for name, most in reads.items())
+            told = ', '.join(f'{name} reads {most}' for name, most in room.items())
             log.say(
                 f'{count} of {len(found)} prompts were shortened, for all policies alike: {told} tokens, '
                 f'{self.max_new_tokens} new ones among them'

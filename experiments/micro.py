@@ -219,7 +219,7 @@ class Rows:
         literal = self.literal(template)
         while True:
             prompt = tasks.prompt(task, 'train', index)
-            context = self.encode([prompts.context_of(prompt.text, task)])[0] + literal[0]
+            context = self.encode([template.context(prompt.text)])[0] + literal[0]
             if not row.room(len(context) + 60):
                 return row
             trunk = row.grow(root, context, cfg.text_weight)

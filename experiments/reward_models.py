@@ -166,7 +166,6 @@ class FromFile:
         cfg, note, pairs = self.reward_model, toy(self.policy), [*train, *held_out]
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
         stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
-        start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.scorer_of(cfg, trained, mesh)
         known = [pair for pair, weight in zip(held_out, reward_model.targets(held_out)[1]) if weight]

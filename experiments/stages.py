@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
@@ -25,7 +25,7 @@ from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
 from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
-from rlaif_jax.data import files, loader, tokens, trl
+from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.statistics import Interval
@@ -34,7 +34,7 @@ from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
-from rlaif_jax.text import Tokenizer
+from rlaif_jax.shortening import reads
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
@@ -42,8 +42,6 @@ Sampled = Callable[[], list[Pair]]  # pairs that policies write
 # (stage, folder, start, prompts, mesh) → how often each checkpoint in the folder is preferred to the start. Judges stand
 # above, and are handed in.
 Rates = Callable[['Optimised', Path, LM, Sequence[Prompt], DeviceMesh], Mapping[int, Interval]]
-Model = TypeVar('Model', LM, RewardModel)
-Known = Callable[[Model], Model]
 LABELS = 'labels.parquet'
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
@@ -100,7 +98,6 @@ class Supervised:
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.find(self.source).simulated)
-            lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
             lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
             train = fitted(prompts, lm, self.max_prompt)
             more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
@@ -127,11 +124,6 @@ class Supervised:
         texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
         after = lm.tokenizer.responses(texts, references)
         return lm.tokenizer.prompts(texts), [[*row[:-1][: self.max_new_tokens - 1], row[-1]] for row in after]
-
-    @staticmethod
-    def texts(prompt: Prompt) -> tuple[str, list[str]]:
-        """What of a prompt is encoded: itself, and its reference."""
-        return prompt.text, [prompt.reference]
 
     def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
         """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
@@ -252,7 +244,6 @@ class Rewarded:
                 log.say(f'{data.note} {len(votes)} pairs with votes of people, {len(labels)} with labels'.lstrip())
             pairs = votes + labels
             tell_prompts(start, (pair.prompt.text for pair in pairs), data.simulated)
-            start = remembering(start, [*pairs, *held_out], reward_model.texts, self.source, cfg.steps * cfg.batch)
             reward_model.run(cfg, folder, start, pairs, held_out, mesh, votes=beside, note=data.note)
             return {'export': 'export', 'pairs': len(pairs), 'human': len(votes)}
 
@@ -283,7 +274,7 @@ class Optimised(ABC):
         return self.start.task
 
     @abstractmethod
-    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None, known: Known) -> reward_model.Scorer:
+    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
         """What rewards it, made now where it is not there. `known` gives a model the tokens of the training prompts."""
 
     def line(self, root: Path, models: dict[str, str], of: str, **rows: int) -> Line:
@@ -320,11 +311,9 @@ class Optimised(ABC):
                 data.prompts(split, size, self.task)
                 for split, size in (('train', self.train), ('validation', self.validation))
             )
-            count = cfg.steps * cfg.batch // cfg.samples
-            known = lambda model: remembering(model, train, lambda p: (p.text, []), self.source, count)  # noqa: E731
-            start = known(self.start.run(root, mesh, frozen=bool(cfg.lora.rank)))
+            start = self.start.run(root, mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(start, (prompt.text for prompt in train), data.simulated)
-            scorer = self.scorer(root, mesh, sampled, known)
+            scorer = self.scorer(root, mesh, sampled)
             train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
             loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
@@ -363,8 +352,8 @@ class ByModel(Optimised):
         before += self.start.lines(root) if self.rewarded.from_base else []
         return [*before, self.line(root, {'reward model': self.start.policy}, self.rewarded.of)]
 
-    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None, known: Known) -> reward_model.Scorer:
-        return self.rewarded.scorer(known(self.rewarded.run(root, mesh, sampled)), mesh)
+    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
+        return self.rewarded.scorer(self.rewarded.run(root, mesh, sampled), mesh)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,7 +368,7 @@ class ByRatings(Optimised):
         own = self.line(root, {'labeler': self.labeler}, 'ratings', labeler=self.rating.batch)
         return [*self.start.lines(root), own]
 
-    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None, known: Known) -> reward_model.Scorer:
+    def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
         labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
         return direct.make_scorer(labeler, self.rating, mesh)
 
@@ -389,19 +378,7 @@ def counted(source: str, size: int, read: Callable[[], Sequence[Any]]) -> int | 
     return loader.find(source).count(size, read)
 
 
-def remembering(
-    model: Model, records: Sequence[Any], texts: Callable[[Any], tuple[str, list[str]]], source: str, count: int
-) -> Model:
-    """The model of a run that reads `count` records, with their tokens to hand, of prompts and the responses to them, as
-    `texts` names them: where it reads all of them, and they are not simulated, which are made when they are asked for.
-    """
-    if loader.find(source).simulated or count < len(records):
-        return model
-    pieces = lambda record: model.tokenizer.pieces(*texts(record))  # noqa: E731
-    return replace(model, tokenizer=tokens.remembering(model.tokenizer, records, pieces, loader.find(source).note))
-
-
-def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
+def tell_prompts(model: LM | RewardModel, prompts: Iterable[str], simulated: bool) -> None:
     """Says how a model reads its prompts, in its chat template or as plain text, where that is a question."""
     if simulated:
         return
@@ -410,11 +387,6 @@ def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
         log.say(told)
 
 
-def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
-    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
-    return lambda text: len(tokenizer.prompts([text])[0]) <= most
-
-
 def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
-    """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
+    """The same prompts, those of more than `most` tokens shortened."""
     return loader.fitted(prompts, reads(lm.tokenizer, most))

@@ -21,7 +21,7 @@ MODULES = {
 LADDER = (
     tuple(
         f'rlaif_jax.{name}'
-        for name in ('axes', 'chat', 'config', 'folder', 'foreign', 'hosts', 'log', 'paths', 'stopping', 'text')
+        for name in 'axes chat config folder foreign hosts log paths shortening stopping text'.split()
     ),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
     ('rlaif_jax.batching', 'rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data', 'rlaif_jax.micro'),

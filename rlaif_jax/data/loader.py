@@ -26,6 +26,7 @@ from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.data.source import Source
 from rlaif_jax.paths import typed
+from rlaif_jax.shortening import shorten
 
 TASKS = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}  # of published data sets
 SPLITS = ('train', 'validation', 'test')
@@ -133,24 +134,19 @@ class Prompts(Sequence):
 
 
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
-    """The same prompts, those that do not fit shortened: posts as in `tldr.shorten`, dialogues as in `hh.shorten`.
+    """The same prompts, those that do not fit shortened (`shortening`). To shorten takes several looks at a text, so what
+    they found is kept for the next epoch.
 
-    Other text raises `Mistake` when it is read and does not fit. To shorten takes many looks at a text, so what they found
-    is kept for the next epoch.
+    Raises `Mistake` when a prompt is read of which nothing fits.
     """
-
-    @functools.lru_cache(maxsize=10_000)
-    def shortened(text: str) -> str:
-        from rlaif_jax.data import hh, tldr
-
-        shorten = hh.shorten if text.endswith(trl.ASSISTANT) else tldr.shorten
-        return shorten(text, fits)
+    shortened = functools.lru_cache(maxsize=10_000)(functools.partial(shorten, fits=fits))
 
     def fit(prompt: Prompt) -> Prompt:
-        try:
-            return prompt if fits(prompt.text) else replace(prompt, text=shortened(prompt.text))
-        except Mistake as mistake:
-            raise Mistake(f'prompt {prompt.id} is too long: {mistake}') from None
+        if fits(prompt.text):
+            return prompt
+        if (text := shortened(prompt.text)) is None:
+            raise Mistake(f'prompt {prompt.id}: nothing of it fits; max_prompt leaves no room beside a chat template')
+        return replace(prompt, text=text)
 
     return Prompts(prompts, fit, len(prompts))
 

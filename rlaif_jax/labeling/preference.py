@@ -155,7 +155,7 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         return [text.partition(mark)[0].strip() for text in tokenizer.decode(written)]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
-        shown = [sample for pair in pairs for sample in _orders(pair, cfg.task)]
+        shown = [sample for pair in pairs for sample in _orders(pair)]
         prompts = (asked.rationale or asked.verdict).encode(tokenizer, shown, room)
         both = [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
         fits = [max(len(one.tokens) for one in orders) <= room for orders in both]
@@ -294,8 +294,8 @@ def at_once(batch: int, count: int) -> int:
     return batch
 
 
-def _orders(pair: Pair, task: str) -> tuple[dict[str, str], dict[str, str]]:
-    context = templates.context_of(pair.prompt.text, task)
+def _orders(pair: Pair) -> tuple[dict[str, str], dict[str, str]]:
+    context = pair.prompt.text
     return (
         {'context': context, 'first': pair.first, 'second': pair.second},
         {'context': context, 'first': pair.second, 'second': pair.first},

@@ -181,8 +181,7 @@ def test_one_sample_is_greedy_and_more_are_averaged(tiny_labeler, reasoned):
     for pair, back, label in zip(PAIRS, BACK, labels):
         assert len(label.rationales) == 6 and len(set(label.rationales)) == 6
         samples = [
-            {'context': prompts.context_of(one.prompt.text, cfg.task), 'first': one.first, 'second': one.second}
-            | {'rationale': rationale}
+            {'context': one.prompt.text, 'first': one.first, 'second': one.second} | {'rationale': rationale}
             for one, rationale in zip((pair, back) * 3, label.rationales)
         ]
         prob_NC = scorer([row.tokens for row in asked.verdict.encode(tokenizer, samples)], group=2)

@@ -169,7 +169,7 @@ def test_the_score_is_read_at_the_true_last_token(letters, params, pad):
     found_B = scorer(prompts, firsts)
     assert found_B.dtype == np.float32 and found_B.shape == (len(PAIRS),)
     for b in (1, 2, 3):
-        prompt = reward_model.encode_prompts(tokenizer, prompts[b : b + 1], CFG.max_prompt)[0]
+        (prompt,), _ = reward_model.encode_prompts(tokenizer, prompts[b : b + 1], CFG.max_prompt)
         response = reward_model.encode_responses(tokenizer, ['p'], firsts[b : b + 1], CFG.max_response)[0]
         assert (response[-1] == EOS) == (b != 2) and len(response) == (3, 8, 1)[b - 1]
         row_BT = jnp.array([prompt + response])
@@ -182,10 +182,10 @@ def test_the_score_is_read_at_the_true_last_token(letters, params, pad):
 
 
 def test_texts_that_are_too_long_keep_what_matters():
-    """A prompt its end and the tokens that begin every text, a response its beginning; what fills its room is counted."""
+    """A prompt what `shortening` says and the tokens that begin every text, a response its beginning; both are counted."""
     tokenizer = Letters()
-    (row,) = reward_model.encode_prompts(tokenizer, ['abcdefghijklmnop'], 5)
-    assert row == [2, *tokenizer.encode(['mnop'])[0]]
+    found = reward_model.encode_prompts(tokenizer, ['abcdefghijklmnop', 'abcd'], 5)
+    assert found == ([[2, *tokenizer.encode([text])[0]] for text in ('mnop', 'abcd')], [True, False])
     rows = reward_model.encode_responses(tokenizer, ['p'] * 5, ['abc', ' abc\n', 'abcd', 'abcde', ''], 6)
     assert rows[0] == rows[1] == [*tokenizer.encode([' abc'])[0], EOS]
     assert [len(row) for row in rows] == [5, 5, 6, 6, 1] and [row[-1] == EOS for row in rows] == [1, 1, 1, 0, 1]
@@ -204,7 +204,7 @@ def test_a_response_that_has_not_ended_has_no_end_token_however_short_its_text(m
 
 
 def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro_tokenizer):
-    """The beginning is what is cut of a long one."""
+    """Of a long one its user's words lose their beginning; the template stays whole."""
     from rlaif_jax.micro import tokenizer
     from rlaif_jax.text import Tokenizer
 
@@ -222,7 +222,8 @@ def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro
     row = [*asked, turn, *first, turn, *second, turn]
     assert batch['token_BT'][0, : len(row)].tolist() == row
     assert batch['token_BT'][0, batch['last_BC'][0]].tolist() == [turn, turn] and batch['last_BC'][0, 1] == len(row) - 1
-    assert reward_model.encode_prompts(chats, [text], 3) == [[*asked, turn][-3:]]
+    (cut,), _ = reward_model.encode_prompts(chats, [text], 3)
+    assert len(cut) == 3 and cut[1:] == [asked[-1], turn]
 
 
 def test_a_score_of_what_has_not_ended_is_read_before_any_end(letters, params):
