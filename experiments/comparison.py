@@ -157,7 +157,7 @@ class Compare:
                 raise Mistake(
                     f'{name} was made for {most} tokens; max_new_tokens = {self.max_new_tokens} leaves no prompt'
                 )
-        fits = [stages.reads(Tokenizer.load(folders[name]), reads[name] - self.max_new_tokens) for name in reads]
+        fits = [loader.reads(Tokenizer.load(folders[name]), reads[name] - self.max_new_tokens) for name in reads]
         found = list(loader.fitted(prompts, lambda text: all(fit(text) for fit in fits)))
         if count := sum(one.text != other.text for one, other in zip(prompts, found)):
             told = ', '.join(f'{name} reads {most}' for name, most in reads.items())

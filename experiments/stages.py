@@ -17,14 +17,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
 from experiments.labeling import check_prompts, labels_stage, written
 from experiments.plan import Stage
 from experiments.scales import Data, Dtype, Evaluation, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
-from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, tokens, trl
 from rlaif_jax.data.micro import tasks
@@ -36,7 +34,6 @@ from rlaif_jax.labeling import direct, preference
 from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
-from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.reward_model import RewardModel
 
@@ -99,11 +96,8 @@ class Supervised:
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.simulated(self.source))
             lm = remembering(lm, prompts, self.texts, self.source, cfg.steps * cfg.batch)
-            lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
-            train = fitted(prompts, lm, self.max_prompt)
-            more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
-            prompts_at = loader.batches(train, cfg.batch, cfg.seed, **more)
-            sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
+            batch_at = sft.batches(cfg, lm.tokenizer, fitted(prompts, lm, self.max_prompt), self.max_new_tokens)
+            sft.run(cfg, folder, lm, batch_at, mesh, note=note)
             return {'export': 'export'}
 
         once(self.folder(root), self, make)
@@ -120,22 +114,10 @@ class Supervised:
             )
         return found
 
-    def encode(self, lm: LM, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens of prompts, and of their references, the end token behind, also of one that is cut."""
-        texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
-        after = lm.tokenizer.responses(texts, references)
-        return lm.tokenizer.prompts(texts), [[*row[:-1][: self.max_new_tokens - 1], row[-1]] for row in after]
-
     @staticmethod
     def texts(prompt: Prompt) -> tuple[str, list[str]]:
         """What of a prompt is encoded: itself, and its reference."""
         return prompt.text, [prompt.reference]
-
-    def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
-        before, after = self.encode(lm, prompts)
-        longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, padded([longest]), lm.tokenizer.pad)
 
 
 @dataclass(frozen=True)
@@ -419,14 +401,9 @@ def tell_prompts(model: Model, prompts: Iterable[str], simulated: bool) -> None:
         log.say(told)
 
 
-def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
-    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
-    return lambda text: len(tokenizer.prompts([text])[0]) <= most
-
-
 def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
     """The same prompts, those of more than `most` tokens shortened as the paper's data is."""
-    return loader.fitted(prompts, reads(lm.tokenizer, most))
+    return loader.fitted(prompts, loader.reads(lm.tokenizer, most))
 
 
 def respond(

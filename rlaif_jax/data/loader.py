@@ -23,6 +23,7 @@ from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.paths import typed
+from rlaif_jax.text import Tokenizer
 
 MICRO = {'micro_tldr': 'summarization', 'micro_helpful': 'helpful', 'micro_harmless': 'harmless'}  # their tasks
 PUBLISHED = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}
@@ -121,6 +122,11 @@ class Prompts(Sequence):
         if not 0 <= index < self.size:
             raise IndexError(f'prompt {index} of {self.size}')
         return self.make(self.rows[index])
+
+
+def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
+    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
+    return lambda text: len(tokenizer.prompts([text])[0]) <= most
 
 
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:

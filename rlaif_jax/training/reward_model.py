@@ -156,6 +156,12 @@ def targets(pairs: Sequence[Pair], soft: bool = True) -> tuple[np.ndarray, np.nd
     return np.where(known_B, preference_B, 0.5).astype(np.float32), known_B.astype(np.float32)
 
 
+def split(pairs: Sequence[Pair], held_out: float = 0.1) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and those held out, a share of all. Whoever adds pairs at the end keeps the others' side."""
+    every = max(2, round(1 / held_out))
+    return [pair for i, pair in enumerate(pairs) if i % every], list(pairs[::every])
+
+
 def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[list[int]]:
     """Tokens of each prompt. One of more than `most` loses its beginning (the paper has none so long): what it asks for
     stands at its end.

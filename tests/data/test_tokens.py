@@ -15,7 +15,7 @@ from experiments import stages
 from rlaif_jax.data import files, loader, tokens
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.text import Tokenizer
-from rlaif_jax.training import reward_model
+from rlaif_jax.training import reward_model, sft
 
 TEXTS = [
     'a dog',
@@ -189,8 +189,8 @@ def test_batches_of_a_run_that_remembers_are_those_of_one_that_does_not(tokenize
     assert '' in {prompt.reference.strip() for prompt in prompts}
 
     def batches(lm):
-        at = loader.batches(stages.fitted(prompts, lm, stage.max_prompt), 8, 0)
-        return [stage.batch(lm, at(step)) for step in range(10)]
+        fitted = stages.fitted(prompts, lm, stage.max_prompt)
+        return list(map(sft.batches(sft.Config(batch=8), lm.tokenizer, fitted, stage.max_new_tokens), range(10)))
 
     lm = Named(tokenizer)
     remembered = stages.remembering(lm, prompts, stage.texts, source, 80)
