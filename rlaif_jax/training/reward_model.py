@@ -445,13 +445,8 @@ def _about(cfg: Config, start: LM, step: int, numbers: dict[str, float], note: s
 
 
 def _check_lengths(reward_model: RewardModel, max_prompt: int, max_response: int) -> None:
-    room, start = reward_model.config.max_length, len(reward_model.tokenizer.start)
-    if max_prompt + max_response > room:
-        raise Mistake(
-            f'max_prompt = {max_prompt} and max_response = {max_response} are {max_prompt + max_response} tokens; '
-            f'{reward_model.name} was made for {room}: lower max_prompt to {max(room - max_response, 1)}'
-        )
-    if max_prompt <= start:
+    training.check_room(reward_model.name, reward_model.config.max_length, max_prompt, max_response=max_response)
+    if max_prompt <= (start := len(reward_model.tokenizer.start)):
         raise Mistake(f'max_prompt = {max_prompt}: {reward_model.name} begins every text with {start} tokens already')
 
 
