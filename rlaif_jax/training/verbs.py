@@ -295,11 +295,15 @@ def _digest(what: Any) -> str:
 
 
 def _sums(params: Any) -> list[tuple[str, int]]:
-    """What stands for parameters: the sum of each array's bits, which is the same on every mesh."""
+    """What stands for parameters: of each array the sum of its numbers' hashes, which is the same on every mesh."""
 
     @jax.jit
     def sums(params: Any) -> Any:
-        bits = lambda x: jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')  # noqa: E731
-        return jax.tree.map(lambda x: jnp.sum(bits(x), dtype=jnp.uint32), params)
+        def hashes(x: jax.Array) -> jax.Array:
+            bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}').astype(jnp.uint32)
+            mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)  # MurmurHash's
+            return (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+
+        return jax.tree.map(lambda x: hashes(x).sum(dtype=jnp.uint32), params)
 
     return sorted((name, int(x)) for name, x in hosts.to_host(sums(params)).items())
