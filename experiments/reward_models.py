@@ -152,9 +152,8 @@ class FromFile:
         return column, [name for name in labels if name != column]
 
     def split(self, tell: bool = False) -> tuple[list[Pair], list[Pair]]:
-        """The pairs to train on, and those held out. Whoever adds pairs to the end of the file keeps the others' side."""
-        pairs, every = self.pairs(tell), max(2, round(1 / self.held_out))
-        return [pair for i, pair in enumerate(pairs) if i % every], pairs[::every]
+        """The pairs to train on, and those held out."""
+        return reward_model.split(self.pairs(tell), self.held_out)
 
     def lines(self, folder: Path) -> list[Line]:
         cfg, (train, _) = self.reward_model, self.split()

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
 from experiments.label import check_prompts, labels_line, written
 from experiments.plan import Line
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
-from rlaif_jax.batching import padded
 from rlaif_jax.config import FILE, Mistake, dump, same
 from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
@@ -98,11 +96,8 @@ class Supervised:
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.find(self.source).simulated)
-            lengths = lambda prompts: [len(a) + len(b) for a, b in zip(*self.encode(lm, prompts))]  # noqa: E731
-            train = fitted(prompts, lm, self.max_prompt)
-            more = {'window': cfg.window, 'lengths': lengths, 'name': 'sft.batch'}
-            prompts_at = loader.batches(train, cfg.batch, cfg.seed, **more)
-            sft.run(cfg, folder, lm, lambda step: self.batch(lm, prompts_at(step)), mesh, note=note)
+            batch_at = sft.batches(cfg, lm.tokenizer, fitted(prompts, lm, self.max_prompt), self.max_new_tokens)
+            sft.run(cfg, folder, lm, batch_at, mesh, note=note)
             return {'export': 'export'}
 
         once(self.folder(root), self, make)
@@ -118,18 +113,6 @@ class Supervised:
                 '"completion"); sft=None starts from the policy as it is'
             )
         return found
-
-    def encode(self, lm: LM, prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
-        """Tokens of prompts, and of their references, the end token behind, also of one that is cut."""
-        texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
-        after = lm.tokenizer.responses(texts, references)
-        return lm.tokenizer.prompts(texts), [[*row[:-1][: self.max_new_tokens - 1], row[-1]] for row in after]
-
-    def batch(self, lm: LM, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-        """Prompts with their references, padded to the next multiple of 32 tokens: few shapes to compile."""
-        before, after = self.encode(lm, prompts)
-        longest = max(len(a) + len(b) for a, b in zip(before, after))
-        return sft.example_batch(before, after, padded([longest]), lm.tokenizer.pad)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from rlaif_jax.generation import generate as generate
     from rlaif_jax.labeling.direct import Rating as Rating
     from rlaif_jax.labeling.direct import rate as rate
+    from rlaif_jax.labeling.direct import rater as rater
     from rlaif_jax.labeling.preference import Label as Label
     from rlaif_jax.labeling.preference import label as label
     from rlaif_jax.models.hf import LM as LM
     from rlaif_jax.models.hf import load as load
     from rlaif_jax.models.hf import logits as logits
     from rlaif_jax.models.hf import save as save
+    from rlaif_jax.training.reward_model import RewardModel as RewardModel
+    from rlaif_jax.training.verbs import reinforce as reinforce
+    from rlaif_jax.training.verbs import sft as sft
+    from rlaif_jax.training.verbs import train_reward_model as train_reward_model
 
 _WHERE = {
     'load': 'models.hf',
@@ -38,6 +43,11 @@ _WHERE = {
     'Label': 'labeling.preference',
     'rate': 'labeling.direct',
     'Rating': 'labeling.direct',
+    'rater': 'labeling.direct',
+    'sft': 'training.verbs',
+    'train_reward_model': 'training.verbs',
+    'reinforce': 'training.verbs',
+    'RewardModel': 'training.reward_model',
     'Prompt': 'data.records',
     'Pair': 'data.records',
     'Mistake': 'config',

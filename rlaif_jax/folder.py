@@ -71,38 +71,36 @@ WRITTEN = (
 )  # fmt: skip
 
 
-def open_folder(folder: Path, config_text: str, same: Set[str] = frozenset()) -> None:
+def open_folder(
+    folder: Path, config_text: str, same: Set[str] = frozenset(), hope: str = 'give another --workdir'
+) -> None:
     """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
-    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written. Of
-    several processes the first one looks.
+    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written; with
+    the `hope` there is. Of several processes the first one looks.
     """
-    hosts.told(lambda: _open(Path(folder), config_text, same))
+    hosts.told(lambda: _open(Path(folder), config_text, same, hope))
 
 
-def _open(folder: Path, config_text: str, same: Set[str]) -> None:
+def _open(folder: Path, config_text: str, same: Set[str], hope: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.gin'
     if not path.exists():
         if found := [name for name in WRITTEN if os.path.lexists(folder / name)]:
-            raise Mistake(
-                f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; give another --workdir'
-            )
+            raise Mistake(f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; {hope}')
         write_whole(path, config_text)
         return
     try:
         text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError:
-        raise Mistake(f'{path} is no text file, so no run wrote it; give another --workdir') from None
+        raise Mistake(f'{path} is no text file, so no run wrote it; {hope}') from None
     before, now = (dict(re.findall(f'^{CONTENT}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
     if other := [name for name in now if before.get(name, now[name]) != now[name]]:
-        raise Mistake(
-            f'{folder} was made of other data: {other[0]} has changed since; give another --workdir, or delete it'
-        )
+        raise Mistake(f'{folder} was made of other data: {other[0]} has changed since; {hope}, or delete it')
     found = differences(text, config_text)
     if changed := [line for line in found if line.partition(':')[0] not in same]:
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
-        raise Mistake(f'{lines}\ngive another --workdir, or delete it')
+        raise Mistake(f'{lines}\n{hope}, or delete it')
     if found:
         say(f'{folder}: goes on with {"; ".join(found)}')
         write_whole(path, config_text)

@@ -5,7 +5,7 @@ it for texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rlaif_jax import axes, hosts
 from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
-from rlaif_jax.data.records import Prompt
+from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache, rounded
@@ -199,6 +199,23 @@ def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
     if wrong := [i for i, text in enumerate(found) if not isinstance(text, str)]:
         one = found[wrong[0]]
         raise Mistake(f'{name}[{wrong[0]}] is a {type(one).__name__}, {one!r:.80}; give a text or a Prompt')
+    return found
+
+
+def whole_pairs(name: str, given: Sequence[Pair]) -> list[Pair]:
+    """Pairs with a `Prompt` each, whose prompt may have been its text alone. Raises `Mistake` for what is none, with the
+    argument's `name`.
+    """
+    found = []
+    for i, pair in enumerate(listed(name, given, Pair | str)):
+        if isinstance(pair, Pair) and isinstance(pair.prompt, str):
+            pair = replace(pair, prompt=Prompt(pair.prompt, id=str(i)))
+        if not isinstance(pair, Pair) or not isinstance(pair.prompt, Prompt):
+            raise Mistake(f"{name}[{i}] is {pair!r:.80}; give a Pair(Prompt(text, id='{i}'), first, second)")
+        for field, text in (('prompt.text', pair.prompt.text), ('first', pair.first), ('second', pair.second)):
+            if not isinstance(text, str):
+                raise Mistake(f'{name}[{i}].{field} is a {type(text).__name__}, {text!r:.80}; give a text')
+        found.append(pair)
     return found
 
 

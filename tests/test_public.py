@@ -8,6 +8,7 @@ import pytest
 
 import rlaif_jax
 from rlaif_jax import Mistake, Pair, Prompt, evaluation
+from rlaif_jax.training import reinforce, reward_model, sft
 
 HUGE, LONG = 10**30, 'x' * 300
 ABSURD = (
@@ -126,6 +127,45 @@ def test_rate(lm):
     all_hold(lambda value: rlaif_jax.rate(lm, ['a'], value), ABSURD)
     for name in ('task', 'templates', 'batch', 'mesh'):
         all_hold(lambda value: rlaif_jax.rate(lm, ['a'], ['b'], **{name: value}), ABSURD)  # noqa: B023
+
+
+@pytest.fixture
+def untrained(lm, tmp_path, monkeypatch):
+    """Each stage of training, once it has all that it needs, gives back what it was to train."""
+    monkeypatch.chdir(tmp_path)
+    for stage in (sft, reward_model, reinforce):
+        monkeypatch.setattr(stage, 'run', lambda *_, **__: lm)
+
+
+@pytest.mark.usefixtures('untrained')
+def test_training(lm):
+    texts = [*ABSURD, [''], ['x' * 9000, 'y'], ['\ud800', '\0\x1b[31m'], [Prompt('a', 1), 'b'], iter(['a', 'b'])]
+    pairs = [*ABSURD, [PAIR], [PAIR] * 9, [Pair('a', 'b', 'c', 1.0)] * 9, [('a', 'b', 'c')] * 9]
+    votes = [[Pair(PAIR.prompt, ' b', ' c', case)] * 2 for case in ABSURD]
+    reward, two = lambda prompts, responses: [0.0] * len(prompts), ['a', 'b']
+    cases = {
+        rlaif_jax.sft: {'lm': ABSURD, 'prompts': texts, 'references': texts},
+        rlaif_jax.train_reward_model: {
+            'lm': ABSURD,
+            'pairs': pairs + votes,
+            'held_out': pairs + votes,
+            'labels': texts,
+        },
+        rlaif_jax.reinforce: {'lm': ABSURD, 'prompts': texts, 'reward': ABSURD, 'validation': texts},
+    }
+    voted = [Pair(PAIR.prompt, ' b', ' c', 1.0)] * 2
+    good = {'prompts': two, 'references': two, 'reward': reward, 'pairs': voted, 'held_out': voted}
+    fields = 'steps batch parts seed lora save_every max_prompt folder mesh unknown window samples max_new_tokens'
+    for train, given in cases.items():
+        right = {'lm': lm} | {name: good[name] for name in given if name in good}
+        assert not holds(train, **right)
+        for name, wrong in [*given.items(), *((name, ABSURD) for name in fields.split())]:
+            all_hold(lambda value: train(**right | {name: value}), wrong)  # noqa: B023
+
+
+def test_rater(lm):
+    for name in ('lm', 'task', 'templates', 'batch', 'least_mass', 'max_length', 'mesh', 'unknown'):
+        all_hold(lambda value: rlaif_jax.rater(**{'lm': lm, name: value}), ABSURD)  # noqa: B023
 
 
 def test_evaluation():

@@ -142,6 +142,19 @@ def rate(
     return make_rater(lm, cfg, mesh)(shown, written)
 
 
+def rater(
+    lm: LM, *, task: str = 'summarization', templates: str = '', mesh: Mesh | None = None, **more: Any
+) -> Callable[..., np.ndarray]:
+    """A reward for `reinforce`, `(prompts, responses) -> scores` in [-1, 1]: the ratings of `lm`, by criteria of your own
+    with a folder of `templates`.
+
+    `more` are further fields of `Config`: least_mass, most_unscorable, max_length, batch. Raises `Mistake` as `rate` does,
+    and, when it is asked, where more than `most_unscorable` of the answers are no ratings.
+    """
+    check_given(lm, mesh)
+    return make_scorer(lm, bind(Config(), {'task': task, 'templates': templates, **more}), mesh)
+
+
 def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
     """`(prompts, responses, ended_B=None) -> score_B`, the type of every scorer: float32 in [-1, 1], NaN for unscorable.
 

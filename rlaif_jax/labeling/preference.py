@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
-from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.generation import extend, listed
+from rlaif_jax.data.records import Pair
+from rlaif_jax.generation import extend, whole_pairs
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
 from rlaif_jax.labeling.scoring import Scorer, read_answers
@@ -216,23 +216,8 @@ def label(
     field, task or technique, and for what is no pair. The prompt of a pair may be its text alone.
     """
     check_given(lm, mesh)
-    cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), _whole(pairs)
+    cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), whole_pairs('pairs', pairs)
     return make_labeler(lm, cfg, mesh)(whole)
-
-
-def _whole(pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs with a `Prompt` each. Raises `Mistake` for what is none."""
-    found = []
-    for i, pair in enumerate(listed('pairs', pairs, Pair | str)):
-        if isinstance(pair, Pair) and isinstance(pair.prompt, str):
-            pair = replace(pair, prompt=Prompt(pair.prompt, id=str(i)))
-        if not isinstance(pair, Pair) or not isinstance(pair.prompt, Prompt):
-            raise Mistake(f"pairs[{i}] is {pair!r:.80}; give a Pair(Prompt(text, id='{i}'), first, second)")
-        for name, text in (('prompt.text', pair.prompt.text), ('first', pair.first), ('second', pair.second)):
-            if not isinstance(text, str):
-                raise Mistake(f'pairs[{i}].{name} is a {type(text).__name__}, {text!r:.80}; give a text')
-        found.append(pair)
-    return found
 
 
 def label_all(

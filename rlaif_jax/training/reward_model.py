@@ -157,6 +157,12 @@ def targets(pairs: Sequence[Pair], soft: bool = True) -> tuple[np.ndarray, np.nd
     return np.where(known_B, preference_B, 0.5).astype(np.float32), known_B.astype(np.float32)
 
 
+def split(pairs: Sequence[Pair], held_out: float = 0.1) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and those held out, a share of all. Whoever adds pairs at the end keeps the others' side."""
+    every = max(2, round(1 / held_out))
+    return [pair for i, pair in enumerate(pairs) if i % every], list(pairs[::every])
+
+
 def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tuple[list[list[int]], list[bool]]:
     """Tokens of each prompt, and whether it has more than `most` and is shortened (`shortening`), as policies' are.
 
@@ -451,13 +457,8 @@ def _about(cfg: Config, start: LM, step: int, numbers: dict[str, float], note: s
 
 
 def _check_lengths(reward_model: RewardModel, max_prompt: int, max_response: int) -> None:
-    room, start = reward_model.config.max_length, len(reward_model.tokenizer.start)
-    if max_prompt + max_response > room:
-        raise Mistake(
-            f'max_prompt = {max_prompt} and max_response = {max_response} are {max_prompt + max_response} tokens; '
-            f'{reward_model.name} was made for {room}: lower max_prompt to {max(room - max_response, 1)}'
-        )
-    if max_prompt <= start:
+    training.check_room(reward_model.name, reward_model.config.max_length, max_prompt, max_response=max_response)
+    if max_prompt <= (start := len(reward_model.tokenizer.start)):
         raise Mistake(f'max_prompt = {max_prompt}: {reward_model.name} begins every text with {start} tokens already')
 
 

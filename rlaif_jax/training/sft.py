@@ -6,7 +6,7 @@ on the answers); what differs is the batches that it is handed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, hosts
+from rlaif_jax.batching import padded
 from rlaif_jax.config import MOST, SAME, check_within
+from rlaif_jax.data import loader
+from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
+from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
@@ -111,6 +115,32 @@ def run(
     about = f'`{lm.name}` after {cfg.steps} steps of supervised fine-tuning, {cfg.batch} examples a step. {note}'
     hf.save(replace(lm, config=model, params=params), folder / 'export', about=about)
     return LM(lm.config, lora.merge(model, params), lm.tokenizer, str(folder / 'export'))
+
+
+def batches(
+    cfg: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int
+) -> Callable[[int], training.Batch]:
+    """`batch_at(step)` of prompts with their references, for `run`: padded to the next multiple of 32 tokens, few shapes to
+    compile. A reference of more than `max_new_tokens`, its end token among them, is cut and ends all the same.
+
+    Raises `Mistake` where there is not even one batch of them.
+    """
+
+    def encode(prompts: Sequence[Prompt]) -> tuple[list[list[int]], list[list[int]]]:
+        texts, references = [prompt.text for prompt in prompts], [prompt.reference for prompt in prompts]
+        after = tokenizer.responses(texts, references)
+        return tokenizer.prompts(texts), [[*row[:-1][: max_new_tokens - 1], row[-1]] for row in after]
+
+    def lengths(prompts: Sequence[Prompt]) -> list[int]:
+        return [len(before) + len(after) for before, after in zip(*encode(prompts))]
+
+    rows_at = loader.batches(prompts, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='sft.batch')
+
+    def batch_at(step: int) -> training.Batch:
+        before, after = encode(rows_at(step))
+        return example_batch(before, after, padded([len(a) + len(b) for a, b in zip(before, after)]), tokenizer.pad)
+
+    return batch_at
 
 
 def example_batch(prompts: list[list[int]], responses: list[list[int]], length: int, pad: int) -> dict[str, np.ndarray]:

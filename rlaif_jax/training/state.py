@@ -187,3 +187,14 @@ def check_parts(name: str, batch: int, parts: int) -> None:
         raise ValueError(f'{name} must be positive, not {batch}')
     if parts < 1 or batch % parts:
         raise ValueError(f'{name} = {batch} does not fall into {parts} equal parts')
+
+
+def check_room(model: str, room: int, max_prompt: int, **response: int) -> None:
+    """Raises `Mistake` where a prompt and a response, whose field is named, are more tokens than the model was made for."""
+    ((name, tokens),) = response.items()
+    if max_prompt + tokens > room:
+        hope = f'max_prompt to {room - tokens}' if tokens < room else f'{name}, too'
+        raise Mistake(
+            f'max_prompt = {max_prompt} and {name} = {tokens} are {max_prompt + tokens} tokens; '
+            f'{model} was made for {room}: lower {hope}'
+        )
