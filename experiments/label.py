@@ -26,14 +26,15 @@ from rlaif_jax.data.source import NOTE
 from rlaif_jax.evaluation import alignment, report
 from rlaif_jax.folder import shared
 from rlaif_jax.labeling import preference
-from rlaif_jax.labeling.preference import Config
+from rlaif_jax.labeling.preference import Config, Label
 from rlaif_jax.labeling.prompts import simulated
-from rlaif_jax.labeling.store import Record, Store, store_in
+from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['label']
 
+INVALID = {'preference_prob': None, 'weight': 0.0, 'status': 'invalid'}  # what a row that is no pair gets
 _GENERATION = re.compile(r'(label_(?:([1-9]\d{0,8})_)?)?preference_prob')
 
 
@@ -127,9 +128,12 @@ class File:
             if told := chat.account(name, template, prompts, asked=True):
                 log.say(told)
         store = Store(store_of(folder))
-        records = iter(label_all(self, self.labeler, self.asked(), pairs, store, note=note))
-        labels = [None if entry.record is None else next(records) for entry in entries]
-        columns = [_columns(self.labeler, self.asked(), record, e.problem) for e, record in zip(entries, labels)]
+        labels = label_all(self, self.labeler, self.asked(), pairs, store, note=note)
+        made = iter(labels)
+        columns = [
+            next(made).columns(self.labeler, self.technique) if entry.record else INVALID | {'reason': entry.problem}
+            for entry in entries
+        ]
         prefix = free_prefix({name for entry in entries for name in entry.row}, {n for more in columns for n in more})
         named = [{prefix + name: value for name, value in more.items()} for more in columns]
         if paths.typed(self.output).exists():  # whoever wrote it has labels that the store knows
@@ -144,10 +148,10 @@ class File:
             status: sum(more['status'] == status for more in columns) for status in ('ok', 'unscorable', 'invalid')
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
-        known = [(r, p) for r, p in zip(filter(None, labels), pairs) if p.preference is not None]
+        known = [(label, pair) for label, pair in zip(labels, pairs) if pair.preference is not None]
         result = {'output': str(paths.typed(self.output).resolve()), **counts}
         if known:  # the file says what people preferred
-            one = aligned(f'{self.task} {self.technique}', [p for _, p in known], [r for r, _ in known])
+            one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
             report.labelers_table(
                 [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=bool(note)
             )
@@ -196,7 +200,7 @@ class Asking(Protocol):
 
 def label_all(
     cfg: Asking, labeler: str, asked: Config, pairs: list[Pair], store: Store, title: str = 'label', **more: Any
-) -> list[Record]:
+) -> list[Label]:
     """`preference.label_all` on the experiment's mesh."""
     mesh = axes.make_mesh(asdict(cfg.mesh))
     if cfg.data:
@@ -207,10 +211,10 @@ def label_all(
 
 
 def aligned(
-    name: str, pairs: list[Pair], records: list[Record], *, made: int | None = None, seconds: float | None = None
+    name: str, pairs: list[Pair], labels: list[Label], *, made: int | None = None, seconds: float | None = None
 ) -> alignment.Alignment:
     """The report on one cell. `made` of its labels were made just now, in `seconds`."""
-    column = lambda field: np.array([record[field] for record in records], np.float64)  # noqa: E731  null is nan
+    column = lambda field: np.array([getattr(label, field) for label in labels], np.float64)  # noqa: E731
     return alignment.report(
         name,
         column('preference'),
@@ -221,30 +225,14 @@ def aligned(
         second_chars_B=np.array([len(pair.second) for pair in pairs]),
         mass_B=column('mass'),
         tokens=float(column('tokens').sum()),
-        seconds=seconds if made == len(records) else None,
-        calls=None if made is None else len(records),
-        cache_hits=None if made is None else len(records) - made,
+        seconds=seconds if made == len(labels) else None,
+        calls=None if made is None else len(labels),
+        cache_hits=None if made is None else len(labels) - made,
     )
 
 
-def written(pair: Pair, labeler: str, cfg: Config, record: Record) -> dict[str, Any]:
+def written(pair: Pair, labeler: str, cfg: Config, label: Label) -> dict[str, Any]:
     """A row of a file of labels."""
     human = {} if pair.preference is None else {'preference': pair.preference}
     row = {'id': pair.prompt.id, 'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, **human}
-    return row | _columns(labeler, cfg, record)
-
-
-def _columns(labeler: str, cfg: Config, record: Record | None, problem: str = '') -> dict[str, Any]:
-    """What a label adds to its row. `preference_prob` is P(the row's first response is better), null where unscorable."""
-    if record is None:
-        return {'preference_prob': None, 'weight': 0.0, 'status': 'invalid', 'reason': problem}
-    kept = ('weight', 'status', 'reason', 'mass', 'position_bias', 'neutralised', 'shortened')
-    return {
-        'preference_prob': record['preference'],
-        **{name: record[name] for name in kept},
-        'rationale': '\n'.join(record['rationales'][:1]),
-        'labeler': labeler,
-        'technique': cfg.technique,
-        'template': record['template'],
-        'labeler_digest': record['labeler'],
-    }
+    return row | label.columns(labeler, cfg.technique)

@@ -183,10 +183,10 @@ class Study:
         )
         for name, labeler, cfg in self.cells():
             before, start = store.added, time.monotonic()
-            records = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
-            rows += [written(pair, labeler, cfg, record) for pair, record in zip(chosen[cfg.task], records)]
+            labels = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
+            rows += [written(pair, labeler, cfg, one) for pair, one in zip(chosen[cfg.task], labels)]
             made, seconds = store.added - before, time.monotonic() - start
-            one = aligned(name, chosen[cfg.task], records, made=made, seconds=seconds)
+            one = aligned(name, chosen[cfg.task], labels, made=made, seconds=seconds)
             reports.append(one)
             published |= _published(name, labeler, cfg, self)
             log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')

@@ -151,11 +151,11 @@ class Labelled:
 
         def make(folder: Path) -> dict[str, Any]:
             pairs = sampled() if self.writers else self.read()
-            records = preference.label_all(
+            labels = preference.label_all(
                 self.labeler, self.label, pairs, Store(store_in(root)), dtype=self.dtype, mesh=mesh,
                 title=f'labels of {Path(self.labeler).name}', note=loader.find(self.source).note,
             )  # fmt: skip
-            rows = [written(pair, self.labeler, self.label, record) for pair, record in zip(pairs, records)]
+            rows = [written(pair, self.labeler, self.label, label) for pair, label in zip(pairs, labels)]
             files.write_rows(folder / LABELS, rows)
             return {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
 

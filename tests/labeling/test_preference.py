@@ -4,6 +4,7 @@ is no label, and what is stored is not asked again.
 
 import dataclasses
 import itertools
+import json
 import shutil
 from functools import partial
 
@@ -306,17 +307,24 @@ def asked_of(monkeypatch):
 def test_what_is_stored_is_not_asked_again(labelers, tmp_path, asked_of):
     half = dataclasses.replace(PLAIN, most_unscorable=0.5)
     ask = lambda pairs, **more: label_all(labelers / 'one', half, pairs, Store(tmp_path / 'labels.jsonl'), **more)  # noqa: E731
-    records = ask(PAIRS[:2])
+    labels = ask(PAIRS[:2])
     assert asked_of == PAIRS[1::-1]  # the longer one first
     no_model = partial(pytest.fail, 'the model is needed for what is new only')
-    assert ask(PAIRS[:2], load=no_model) == records and ask(PAIRS[1::-1], load=no_model) == records[::-1]
+    again = ask(PAIRS[:2], load=no_model)
+    assert list(map(repr, again)) == list(map(repr, labels))  # with nan, which is not equal to itself
+    assert list(map(repr, ask(PAIRS[1::-1], load=no_model))) == list(map(repr, labels[::-1]))
     assert len(asked_of) == 2
-    assert [(r['status'], r['preference'], r['weight'], r['position_bias']) for r in records] == [
-        ('ok', 1.0, 1.0, 0.0),
-        ('unscorable', None, 0.0, None),
+    assert [(one.status, one.weight) for one in labels] == [('ok', 1.0), ('unscorable', 0.0)]
+    rows = [one.columns('one', PLAIN.technique) for one in labels]
+    assert [(row['preference_prob'], row['weight'], row['position_bias']) for row in rows] == [
+        (1.0, 1.0, 0.0),
+        (None, 0.0, None),
     ]
+    kept = [json.loads(line) for line in (tmp_path / 'labels.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert [repr(Label.of(one)) for one in kept] == list(map(repr, labels[::-1]))
+    assert {(one['weight'], one['position_bias']) for one in kept} == {(1.0, 0.0), (0.0, None)}
     digest = preference.ask(text.Tokenizer.load(labelers / 'one'), PLAIN).digest
-    assert {(r['labeler'], r['template']) for r in records} == {(hf.fingerprint(labelers / 'one'), digest)}
+    assert {(one.labeler, one.template) for one in labels} == {(hf.fingerprint(labelers / 'one'), digest)}
 
 
 def test_whatever_a_label_depends_on_is_in_its_key(labelers, tmp_path, asked_of):
