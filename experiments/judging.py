@@ -14,7 +14,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.plan import Line
 from experiments.scales import Data, Evaluation
 from experiments.stages import Optimised, fitted
-from rlaif_jax import log
+from rlaif_jax import hosts, log
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.data.source import World
@@ -118,7 +118,7 @@ def rates(of: Optimised, folder: Path, start: LM, prompts: Sequence[Prompt], mes
     judge = make_judge(asked, of.task, judge_model(asked, of.dtype, mesh), mesh)
     how = cfg.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh
     theirs, found = respond(start, prompts, *how, 'SFT'), {}
-    for step in reinforce.candidates(folder):
+    for step in hosts.told(lambda: reinforce.candidates(folder)):
         model = hf.load(reinforce.candidate(folder, step), dtype=of.dtype, mesh=mesh, frozen=True)
         ours = respond(model, prompts, *how, f'step {step}')
         found[step] = versus.win_rate(judge(prompts, ours, theirs))

@@ -294,17 +294,20 @@ class Optimised(ABC):
                 data.prompts(split, size, self.task)
                 for split, size in (('train', self.train), ('validation', self.validation))
             )
-            start = self.start.run(root, mesh, frozen=bool(cfg.lora.rank))
-            tell_prompts(start, (prompt.text for prompt in train), data.simulated)
+            start = [self.start.run(root, mesh, frozen=bool(cfg.lora.rank))]
+            tell_prompts(start[0], (prompt.text for prompt in train), data.simulated)
             scorer = self.scorer(root, mesh, sampled)
-            train, validation = (fitted(prompts, start, cfg.max_prompt) for prompts in (train, validation))
+            train, validation = (fitted(prompts, start[0], cfg.max_prompt) for prompts in (train, validation))
             loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
             quality = data.world.quality if data.world else None
-            reinforce.run(cfg, folder, start, prompts_at, scorer, validation, mesh, judge, quality, data.note)
-            chosen = self.select(folder, rates(self, folder, start, validation, mesh)) if cfg.candidates > 1 else {}
-            return {'export': 'export'} | chosen
+            # Given away: what it does not need of the parameters leaves the memory.
+            reinforce.run(cfg, folder, start.pop(), prompts_at, scorer, validation, mesh, judge, quality, data.note)
+            if cfg.candidates == 1:
+                return {'export': 'export'}
+            start = self.start.run(root, mesh, frozen=True)
+            return {'export': 'export'} | self.select(folder, rates(self, folder, start, validation, mesh))
 
         once(self.folder(root), self, make)
         return hf.load(self.folder(root) / 'export', dtype=self.dtype, mesh=mesh, frozen=True)
