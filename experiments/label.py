@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import SAME, Mistake
-from rlaif_jax.data import files, loader, trl
+from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.data.source import NOTE
 from rlaif_jax.evaluation import alignment, report
@@ -128,7 +128,8 @@ class File:
             if told := chat.account(name, template, prompts, asked=True):
                 log.say(told)
         store = Store(store_of(folder))
-        labels = label_all(self, self.labeler, self.asked(), pairs, store, note=note)
+        mesh = axes.make_mesh(asdict(self.mesh))
+        labels = preference.label_all(self.labeler, self.asked(), pairs, store, dtype=self.dtype, mesh=mesh, note=note)
         made = iter(labels)
         columns = [
             next(made).columns(self.labeler, self.technique) if entry.record else INVALID | {'reason': entry.problem}
@@ -188,26 +189,6 @@ def check_prompts(labeler: str, cfg: Config) -> None:
     """
     with suppress(Absent):
         preference.ask(Tokenizer.load(resolve(labeler)), cfg)
-
-
-class Asking(Protocol):
-    """What is read of the config of a command that asks a labeler."""
-
-    data: Data | None
-    mesh: Mesh
-    dtype: Dtype
-
-
-def label_all(
-    cfg: Asking, labeler: str, asked: Config, pairs: list[Pair], store: Store, title: str = 'label', **more: Any
-) -> list[Label]:
-    """`preference.label_all` on the experiment's mesh."""
-    mesh = axes.make_mesh(asdict(cfg.mesh))
-    if cfg.data:
-        more['note'] = loader.find(cfg.data.source).note
-    return preference.label_all(
-        labeler, asked, pairs, store, dtype=cfg.dtype, mesh=mesh, title=title, **more,
-    )  # fmt: skip
 
 
 def aligned(

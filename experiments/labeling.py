@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from experiments.label import aligned, check_prompts, label_all, labels_line, store_of, written
+from experiments.label import aligned, check_prompts, labels_line, store_of, written
 from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
@@ -21,6 +21,7 @@ from rlaif_jax.data import files, loader
 from rlaif_jax.data.source import Source
 from rlaif_jax.evaluation import report
 from rlaif_jax.evaluation.figures import figure_labelers
+from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import TASKS, Technique
 from rlaif_jax.labeling.store import Store
@@ -177,13 +178,13 @@ class Study:
         simulated = loader.find(self.data.source).simulated
         chosen = {task: self.data_of(task).pairs(self.split, self.pairs, task, self.confident) for task in self.tasks}
         reports, published, rows = [], {}, []
+        mesh = axes.make_mesh(asdict(self.mesh))
         # Cells of one labeler are neighbours: it is loaded once.
-        load = lru_cache(maxsize=1)(
-            partial(hf.load, dtype=self.dtype, mesh=axes.make_mesh(asdict(self.mesh)), frozen=True)
-        )
+        load = lru_cache(maxsize=1)(partial(hf.load, dtype=self.dtype, mesh=mesh, frozen=True))
+        how = {'dtype': self.dtype, 'mesh': mesh, 'load': load, 'note': loader.find(self.data.source).note}
         for name, labeler, cfg in self.cells():
             before, start = store.added, time.monotonic()
-            labels = label_all(self, labeler, cfg, chosen[cfg.task], store, title=name, load=load)
+            labels = preference.label_all(labeler, cfg, chosen[cfg.task], store, title=name, **how)
             rows += [written(pair, labeler, cfg, one) for pair, one in zip(chosen[cfg.task], labels)]
             made, seconds = store.added - before, time.monotonic() - start
             one = aligned(name, chosen[cfg.task], labels, made=made, seconds=seconds)

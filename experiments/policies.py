@@ -117,7 +117,7 @@ def made(one: PolicyLearner, root: Path, mesh: axes.Mesh, judge: Judge | None) -
 
     def write(labels: LabelsOfWritten) -> list[Pair]:
         writer, policy = labels.writer, labels.writer.run(root, mesh, judging.rates)
-        return judging.sampled_pairs(writer, policy, writer.start.run(root, mesh), labels.pairs, mesh)
+        return judging.sampled_pairs(writer, policy, writer.start.run(root, mesh, frozen=True), labels.pairs, mesh)
 
     sampled = next((partial(write, labels) for labels in one.written), None)
     return one.optimised().run(root, mesh, judging.rates, judge, sampled)

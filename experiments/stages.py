@@ -47,7 +47,7 @@ told: set[Path] = set()  # the stages that this process made, or said to be ther
 def once(folder: Path, stage: Any, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The result of a stage, made now or by an earlier run. Waits where another process is making it."""
     with lock(folder, wait=True):
-        open_folder(folder, dump(stage), same(type(stage)))
+        open_folder(folder, dump(stage), same(stage))
         result = hosts.told(lambda: finished(folder))
         if result is None:
             finish(folder, result := make(folder))
@@ -258,7 +258,7 @@ class Optimised(ABC):
 
     @abstractmethod
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
-        """What rewards it, made now where it is not there. `known` gives a model the tokens of the training prompts."""
+        """What rewards it, made now where it is not there."""
 
     def line(self, root: Path, models: dict[str, str], of: str, **rows: int) -> Line:
         """Its own line of a plan: `models` are those that reward it, `of` is whose feedback that is, and `rows` are how

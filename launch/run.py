@@ -60,8 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     log.show_any_sign(sys.stdout, sys.stderr)
     try:
         flags = read_flags(parser(), arguments)
-        if flags.wandb and log.wandb_ready():
-            os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         for flag in ('data_dir', 'manual_dir'):  # read by data.published: where data lies does not change what is run
             if (folder := getattr(flags, flag)) is not None:
                 os.environ[f'RLAIF_{flag.upper()}'] = str(typed(folder))
@@ -73,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         hosts.start(flags.hosts)
+        if flags.wandb and hosts.first() and log.wandb_ready():
+            os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
         with sharing(stages_of(flags, folder)):
             return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error(f'{lost}; the same command goes on from what is saved')
         return LOST
     except JaxRuntimeError as error:
-        if hosts.count() == 1:
+        if hosts.count() == 1 or 'RESOURCE_EXHAUSTED' in str(error):
             raise
         reason = str(error).partition('\n')[0][:300]
         log.error(f'another process is gone, or failed ({reason}); the same command goes on from what is saved')
@@ -317,12 +317,15 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     if hosts.count() > 1:
         there = f'{hosts.count()} processes, {jax.local_device_count()} devices each, {jax.device_count()} in all'
         log.say(f'{there}; this is process {hosts.index()}, which writes and talks')
-    if hosts.told(lambda: text) != text:
-        raise Mistake(f'process {hosts.index()} has another config, or other data, than the first one')
+    theirs = hosts.told(lambda: text)
+    if hosts.anyone(lambda: theirs != text):
+        raise Mistake('the processes of this run have unlike configs, or unlike data')
     if (again := getattr(config, 'always', False)) or hosts.told(lambda: finished(folder)) is None:
-        plan.check(config, folder)  # before anything is written, so that a corrected command finds the folder free
+        hosts.told(
+            lambda: plan.check(config, folder)
+        )  # before anything is written, so that a corrected command finds the folder free
     with stopping.stop_on_signal(loop=False), lock(folder):
-        open_folder(folder, text, same(type(config)))
+        open_folder(folder, text, same(config))
         result = hosts.told(lambda: finished(folder))
         if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}')

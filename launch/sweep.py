@@ -94,11 +94,11 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
     try:
         flags = launcher.read_flags(parser(), arguments)
         launcher.check_here()
-        folder, found = plan(flags)
         if flags.backend == 'print':
-            print('\n'.join(shell(point, runner) for point in found))
+            print('\n'.join(shell(point, runner) for point in plan(flags)[1]))
             return 0
         hosts.start(flags.hosts)
+        folder, found = plan(flags)
         if hosts.count() > 1 and flags.parallel > 1:
             raise Mistake(
                 f'--parallel={flags.parallel}: {hosts.count()} processes run one point after the other, together'
@@ -182,14 +182,15 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
 
     own = [f'--bindings={file}' for file in flags.bindings] + [argument(*item) for item in sorted(fixed.items())]
     chosen = [f'--experiment={flags.experiment}', *([f'--scale={scale}'] if scale else [])]
+    alone = ['--hosts=off'] * (flags.hosts == 'off')
     if flags.workdir is not None:
         folder = paths.typed(flags.workdir)
-        return folder, points(sweep, [*chosen, *own], folder, launcher.stages_of(flags, folder))
+        return folder, points(sweep, [*chosen, *own, *alone], folder, launcher.stages_of(flags, folder))
     words = sorted(path.rpartition('.')[2] for path, _ in lists if path != SEED) or [SEED]  # more seeds, same folder
     always = changed(sweep, chosen, own)
     parts = [flags.experiment, scale or 'micro', flags.sweep or '-'.join(words), *([digest(always)] if always else [])]
     folder = Path('runs/sweeps') / '-'.join(map(str, parts))
-    return folder, points(sweep, [*chosen, *own], folder, launcher.stages_of(flags, folder))
+    return folder, points(sweep, [*chosen, *own, *alone], folder, launcher.stages_of(flags, folder))
 
 
 def changed(sweep: list[Bindings], chosen: Sequence[str], own: Sequence[str]) -> list[tuple[str, Any]]:
@@ -247,7 +248,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
         if here in found:
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
-            open_folder(here, text, same(type(config)))
+            open_folder(here, text, same(config))
         arguments = (*always, *changes, f'--workdir={here}', f'--stages={stages}')
         found[here] = Point(bindings, arguments, here, config, text, stages)
     return list(found.values())
@@ -304,9 +305,10 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
             waiting.append(point)
     with stopping.stop_on_signal() as stop:
         try:
-            while running or (waiting and not stop.asked):
-                room = len(running) < parallel and not stop.asked
-                if room and (point := startable(waiting, running)):
+            halted = False
+            while running or (waiting and not halted):
+                room = waiting and len(running) < parallel
+                if room and not (halted := hosts.told(lambda: stop.asked)) and (point := startable(waiting, running)):
                     waiting.remove(point)
                     log.say(f'{line[point]}: starts; its output goes to {point.folder / OUTPUT}')
                     running[point] = run_point(point, runner, share := free.pop(0)), time.monotonic(), share
@@ -321,7 +323,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                     took, lines = timedelta(seconds=round(time.monotonic() - began)), ending(point, child.returncode)
                     stopped = child.returncode in (130, -signal.SIGTERM)
                     if stopped and hosts.count() > 1:  # by one of the processes, so by all
-                        told = stop.asked = True
+                        told = halted = stop.asked = True
                     if stopped and told:
                         log.say(f'{line[point]}: stopped')
                     elif lines:
@@ -366,8 +368,7 @@ def run_point(point: Point, runner: Path = RUN, share: Iterable[int] = ()) -> su
     through the sweep.
     """
     point.folder.mkdir(parents=True, exist_ok=True)
-    where = point.folder / (OUTPUT + f'.{hosts.index()}' * (not hosts.first()))
-    with open(where, 'a', encoding='utf-8') as file:
+    with open(output(point), 'a', encoding='utf-8') as file:
         print('$', shlex.join(command(point, runner)), file=file, flush=True)
         child = subprocess.Popen(
             command(point, runner),
@@ -393,8 +394,13 @@ def ending(point: Point, status: int) -> list[str]:
 
 def printed(point: Point) -> list[str]:
     """What the runs of a point printed, without empty lines."""
-    output = (point.folder / OUTPUT).read_text(encoding='utf-8', errors='replace').splitlines()
-    return [text for text in output if text.strip()]
+    lines = output(point).read_text(encoding='utf-8', errors='replace').splitlines()
+    return [text for text in lines if text.strip()]
+
+
+def output(point: Point) -> Path:
+    """Where runs of a point print; those of another process than the first in a file of their own."""
+    return point.folder / (OUTPUT if hosts.first() else f'{OUTPUT}.{hosts.index()}')
 
 
 def brief(lines: list[str]) -> str:

@@ -122,21 +122,21 @@ def letters(name: str) -> str:
     return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
 
 
-def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> PartitionSpec:
+def spec(axes: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """The partition of an array with these letters.
 
     An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
     """
-    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh, rules))
+    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh))
     return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in split))
 
 
-def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules = RULES) -> str:
+def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> str:
     """Which arrays with these names and shapes are whole, along which axis, though the rules would split them; else ''."""
     found: dict[str, list[str]] = {}
     for name, shape in shapes.items():
         axes = letters(name)
-        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh, rules)):
+        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh)):
             if not divided:
                 over = ', '.join(f'{n} = {mesh.shape[n]}' for n in names)
                 found.setdefault(f'{over} does not divide {letter} = {size} ({ALPHABET[letter]})', []).append(name)
@@ -144,11 +144,11 @@ def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules = 
     return '; '.join(f'{why}, which stays whole on every device in {shown(of)}' for why, of in found.items())
 
 
-def _wanted(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules) -> Iterator[tuple[tuple[str, ...], bool]]:
+def _wanted(axes: str, shape: tuple[int, ...], mesh: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
     """Of each axis the mesh axes that the rules would split it over, and whether they divide it."""
     used: set[str] = set()
     for letter, size in zip(axes, shape, strict=True):
-        wanted = rules.get(letter, ())
+        wanted = RULES.get(letter, ())
         names = tuple(
             n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
         )
@@ -157,7 +157,7 @@ def _wanted(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules) -> Itera
         yield names, divided
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def shardings(tree: Any, mesh: Mesh) -> Any:
     """The same tree with a `NamedSharding` at every leaf, by the leaf's name.
 
     This works for parameters, for batches and for the state of an optimizer, whose leaves have the names of their
@@ -171,42 +171,42 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     for axes, leaf in named:
         if len(axes) != len(leaf.shape):
             axes = _kept(axes, leaf.shape, size_of)
-        out.append(NamedSharding(mesh, spec(axes, leaf.shape, mesh, rules) if axes else PartitionSpec()))
+        out.append(NamedSharding(mesh, spec(axes, leaf.shape, mesh) if axes else PartitionSpec()))
     return jax.tree_util.tree_unflatten(treedef, out)
 
 
-def place(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def place(tree: Any, mesh: Mesh) -> Any:
     """Puts every leaf of the tree where its name says."""
-    return hosts.to_mesh(tree, shardings(tree, mesh, rules))
+    return hosts.to_mesh(tree, shardings(tree, mesh))
 
 
-def rows(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+def rows(mesh: Mesh) -> NamedSharding:
     """The sharding of anything whose first axis is B."""
-    return NamedSharding(mesh, PartitionSpec(rules['B']))
+    return NamedSharding(mesh, PartitionSpec(RULES['B']))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shares(mesh: Mesh, rules: Rules = RULES) -> int:
+def shares(mesh: Mesh) -> int:
     """The number of parts that a batch is split into."""
-    return int(np.prod([mesh.shape[n] for n in rules['B']]))
+    return int(np.prod([mesh.shape[n] for n in RULES['B']]))
 
 
-def check_batch(name: str, size: int, mesh: Mesh, rules: Rules = RULES) -> None:
+def check_batch(name: str, size: int, mesh: Mesh) -> None:
     """Raises `Mistake` where `size` rows do not split evenly over the mesh. It names the nearest sizes that do.
 
     name: the field that holds the size, for the message.
     """
-    parts = shares(mesh, rules)
+    parts = shares(mesh)
     if size < 1 or size % parts:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
 
 
-def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
+def constrain(x: jax.Array, axes: str) -> jax.Array:
     """Tells the compiler where an activation lives, by its letters. '.' stands for an axis that is whole.
 
     Without a mesh (see `jax.set_mesh`) it does nothing.
@@ -214,7 +214,7 @@ def constrain(x: jax.Array, axes: str, rules: Rules = RULES) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
 def _last_name(path: tuple[Any, ...]) -> str:

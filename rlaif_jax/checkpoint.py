@@ -38,9 +38,6 @@ SIZES = 'sizes.json'  # of the files of a saved step
 UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
 
 
-# Checkpoints
-
-
 class Checkpoints:
     """The saved states of the run in `folder`, the newest `keep` of them.
 

@@ -26,13 +26,20 @@ import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 C = TypeVar('C')  # the class of a config
 # Metadata of a field that only observes, or saves memory: `field(default=1, metadata=SAME)`. It changes no number, so what
-# was begun with one value of it goes on with another.
+# was begun with one value of it goes on with another. Where that hangs on other fields, `same_if` is asked of its config.
 SAME = {'same': True}
+
+
+def same_if(holds: Callable[[Any], bool]) -> dict[str, Any]:
+    """Metadata of a field that is as `SAME` says wherever `holds(config)` of the config that it is in."""
+    return {'same': holds}
+
+
 # Metadata of a field that may name a file or a folder of data. Other content is other data, so a comment notes it.
 FILE, CONTENT = {'file': True}, '# content of '
 Bindings = dict[str, Any]  # path: value
@@ -285,14 +292,22 @@ def digest(config: Any, more: str = '') -> str:
 
     Fields that change no number (`SAME`) are left out. more: text that is part of the identity, too.
     """
-    free = same(type(config))
+    free = same(config)
     lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
     return hashlib.sha256(f'{type(config).__name__}\n{lines}{more}'.encode()).hexdigest()[:10]
 
 
-def same(cls: type) -> frozenset[str]:
-    """The paths of all fields of a `cls` that change no number: those marked `SAME`, and all below them."""
-    return marked(cls, 'same')
+def same(config: Any, prefix: str = '') -> frozenset[str]:
+    """The paths of all fields of a config that change no number: those marked `SAME`, and all below them."""
+    found: set[str] = set()
+    for field in dataclasses.fields(config):
+        value, path, mark = getattr(config, field.name), f'{prefix}{field.name}', field.metadata.get('same')
+        nested = dataclasses.is_dataclass(value)
+        if mark is True or (mark and mark(config)):
+            found |= {path, *(_paths(type(value), f'{path}.') if nested else ())}
+        elif nested:
+            found |= same(value, f'{path}.')
+    return frozenset(found)
 
 
 @functools.cache

@@ -167,12 +167,13 @@ def lock(folder: Path, wait: bool = False, hope: str = 'give another --workdir')
     Raises Mistake, with the `hope` there is, where nothing can be written.
     """
     with ExitStack() as held:
-        hosts.told(lambda: held.enter_context(_taken(Path(folder), wait, hope)))
+        hosts.told(lambda: held.enter_context(own_lock(Path(folder), wait, hope)))
         yield
 
 
 @contextmanager
-def _taken(folder: Path, wait: bool, hope: str) -> Iterator[None]:
+def own_lock(folder: Path, wait: bool, hope: str) -> Iterator[None]:
+    """`lock` for this process alone, the others of its run being others."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.lock', 'a+', encoding='utf-8')

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,7 @@ JOINING = 30 * 60  # seconds in which all processes have to start
 HEARTBEAT = 300  # seconds without a sign of life; a long tokenisation may hold Python for a minute
 LEAVING = 20  # seconds that a process which ends waits for the others to end, too
 PIECE = 2**20  # characters that are told at a time
+ROUND = 100  # times that something is told, until what was told is forgotten
 
 _number = itertools.count()  # of what was told: the same on all, as all ask in the same order
 
@@ -93,7 +95,7 @@ def detect(environ: Mapping[str, str]) -> dict[str, Any] | None:
     tasks = environ.get('SLURM_STEP_NUM_TASKS', '')
     if tasks.isdecimal() and int(tasks) > 1 and environ.get('SLURM_PROCID'):  # not what is left in a shell of a job
         # One task a node takes all its GPUs, several one each: alone, JAX would give a single one to either.
-        alone = not environ.get('SLURM_STEP_TASKS_PER_NODE', '').partition('(')[0].strip('1,')
+        alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
         visible = {'local_device_ids': _visible(environ)} if alone and _visible(environ) else {}
         return {'cluster_detection_method': 'slurm', **visible}
     workers = environ.get('TPU_WORKER_HOSTNAMES', '').split(',')
@@ -151,7 +153,12 @@ def told(decide: Callable[[], T]) -> T:
     """
     if count() == 1:
         return decide()
-    name = f'rlaif_jax/told/{next(_number)}'
+    number = next(_number)
+    if number and number % ROUND == 0:  # what all have heard by now is forgotten
+        barrier('a round')
+        if first():
+            _joined().client.key_value_delete('rlaif_jax/told/')
+    name = f'rlaif_jax/told/{number}'
     if not first():
         kind, value = json.loads(_hear(name))
         if kind == 'mistake':
@@ -199,19 +206,16 @@ def barrier(what: str, seconds: float = PATIENCE) -> None:
         raise Lost(f'not all processes came to the end of {what} ({_brief(error)})') from error
 
 
-class Answer:
-    """Whether any process says yes. Each has asked by then; who looks at it waits for the others."""
+class anyone:  # noqa: N801, asked as a function is
+    """Whether `mine()` holds on any process, now; of a process alone, when the answer is looked at. Who looks waits for the
+    others, which have to ask, too.
+    """
 
     def __init__(self, mine: Callable[[], bool]):
         self._mine, self._found = mine, _any(mine()) if count() > 1 else None
 
     def __bool__(self) -> bool:
         return self._mine() if self._found is None else bool(np.asarray(self._found.addressable_data(0)))
-
-
-def anyone(mine: Callable[[], bool]) -> Answer:
-    """Whether `mine()` holds on any process, now; of a process alone, when the answer is looked at."""
-    return Answer(mine)
 
 
 def _any(flag: bool) -> Any:

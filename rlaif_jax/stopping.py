@@ -90,6 +90,8 @@ def stop_on_signal(loop: bool = True) -> Iterator[Stop]:
             yield stop
     finally:
         _stops.remove(stop)
+        if stop.asked and _stops:  # behind its last look: the next loop grants it
+            _stops[-1].asked = True
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -28,6 +28,7 @@ from rlaif_jax.config import (
     same,
     zipped,
 )
+from rlaif_jax.training import reinforce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -421,11 +422,19 @@ class Outer:
 
 def test_what_only_observes_is_no_part_of_what_a_config_stands_for():
     plain = Outer()
-    assert same(Outer) == {'inner.log_every', 'mesh', 'mesh.steps', 'mesh.log_every'}
+    assert same(plain) == {'inner.log_every', 'mesh', 'mesh.steps', 'mesh.log_every'}
     for path in ('inner.log_every', 'mesh.steps'):
         other = bind(plain, {path: 7})
         assert digest(other) == digest(plain) and dump(other) != dump(plain)
     assert digest(bind(plain, {'inner.steps': 7})) != digest(plain)
+
+
+def test_what_decides_sometimes_is_part_of_what_a_config_stands_for_then():
+    """Evaluations choose among candidates, where there are several."""
+    one, several = reinforce.Config(), reinforce.Config(candidates=4)
+    assert 'eval_every' in same(one) and 'eval_every' not in same(several)
+    assert digest(dataclasses.replace(one, eval_every=7)) == digest(one)
+    assert digest(dataclasses.replace(several, eval_every=7)) != digest(several)
 
 
 @pytest.mark.parametrize(

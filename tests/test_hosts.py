@@ -1,16 +1,12 @@
 """Laws of several processes: how they are found, and what one knows is told to all."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
+from together import printed, together
 
 from rlaif_jax import hosts
 from rlaif_jax.config import Mistake
-
-sys.path.append(str(Path(__file__).parent / 'hosts'))
-from together import printed, together  # noqa: E402
 
 OURS = {'RLAIF_COORDINATOR': 'node1:8476', 'RLAIF_PROCESSES': '4', 'RLAIF_PROCESS': '3'}
 SLURM = {
@@ -88,6 +84,7 @@ mesh = axes.make_mesh({'data': 2, 'fsdp': 2})
 assert (hosts.count(), jax.device_count(), jax.local_device_count()) == (2, 4, 2)
 assert hosts.told(lambda: ['first', me]) == ['first', 0]
 assert hosts.told(lambda: 'x' * 3_000_000) == 'x' * 3_000_000
+assert [hosts.told(lambda: i) for i in range(250)] == list(range(250))  # what was told long ago is forgotten
 assert hosts.anyone(lambda: me == 1) and not hosts.anyone(lambda: False)
 
 

@@ -355,8 +355,10 @@ def _longer(text: str, more: Mapping[str, Any]) -> str:
 
 def _write(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] | None = None) -> None:
     """A file of these bytes, or of these rows in JSON, whole or not at all: `put` moves it to its place."""
-    if not hosts.first():
-        return
+    hosts.told(lambda: _put(path, data, put))
+
+
+def _put(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], None] | None) -> None:
     if not isinstance(data, bytes):
         lines = '.jsonl' in path.name.lower()[-len('.jsonl.gz') :]
         text = '\n'.join([*data, '']) if lines else '[\n' + ',\n'.join(data) + '\n]\n'

@@ -158,16 +158,13 @@ def batches(
     *,
     window: int = 1,
     lengths: Callable[[list[Record]], Sequence[int]] | None = None,
-    process: int = 0,
-    processes: int = 1,
     name: str = 'batch',
 ) -> Callable[[int], list[Record]]:
     """`at(step)`: the step's prompts (or pairs), every epoch in another order, for ever. Raises `Mistake`, as
     `check_batch`, where there is not even one batch of them; `name` is the config's for it.
 
-    Nothing is kept between calls, so the step is the position: whoever restores it goes on exactly, on any number of
-    processes. Each may read all of a batch (what `jax.device_put` onto a mesh wants), or only its own share of the rows:
-    `process=jax.process_index(), processes=jax.process_count()`; the shares, one behind the other, are the batch.
+    Nothing is kept between calls, so the step is the position: whoever restores it goes on exactly. Each of several
+    processes reads the whole batch, which is text, and puts its own devices' part of it onto the mesh.
 
     With a `window` of several batches, those batches share out their rows by length (`lengths` of the rows, in tokens):
     one has the shortest, another the longest, in random order, so that padding to the longest of a batch computes less.
@@ -176,11 +173,9 @@ def batches(
     import grain  # which brings Orbax and Flax, as nothing else does before a run
 
     check_batch(name, batch, len(prompts))
-    if batch % processes:
-        raise Mistake(f'a batch of {batch} does not split evenly over {processes} processes')
-    stream, rows = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat(), batch // processes
+    stream = grain.MapDataset.source(prompts).seed(seed).shuffle().repeat()
     if window == 1:
-        return lambda step: [stream[step * batch + process * rows + i] for i in range(rows)]
+        return lambda step: [stream[step * batch + i] for i in range(batch)]
 
     @functools.lru_cache(maxsize=2)
     def shared_out(number: int) -> list[list[Record]]:
@@ -188,7 +183,7 @@ def batches(
         row_WB = np.argsort(np.asarray(lengths(found)), kind='stable').reshape(window, batch)
         return [[found[i] for i in row_B] for row_B in np.random.default_rng((seed, number)).permutation(row_WB)]
 
-    return lambda step: shared_out(step // window)[step % window][process * rows : (process + 1) * rows]
+    return lambda step: shared_out(step // window)[step % window]
 
 
 def check_batch(name: str, size: int, count: int, parts: int = 1) -> None:

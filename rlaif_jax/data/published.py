@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 from rlaif_jax import log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
-from rlaif_jax.folder import lock
+from rlaif_jax.folder import own_lock
 
 HUB = 'https://huggingface.co/datasets/'
 SECONDS = 60  # without an answer from the network
@@ -219,7 +219,7 @@ def prepare(kind: type[Builder]) -> Builder:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Waits for any other process that prepares data here."""
-    with lock(folder, wait=True, hope='set RLAIF_DATA_DIR'):
+    with own_lock(folder, wait=True, hope='set RLAIF_DATA_DIR'):
         try:
             yield
         except OSError as error:

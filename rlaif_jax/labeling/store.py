@@ -59,8 +59,13 @@ class Store:
         self.path = Path(path)
         self._records: dict[str, Record] = {}
         self._bytes = self._lines = 0  # how far the file has been read
-        self.added = 0  # records that this process added, and not another one meanwhile
+        self._own: set[str] = set()  # of the records, those that this run added, and not another one meanwhile
         self.refresh()
+
+    @property
+    def added(self) -> int:
+        """How many records this run added."""
+        return len(self._own)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -81,9 +86,11 @@ class Store:
         """
         if any('key' in record for record in records.values()):
             raise ValueError('a record cannot have a field named key')
+        hosts.told(lambda: self._append(records))
         if not hosts.first():
             self._records = {key: json.loads(log.to_json(record)) for key, record in records.items()} | self._records
-            return
+
+    def _append(self, records: Mapping[str, Mapping[str, Any]]) -> None:
         with self._open() as file:
             new = {key: record for key, record in records.items() if key not in self._records}
             if not new:
@@ -93,17 +100,23 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
             self._read(file)  # so that memory holds what the file does
-            self.added += len(new)
+            self._own |= new.keys()
 
     def refresh(self) -> None:
         """Reads what other runs added."""
-        if hosts.first():
+
+        def read() -> None:
             with self._open():
                 pass
 
+        hosts.told(read)
+
     def share(self, keys: Iterable[str]) -> None:
-        """Has every process of this run hold for these keys what the first one does, which alone has the file."""
-        self._records |= hosts.told(lambda: {key: self._records[key] for key in keys if key in self._records})
+        """Has every process of this run hold for these keys what the first one does, which alone has the file. What they
+        made together all of them have.
+        """
+        others = lambda: {key: self._records[key] for key in keys if key in self._records.keys() - self._own}  # noqa: E731
+        self._records |= hosts.told(others)
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -192,9 +205,10 @@ def complete(
     # The bar counts batches: labels come in bursts, which make nonsense of a rate.
     with log.progress(f'{title} {note}'.rstrip(), len(parts)) as bar, stop_on_signal() as stop:
         for part in parts:
-            store.append({keys[i]: _checked(record) for i, record in zip(part, make(list(part)), strict=True)})
+            records = {i: _checked(record) for i, record in zip(part, make(list(part)), strict=True)}
+            store.append({keys[i]: record for i, record in records.items()})
             made += len(part)
-            bad += [i for i in part if _unscorable(store.get(keys[i]))]
+            bad += [i for i in part if _unscorable(records[i])]
             rate = made / max(time.monotonic() - began, 1e-9)
             bar.advance(f'{made} labels, {rate:.3g} a second, {len(bad)} unscorable')
             enough = made >= _ENOUGH

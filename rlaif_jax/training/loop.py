@@ -57,14 +57,10 @@ class Loop:
                 # Read once: a signal that comes later waits for the next step's save.
                 stop = bool(asked)
                 if done % self.save_every == 0 or done == self.steps or stop:
+                    self.catch_up()  # what is saved is told, whatever happens next
                     self.checkpoints.save(done, self.state, block=stop)
                 if stop:
-                    self.catch_up()
                     self.stop.exit(f'{self.title}: stopped at step {done} of {self.steps}')
-
-    def is_told(self, step: int) -> bool:
-        """Whether a step is one of those that metrics are written of."""
-        return step % self.log_every == 0 or step + 1 == self.steps
 
     def tell(
         self,
@@ -81,7 +77,7 @@ class Loop:
         self.catch_up()
 
         def told() -> None:
-            if self.is_told(step) or more:
+            if step % self.log_every == 0 or step + 1 == self.steps or more:
                 named = {name if '/' in name else f'{self.name}/{name}': x for name, x in numbers.items()}
                 shown = {name: float(x) for name, x in named.items() if not name.endswith(SKIPPED)}
                 self.metrics.write(step, shown | dict(more or {}))
@@ -128,5 +124,7 @@ def opened(
             )  # fmt: skip
             try:
                 yield loop
-            finally:
-                loop.catch_up()  # also where the next step failed
+            except Exception:  # of the next step; who stops at once does not wait
+                loop.catch_up()
+                raise
+            loop.catch_up()

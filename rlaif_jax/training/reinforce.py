@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes, checkpoint, generation, hosts, log, paths
 from rlaif_jax.batching import padded
-from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within
+from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within, same_if
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.folder import finish, finished
 from rlaif_jax.models import heads, hf, lora, transformer
@@ -69,8 +69,10 @@ class Config:
     value_optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)  # of the policy, and of the value network's own trunk
     most_kl: float = 100.0  # nats a response; a policy further than that from SFT has left the language: the run stops
-    eval_every: int = 500  # steps between two evaluations on validation prompts
-    eval_prompts: int = 256  # of the validation split, at most
+    # Steps between two evaluations on validation prompts; they decide nothing but among `candidates`.
+    eval_every: int = field(default=500, metadata=same_if(lambda cfg: cfg.candidates == 1))
+    # Of the validation split, at most.
+    eval_prompts: int = field(default=256, metadata=same_if(lambda cfg: cfg.candidates == 1))
     candidates: int = (
         1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
     )
@@ -200,8 +202,9 @@ def baseline(cfg: Config, return_B: jax.Array, known_B: jax.Array) -> jax.Array:
     """What is taken off each response's return where no network is: the mean of all, or of the prompt's other responses.
 
     return_B: Z_0, the responses to one prompt are neighbours. known_B: whether a response has a score; the others count
-    for nothing. Where none of a prompt's others has one, it is the mean over the other prompts, and 0 where nothing else
-    is known: a baseline never knows the response that it is taken off.
+    for nothing. `leave_one_out` never knows the response that it is taken off: where none of a prompt's others has a score
+    it is the mean over the other prompts, and 0 where nothing else is known. The mean of all holds the response itself,
+    which makes its gradient 1 − 1/B of what it would be.
     """
     return_B = jnp.where(known_B, return_B, 0.0)
     if cfg.baseline != 'leave_one_out':
@@ -220,7 +223,6 @@ class Steps(NamedTuple):
     sample: Callable[..., generation.Sample]  # (policy params, prompt_BT, valid_BT, key) -> generation.Sample
     update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics); the state holds what is trained
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
-    reference: Callable[..., Any]  # (SFT params) -> the same for whom nobody trains, in the dtype of the products
 
 
 def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
@@ -301,7 +303,6 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
             donate_argnums=0,
         ),
         measure=jax.jit(measure, in_shardings=(where_policy, where_params, here), out_shardings=here),
-        reference=jax.jit(partial(transformer.rounded, model), out_shardings=where_params),
     )
 
 
@@ -428,8 +429,8 @@ def run(
     told = {'save_every': cfg.save_every, 'note': note, 'optimizer': 'policy_optimizer'}
     with jax.set_mesh(mesh):
         state = steps.init(lm.params)
-        if model.dtype != 'float32':  # from here on nobody trains them; whoever gave them away has the memory back
-            lm = replace(lm, params=steps.reference(lm.params))
+        if not cfg.lora.rank:  # from here on nobody trains or exports them; whoever gave them away has the memory back
+            lm = replace(lm, params=transformer.rounded(model, lm.params))
         rollouts = Rollouts(cfg, lm, steps, scorer, mesh)
         written = rollouts.respond_all(policy(state), validation, jax.random.fold_in(seed, 2))  # by what is SFT still
         _, sft_texts, _ = written
@@ -518,12 +519,15 @@ def _offer(cfg: Config, folder: Path, step: int, lm: LM, numbers: dict[str, floa
     about = f'A candidate: the policy `{lm.name}` after {step} of {cfg.steps} steps of REINFORCE. {note}'
     hf.save(lm, candidate(folder, step), about=about)
     finish(candidate(folder, step).parent, numbers)
-    if hosts.first():
+
+    def let_go() -> None:
         for lesser in candidates(folder)[cfg.candidates :]:
             (candidate(folder, lesser).parent / 'result.json').unlink()
             paths.remove(candidate(folder, lesser))
             with suppress(OSError):  # not empty: what somebody put there stays
                 candidate(folder, lesser).parent.rmdir()
+
+    hosts.told(let_go)
 
 
 def _check_kl(cfg: Config, step: int, kl: float, checkpoints: checkpoint.Checkpoints) -> None:

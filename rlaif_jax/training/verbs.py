@@ -284,7 +284,7 @@ def _run(
     known = dump(cfg) + ''.join(f'{CONTENT}{what}: {_digest(one)}\n' for what, one in given.items())
     known += f'{CONTENT}lm: {_digest(_sums(lm.params))}\n'
     with lock(folder, hope=hope):
-        open_folder(folder, known, same(type(cfg)), hope)
+        open_folder(folder, known, same(cfg), hope)
         if hosts.told(lambda: finished(folder)) is None:
             train(folder)
             finish(folder, {'export': 'export'})

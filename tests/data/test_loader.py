@@ -1,4 +1,4 @@
-"""Laws of rlaif_jax.data.loader: the step is the position, an epoch shows every prompt once, processes share a batch; a
+"""Laws of rlaif_jax.data.loader: the step is the position, an epoch shows every prompt once; a
 path serves as a data set, its splits disjoint by prompt.
 """
 
@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jax
 import pytest
 
 from rlaif_jax.config import FILE, Mistake, dump, parse
@@ -43,16 +42,6 @@ def test_an_epoch_shows_every_prompt_once_in_its_own_order():
     assert len({tuple(order) for order in orders}) == 5
 
 
-@pytest.mark.parametrize('processes', [1, 2, 3])
-def test_processes_share_a_batch(processes):
-    whole = loader.batches(PROMPTS, 6, seed=2)
-    shares = [loader.batches(PROMPTS, 6, 2, process=i, processes=processes) for i in range(processes)]
-    for step in (0, 3, 9):
-        assert [prompt for share in shares for prompt in share(step)] == whole(step)
-    here = loader.batches(PROMPTS, 6, 2, process=jax.process_index(), processes=jax.process_count())
-    assert here(1) == whole(1)
-
-
 @pytest.mark.parametrize('epoch', [24, 20])  # windows of 12 that do, and do not, fill an epoch
 def test_batches_of_a_window_share_out_its_rows_by_length(epoch):
     prompts = [Prompt('x' * (7 * i % 24), str(i)) for i in range(epoch)]
@@ -72,14 +61,10 @@ def test_batches_of_a_window_share_out_its_rows_by_length(epoch):
 
     again = make()  # of a run that was stopped, wherever in a window
     assert [again(step) for step in (13, 14, 15, 2, 29)] == [straight[step] for step in (13, 14, 15, 2, 29)]
-    shares = [make(process=i, processes=2) for i in range(2)]
-    assert all([prompt for share in shares for prompt in share(step)] == straight[step] for step in (0, 4, 29))
 
 
 def test_batches_that_cannot_be():
     assert 'batch = 25: there are 24' in mistake(loader.batches, PROMPTS, 25, 0)
-    with pytest.raises(Mistake, match='a batch of 6 does not split evenly over 4'):
-        loader.batches(PROMPTS, 6, 0, process=0, processes=4)
 
 
 # Names

@@ -132,7 +132,7 @@ def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, m
     cfg = bind(find('tldr_combined')(MICRO), {'human_share': share, 'data.pairs': 300})
     made, seen = arms.policy_learner(cfg, '', arms.ARMS['RLHF + RLAIF']).rewarded(), []
     labels = loader.pairs('micro_tldr', cfg.task, 'test', ai)
-    monkeypatch.setattr(stages.Supervised, 'run', lambda *_: None)
+    monkeypatch.setattr(stages.Supervised, 'run', lambda *_, **__: None)
     monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: labels[: self.pairs])
     monkeypatch.setattr(stages.reward_model, 'run', lambda cfg, folder, start, pairs, *_, **__: seen.append(pairs))
     monkeypatch.setattr(stages.reward_model, 'load', lambda *_, **__: None)

@@ -163,7 +163,9 @@ def test_what_nobody_trains_is_bfloat16_and_computes_the_same(checkpoint, micro_
         for frozen in (False, True)
     }
     kept = {name for name, x in found[True].items() if x.dtype == jnp.bfloat16}
-    assert kept == stored.MATRICES & set(params) and {x.dtype for x in found[False].values()} == {jnp.dtype('float32')}
+    assert kept == transformer.PRODUCTS & set(params) and {x.dtype for x in found[False].values()} == {
+        jnp.dtype('float32')
+    }
     same(found[True], found[False])
     # Of a file in float32, too: products round to bfloat16 what they are given.
     rounded = stored.read_params(checkpoint(case), rough, axes.make_mesh(), frozen=True)
