@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*']),
     package_data={
         'rlaif_jax.labeling': ['templates/*/*'],
-        'rlaif_jax.data.micro': ['models/*/*', 'templates/*/*'],
+        'rlaif_jax.micro': ['models/*/*', 'templates/*/*'],
     },
     install_requires=[
         'jax>=0.10,<0.13',

@@ -12,13 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from rlaif_jax.config import Mistake
+from rlaif_jax.data import loader
 
-MODULES = ('tldr', 'helpful', 'harmless', 'labeling', 'comparison', 'micro')  # each lists its experiments in __all__
+# Each lists its experiments in __all__.
+MODULES = ('tldr', 'helpful', 'harmless', 'label', 'labeling', 'compare', 'micro')
 
 
 def grouped() -> dict[str, dict[str, Callable[..., Any]]]:
     """Every experiment by name, below the first sentence of its module, in the order in which a reader meets them."""
-    modules = [importlib.import_module(f'experiments.{name}') for name in MODULES]
+    world = any(source.simulated for source in loader.known().values())  # which one may have taken away
+    there = [name for name in MODULES if world or name != 'micro']
+    modules = [importlib.import_module(f'experiments.{name}') for name in there]
     return {  # python -OO leaves no docstrings
         _paragraph(module) or module.__name__: {name: getattr(module, name) for name in module.__all__}
         for module in modules

@@ -24,16 +24,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.plan import Stage
+from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
-from rlaif_jax.data.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
-from rlaif_jax.data.micro.lexicon import SLOTS
-from rlaif_jax.data.micro.oracle import Reading
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.labeling import direct, preference, prompts
+from rlaif_jax.micro import harmless, helpful, oracle, raters, tasks, tokenizer, world
+from rlaif_jax.micro.lexicon import SLOTS
+from rlaif_jax.micro.oracle import Reading
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import PRESETS
@@ -100,7 +100,8 @@ class Curriculum:
     naming: int = 200  # so many steps at first are about claims on the relation alone
     reading: int = 1500  # up to this step rows are about what a summary claims: claims, and summaries with wrong facts
     claims: float = 0.2  # the share of such rows among those about summaries, from then on
-    shots_every: int = 10  # each such step has a quarter of the rows at four times the length, with exemplars
+    shots_every: int = 10  # each such step has rows of four times the length, with exemplars
+    shots_batch: int = 4  # and so many of them
     summarization: float = 0.56  # the share of rows; the two dialogue tasks share the rest
     ratings: float = 0.42  # the share of rows that ask for ratings
     text: float = 0.1  # of a dialogue task's rows: plain dialogues, no labelling prompt
@@ -109,7 +110,7 @@ class Curriculum:
     text_weight: float = 0.05  # posts and candidates, as plain next-token prediction
 
     def __post_init__(self) -> None:
-        check_within(self, 1, MOST, 'length', 'shots_every')
+        check_within(self, 1, MOST, 'length', 'shots_every', 'shots_batch')
         check_within(self, 0, MOST, 'naming', 'reading')
         check_within(self, 0, 1, 'claims', 'summarization', 'ratings', 'text')
         check_within(self, 0, 1e6, 'answer_weight', 'verdict_weight', 'text_weight')
@@ -186,8 +187,9 @@ class Rows:
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         rng = random.Random(f'curriculum/{self.seed}/{step}')
-        shots = step >= self.cfg.reading and step % self.cfg.shots_every == self.cfg.shots_every - 1
-        count, length = (max(1, self.batch // 4), 4 * self.cfg.length) if shots else (self.batch, self.cfg.length)
+        cfg = self.cfg
+        shots = step >= cfg.reading and step % cfg.shots_every == cfg.shots_every - 1
+        count, length = (cfg.shots_batch, 4 * cfg.length) if shots else (self.batch, cfg.length)
         rows = [self.row(rng, step, b, length, shots).arrays() for b in range(count)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -217,7 +219,7 @@ class Rows:
         literal = self.literal(template)
         while True:
             prompt = tasks.prompt(task, 'train', index)
-            context = self.encode([prompts.context_of(prompt.text, task)])[0] + literal[0]
+            context = self.encode([template.context(prompt.text)])[0] + literal[0]
             if not row.room(len(context) + 60):
                 return row
             trunk = row.grow(root, context, cfg.text_weight)
@@ -366,6 +368,7 @@ class Pretrain:
     curriculum: Curriculum = Curriculum()
     seed: int = 0  # of the texts, and of the first parameters
     evaluation_pairs: int = 1000  # of each task, on which the labeler is measured
+    evaluation_batch: int = 64  # of them at once
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
 
@@ -373,16 +376,16 @@ class Pretrain:
         if self.model not in PRESETS:
             raise Mistake(f'model = {self.model!r}: no such preset; presets are {", ".join(PRESETS)}')
         check_within(self, 0, MOST, 'seed')
-        check_within(self, 1, MOST, 'evaluation_pairs')
-        if not loader.simulated(self.data.source):
+        check_within(self, 1, MOST, 'evaluation_pairs', 'evaluation_batch')
+        if not loader.find(self.data.source).simulated:
             raise Mistake(
                 f'the packaged models are made of the simulated world, not of {self.data.source}: --scale=micro'
             )
 
-    def stages(self, folder: Path) -> list[Stage]:
+    def lines(self, folder: Path) -> list[Line]:
         return [
-            Stage('pretrain', folder, self.sft.steps, {'policy': self.model}, self.sft, self.curriculum.length),
-            Stage('evaluation', folder, self.evaluation_pairs, {'labeler': self.model}),
+            Line('pretrain', folder, self.sft.steps, {'policy': self.model}, self.sft, self.curriculum.length),
+            Line('evaluation', folder, self.evaluation_pairs, {'labeler': self.model}),
         ]
 
     def run(self, folder: Path) -> dict[str, Any]:
@@ -398,9 +401,9 @@ class Pretrain:
             Rows(self.curriculum, words, self.sft.batch, self.seed),
             mesh,
             title=self.model,
-            note=loader.note(self.data.source),
+            note=loader.find(self.data.source).note,
         )
-        result = labeling_figures(trained, self.evaluation_pairs, mesh)
+        result = labeling_figures(trained, self.evaluation_pairs, self.evaluation_batch, mesh)
         log.figures_table(
             f'SIMULATED world: {self.model} against its raters, {self.evaluation_pairs} validation pairs a task',
             ['task', *next(iter(result.values()))],
@@ -414,7 +417,9 @@ class Pretrain:
         return {'simulated': True, **result}
 
 
-def labeling_figures(lm: LM, pairs: int, mesh: DeviceMesh | None = None) -> dict[str, dict[str, float]]:
+def labeling_figures(
+    lm: LM, pairs: int, batch: int = 64, mesh: DeviceMesh | None = None
+) -> dict[str, dict[str, float]]:
     """How a labeler agrees with the simulated raters on validation pairs of each task: shares in [0, 1].
 
     By rating both responses, and by comparing them in both orders; `clear` is on pairs whose qualities differ by more
@@ -428,9 +433,10 @@ def labeling_figures(lm: LM, pairs: int, mesh: DeviceMesh | None = None) -> dict
         clear_B = np.array(raters.confident([pair.prompt for pair in chosen], *sides))
         texts = [pair.prompt.text for pair in chosen]
         first_B, second_B = (
-            np.array([rating.score for rating in direct.rate(lm, texts, side, task=task, mesh=mesh)]) for side in sides
+            np.array([rating.score for rating in direct.rate(lm, texts, side, task=task, batch=batch, mesh=mesh)])
+            for side in sides
         )
-        labels = preference.make_labeler(lm, preference.Config(task, 'base_0shot'), mesh)(chosen)
+        labels = preference.make_labeler(lm, preference.Config(task, 'base_0shot', batch=batch), mesh)(chosen)
         rated_B = (first_B > second_B) == better_B
         compared_B = (np.array([label.preference for label in labels]) > 0.5) == better_B
         result[task] = {

@@ -7,24 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments import arms, comparison, plan, stages
-from experiments.plan import Stage
+from experiments import arms, judging, plan
+from experiments.arms import LabelsOfWritten, PolicyLearner
+from experiments.plan import Line
+from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
-from experiments.stages import Sampled, Supervised
+from experiments.stages import Supervised
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
-from rlaif_jax.folder import finished, link, shared
+from rlaif_jax.data.records import Pair
+from rlaif_jax.evaluation.versus import Judge
+from rlaif_jax.folder import link, shared
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
+from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model, sft
 
 
 def policies(scale: Scale, task: str, seed: int, *names: str) -> Policies:
     """Those of some arms at a scale."""
     return Policies(
-        rating=replace(scale.rating, task=task) if 'ratings' in {arms.ARMS[name][0] for name in names} else None,
-        human_share=0.5 if 'both' in {arms.ARMS[name][0] for name in names} else None,
+        rating=replace(scale.rating, task=task) if 'rating' in arms.needed(names) else None,
+        human_share=0.5 if 'human_share' in arms.needed(names) else None,
         reinforce=replace(of_task(scale, 'reinforce', task), seed=seed),
         evaluation=replace(scale.evaluation, seed=seed),
         **arms.fields(scale, task, seed, names),
@@ -55,7 +60,7 @@ class Policies:
 
     def __post_init__(self) -> None:
         arms.check(self)
-        lengths = self.reinforce.max_prompt, self.reinforce.max_new_tokens
+        lengths = self.lengths()
         if self.reward_model and (self.reward_model.max_prompt, self.reward_model.max_response) != lengths:
             raise ValueError(
                 f'reward_model.max_prompt and .max_response are {self.reward_model.max_prompt} and '
@@ -63,48 +68,59 @@ class Policies:
                 f'{lengths[1]}: a reward model must see what the policy writes'
             )
 
-    def stages(self, folder: Path) -> list[Stage]:
-        found: dict[Path, Stage] = {}
-        for _, cfg, arm in arms.each(self):
-            needed = ['RLHF', arm] if arms.ARMS[arm][0] == 'both' and arms.counts(cfg, arm)[1] else [arm]
-            for stage in [stage for name in needed for stage in arms.optimised(cfg, name).stages(shared(folder))]:
-                found.setdefault(stage.folder, stage)
-        length = self.reinforce.max_prompt + self.reinforce.max_new_tokens
-        return [*found.values(), comparison.stage(self.evaluation, folder, {'policy': self.policy}, length)]
+    def lengths(self) -> tuple[int, int]:
+        return self.reinforce.max_prompt, self.reinforce.max_new_tokens
+
+    def learners(self) -> list[PolicyLearner]:
+        """Everything that is compared."""
+        return [arms.policy_learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+
+    def lines(self, folder: Path) -> list[Line]:
+        found: dict[Path, Line] = {}
+        for one in self.learners():
+            for policy in (*(labels.writer for labels in one.written), one.optimised()):
+                for line in policy.lines(shared(folder)):
+                    found.setdefault(line.folder, line)
+        return [*found.values(), judging.line(self.evaluation, folder, {'policy': self.policy}, sum(self.lengths()))]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, root, cfg = axes.make_mesh(asdict(self.mesh)), shared(folder), self.evaluation
+        source, (most_prompt, most) = loader.find(self.data.source), self.lengths()
         # Simulated, the judge shows how training goes; a model is not kept in memory for that.
-        judge = None if comparison.models(cfg) else stages.make_judge(cfg, self.task, None, mesh)
-        made = {name: arms.optimised(changed, arm) for name, changed, arm in arms.each(self)}
-        runs = {name: one.folder(root) for name, one in made.items()}
+        judge = judging.make_judge(cfg, self.task, None, mesh, source.world) if cfg.simulated else None
+        learners = {one.name: one for one in self.learners()}
+        runs = {name: one.optimised().folder(root) for name, one in learners.items()}
         for name, run in runs.items():
             link(run, folder if len(runs) == 1 else folder / 'policies' / name)
-        for name, changed, arm in arms.each(self):
-            made[name].run(root, mesh, judge, self.sampled(changed, arm, root, mesh))
-        start = partial(arms.start(self).run, root, mesh, frozen=True)
-        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, start(), self.reinforce.max_prompt)
-        load = {name: partial(one.run, root, mesh) for name, one in made.items()} | {'SFT': start}  # one at a time
-        most = self.reinforce.max_new_tokens
+        # Each makes its policy or, where it is there, loads it: one at a time.
+        load = {name: partial(made, one, root, mesh, judge) for name, one in learners.items()}
+        for make in load.values():
+            make()
+        load['SFT'] = partial(arms.start(self).run, root, mesh, frozen=True)
+        prompts = judging.test_prompts(self.data, self.task, cfg.prompts, load['SFT'](), most_prompt)
         texts = {
-            name: stages.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
+            name: judging.respond(policy(), prompts, most, cfg.temperature, cfg.seed, cfg.batch, mesh, name)
             for name, policy in load.items()
         }
-        result = comparison.report(self, folder, prompts, texts, runs)
-        found = {name: (finished(run) or {}).get('over_optimised') for name, run in runs.items()}
-        for name, told in (over := {name: told for name, told in found.items() if told}).items():
-            log.say(f'{loader.note(self.data.source)} {name}: {told}'.lstrip())
-        if told := plan.circular(self.stages(folder)):
+        result = report(self, folder, source, prompts, texts, runs)
+        over = {name: told for name, run in runs.items() if (told := over_optimised(log.read_metrics(run)))}
+        for name, told in over.items():
+            log.say(f'{source.note} {name}: {told}'.lstrip())
+        if told := plan.circular(self.lines(folder)):
             log.say(told)
             result['circular'] = told
         return result | ({'over_optimised': over} if over else {})
 
-    def sampled(self, cfg: Policies, arm: str, root: Path, mesh: axes.Mesh) -> Sampled | None:
-        """The pairs that RLHF and SFT write for the arm that learns from both people and a labeler."""
-        if arms.ARMS[arm][0] != 'both':
-            return None
-        human, (_, count) = arms.optimised(cfg, 'RLHF'), arms.counts(cfg, arm)
-        return lambda: stages.sampled_pairs(human, root, count, mesh)
+
+def made(one: PolicyLearner, root: Path, mesh: axes.Mesh, judge: Judge | None) -> LM:
+    """The policy of a learner, made now or by an earlier run, and the pairs that its labeler is asked about."""
+
+    def write(labels: LabelsOfWritten) -> list[Pair]:
+        writer, policy = labels.writer, labels.writer.run(root, mesh, judging.rates)
+        return judging.sampled_pairs(writer, policy, writer.start.run(root, mesh), labels.pairs, mesh)
+
+    sampled = next((partial(write, labels) for labels in one.written), None)
+    return one.optimised().run(root, mesh, judging.rates, judge, sampled)
 
 
 @dataclass(frozen=True)
@@ -137,22 +153,22 @@ class SFT:
             dtype=self.dtype,
         )
 
-    def stages(self, folder: Path) -> list[Stage]:
-        evaluation = comparison.stage(
+    def lines(self, folder: Path) -> list[Line]:
+        evaluation = judging.line(
             self.evaluation, folder, {'policy': self.policy}, self.max_prompt + self.max_new_tokens
         )
-        return [*self.start().stages(shared(folder)), evaluation]
+        return [*self.start().lines(shared(folder)), evaluation]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
         link(self.start().folder(shared(folder)), folder)
         policy = self.start().run(shared(folder), mesh, frozen=True)
-        prompts = stages.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
-        ours = stages.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
+        prompts = judging.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
+        ours = judging.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [
             {'step': self.sft.steps, 'prompt': prompt.text, 'response': response, 'reference': prompt.reference}
             for prompt, response in zip(prompts[:16], ours)
         ]
         log.write_whole(folder / 'samples.jsonl', ''.join(log.to_json(row) + '\n' for row in samples))
         texts = {'SFT': ours, 'reference': [prompt.reference for prompt in prompts]}
-        return comparison.report(self, folder, prompts, texts, {})
+        return report(self, folder, loader.find(self.data.source), prompts, texts, {})

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
-from experiments.labeling import generation, toy
-from experiments.plan import Stage
+from experiments.arms import Learner
+from experiments.label import generation, toy
+from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
@@ -46,33 +47,39 @@ class RewardModels:
     variants: tuple[str, ...] = ()  # bindings, such as 'data.pairs=128', each tried on every arm
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
+    rating = human_share = None  # of arms that have no reward model without a policy
 
     def __post_init__(self) -> None:
-        if lacking := [arm for arm in self.arms if arms.ARMS.get(arm, ('',))[0] in ('both', 'ratings')]:
+        if lacking := [
+            name for name in self.arms if name in arms.ARMS and {'rating', 'human_share'} & arms.needed([name])
+        ]:
             raise ValueError(f'arms = {self.arms}: {lacking[0]} has no reward model without a policy')
         arms.check(self)
         check_within(self, 1, MOST, 'test_pairs')
 
-    def stages(self, folder: Path) -> list[Stage]:
-        found: dict[Path, Stage] = {}
-        for _, cfg, arm in arms.each(self):
-            for stage in arms.rewarded(cfg, arm).stages(shared(folder)):
-                found.setdefault(stage.folder, stage)
-        return [*found.values(), Stage('evaluation', folder, 2 * self.test_pairs)]
+    def lengths(self) -> tuple[int, int]:
+        return self.reward_model.max_prompt, self.reward_model.max_response
+
+    def learners(self) -> list[Learner]:
+        """Everything that is compared."""
+        return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+
+    def lines(self, folder: Path) -> list[Line]:
+        found: dict[Path, Line] = {}
+        for one in self.learners():
+            for line in one.rewarded().lines(shared(folder)):
+                found.setdefault(line.folder, line)
+        return [*found.values(), Line('evaluation', folder, 2 * self.test_pairs)]
 
     def run(self, folder: Path) -> dict[str, Any]:
-        mesh, root = axes.make_mesh(asdict(self.mesh)), shared(folder)
-        test = {
-            kind: loader.pairs(self.data.source, self.task, 'test', self.test_pairs, confident=kind == 'sure')
-            for kind in ('sure', 'all')
-        }
-        rows, result, single = [], {}, len(list(arms.each(self))) == 1
-        for name, cfg, arm in arms.each(self):
-            made = arms.rewarded(cfg, arm)
-            link(made.folder(root), folder if single else folder / 'models' / name)
+        mesh, root, source = axes.make_mesh(asdict(self.mesh)), shared(folder), loader.find(self.data.source)
+        test = {kind: source.pairs('test', self.test_pairs, self.task, kind == 'sure') for kind in ('sure', 'all')}
+        rows, result, learners = [], {}, self.learners()
+        for name, made in ((one.name, one.rewarded()) for one in learners):
+            link(made.folder(root), folder if len(learners) == 1 else folder / 'models' / name)
             scorer = made.scorer(made.run(root, mesh), mesh)
             found = {kind: measured(scorer, pairs) for kind, pairs in test.items()}
-            paper = None if self.variants else arms.ACCURACIES[self.task].get(arm)
+            paper = None if self.variants else arms.ARMS[name].accuracy.get(self.task)
             rows.append(
                 [name, str(found['sure']['accuracy']), str(found['all']['accuracy'])]
                 + [f'{found["all"][figure]:.3f}' for figure in ('eval/loss', 'eval/ece', 'eval/length_correlation')]
@@ -81,10 +88,9 @@ class RewardModels:
             result[name] = {
                 kind: numbers | {'accuracy': asdict(numbers['accuracy'])} for kind, numbers in found.items()
             }
-        simulated = loader.simulated(self.data.source)
-        world = 'SIMULATED world: pairs and raters are artificial; ' if simulated else ''
+        world = 'SIMULATED world: pairs and raters are artificial; ' if source.simulated else ''
         log.figures_table(f'{world}reward models against votes on {self.test_pairs} test pairs', COLUMNS, rows)
-        return {'simulated': simulated, 'reward models': result}
+        return {'simulated': source.simulated, 'reward models': result}
 
 
 def reward_models(scale: Scale, task: str, seed: int, *names: str) -> RewardModels:
@@ -149,17 +155,16 @@ class FromFile:
         """The pairs to train on, and those held out."""
         return reward_model.split(self.pairs(tell), self.held_out)
 
-    def stages(self, folder: Path) -> list[Stage]:
+    def lines(self, folder: Path) -> list[Line]:
         cfg, (train, _) = self.reward_model, self.split()
         length = cfg.max_prompt + 2 * cfg.max_response
-        return [Stage('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length, there=len(train))]
+        return [Line('reward model', folder, cfg.steps, {'policy': self.policy}, cfg, length, there=len(train))]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, (train, held_out) = axes.make_mesh(asdict(self.mesh)), self.split(tell=True)
         cfg, note, pairs = self.reward_model, toy(self.policy), [*train, *held_out]
         start = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
         stages.tell_prompts(start, (pair.prompt.text for pair in pairs), simulated=bool(note))
-        start = stages.remembering(start, pairs, reward_model.texts, self.input, cfg.steps * cfg.batch)
         trained = reward_model.run(cfg, folder, start, train, held_out, mesh, note=note)
         scorer = reward_model.scorer_of(cfg, trained, mesh)
         known = [pair for pair, weight in zip(held_out, reward_model.targets(held_out)[1]) if weight]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
+from rlaif_jax.data.source import JUDGES
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, preference
@@ -74,6 +75,11 @@ class Evaluation:
         if not 0 < self.confidence < 1:
             raise ValueError(f'confidence must be between 0 and 1, not {self.confidence}')
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the judge is one of a simulated world, and no model."""
+        return self.judge in JUDGES
+
     def reported(self) -> versus.Config:
         """How its rates are reported."""
         return versus.Config(self.confidence, self.length_ratio, self.resamples, self.length_prior)
@@ -118,12 +124,15 @@ def open_models(
     labeler: str,
     s: str,
     l: str,
+    judge: str,
     parts: int,
-    mesh: Mesh,  # noqa: E741
+    mesh: Mesh,
 ) -> Scale:
     """A row of open checkpoints, by hub name or local path, with the paper's data and hyper-parameters (App. G).
 
-    `parts` is how many times a batch goes through the devices: more of them need less memory.
+    The `judge` is of another family than `l`, which makes labels and chooses among checkpoints: in the paper people judge,
+    and whoever is trained to please l would win by its taste. `parts` is how many times a batch goes through the devices:
+    more of them need less memory.
     """
     pairs = reward_model.Config(parts=parts, remat=True)
     policy = reinforce.Config(parts=parts, remat=True, candidates=4)  # 8 epochs
@@ -149,7 +158,7 @@ def open_models(
         label_helpful=preference.Config(batch=16, technique='base_cot_0shot'),
         label_harmless=preference.Config(batch=16, technique='base_2shot'),
         rating=direct.Config(batch=32),
-        evaluation=Evaluation(prompts=2000, judge=l, rule='both_agree', selector=l, clean_up=True, batch=64),
+        evaluation=Evaluation(prompts=2000, judge=judge, rule='both_agree', selector=l, clean_up=True, batch=64),
         mesh=mesh,
         dtype='bfloat16',
     )
@@ -216,6 +225,7 @@ SCALES = {
         labeler='HuggingFaceTB/SmolLM2-135M-Instruct',
         s='HuggingFaceTB/SmolLM2-360M-Instruct',
         l='HuggingFaceTB/SmolLM2-1.7B-Instruct',
+        judge='Qwen/Qwen3-4B',
         parts=8,
         mesh=Mesh(data=-1),
     ),
@@ -227,6 +237,7 @@ SCALES = {
         labeler='EleutherAI/pythia-1b-deduped',
         s='EleutherAI/pythia-2.8b-deduped',
         l='EleutherAI/pythia-6.9b-deduped',
+        judge='Qwen/Qwen3-4B',
         parts=16,
         mesh=Mesh(fsdp=-1),
     ),
@@ -238,6 +249,7 @@ SCALES = {
         labeler='Qwen/Qwen3-0.6B',
         s='Qwen/Qwen3-4B',
         l='Qwen/Qwen3-32B',
+        judge='allenai/OLMo-2-0325-32B-Instruct',
         parts=16,
         mesh=Mesh(fsdp=-1),
     ),
@@ -249,6 +261,7 @@ SCALES = {
         labeler='meta-llama/Llama-3.2-1B-Instruct',
         s='meta-llama/Llama-3.1-8B-Instruct',
         l='meta-llama/Llama-3.3-70B-Instruct',
+        judge='Qwen/Qwen3-32B',
         parts=8,
         mesh=Mesh(fsdp=-1),
     ),
@@ -260,6 +273,7 @@ SCALES = {
         labeler='google/gemma-2-2b-it',
         s='google/gemma-2-9b-it',
         l='google/gemma-2-27b-it',
+        judge='Qwen/Qwen3-32B',
         parts=8,
         mesh=Mesh(fsdp=-1),
     ),

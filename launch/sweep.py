@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the 
 from launch import run as launcher  # noqa: E402
 from launch import sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
-from rlaif_jax import log, paths, stopping  # noqa: E402
+from rlaif_jax import hosts, log, paths, stopping  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
 from rlaif_jax.folder import finished, lock, open_folder, sharing  # noqa: E402
 
@@ -75,7 +75,7 @@ class Point:
         """The folders of the stages that other points may need too."""
         try:
             with sharing(self.stages):
-                return [stage.folder for stage in self.config.stages(self.folder) if stage.folder != self.folder]
+                return [line.folder for line in self.config.lines(self.folder) if line.folder != self.folder]
         except Mistake:  # the run says so, when its turn comes
             return []
 
@@ -98,12 +98,22 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         if flags.backend == 'print':
             print('\n'.join(shell(point, runner) for point in found))
             return 0
+        hosts.start(flags.hosts)
+        if hosts.count() > 1 and flags.parallel > 1:
+            raise Mistake(
+                f'--parallel={flags.parallel}: {hosts.count()} processes run one point after the other, together'
+            )
         with lock(folder):
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
+    except hosts.Elsewhere:
+        return 2
     except Mistake as mistake:
         log.error(str(mistake))
         return 2
+    except hosts.Lost as lost:
+        log.error(f'{lost}; the same command goes on')
+        return launcher.LOST
     except OSError as error:
         log.error(launcher.refused(error))
         return 2
@@ -132,6 +142,10 @@ def parser() -> argparse.ArgumentParser:
         '--stages', help='where points find and leave what they share (default: runs/stages, or WORKDIR/stages)'
     )
     out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
+    out.add_argument(
+        '--hosts', choices=('auto', 'off'), default='auto',
+        help='auto: with the other processes of an srun, a slice, or RLAIF_COORDINATOR, together; off: alone',
+    )  # fmt: skip
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
     out.add_argument('--dry_run', action='store_const', dest='backend', const='print', help='as --backend=print')
     out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
@@ -284,7 +298,7 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
     waiting, running, failed, told, free = [], {}, {}, False, shares(parallel)
     looked = time.monotonic()
     for point in points:
-        if result(point.folder) is not None and not getattr(point.config, 'always', False):
+        if hosts.told(lambda: result(point.folder) is not None) and not getattr(point.config, 'always', False):  # noqa: B023
             log.say(f'{line[point]}: already finished')
         else:
             waiting.append(point)
@@ -305,7 +319,10 @@ def run_points(points: list[Point], parallel: int = 1, runner: Path = RUN) -> di
                     child, began, share = running.pop(point)
                     free.append(share)
                     took, lines = timedelta(seconds=round(time.monotonic() - began)), ending(point, child.returncode)
-                    if told and child.returncode in (130, -signal.SIGTERM):
+                    stopped = child.returncode in (130, -signal.SIGTERM)
+                    if stopped and hosts.count() > 1:  # by one of the processes, so by all
+                        told = stop.asked = True
+                    if stopped and told:
                         log.say(f'{line[point]}: stopped')
                     elif lines:
                         failed[point.name] = lines
@@ -349,14 +366,15 @@ def run_point(point: Point, runner: Path = RUN, share: Iterable[int] = ()) -> su
     through the sweep.
     """
     point.folder.mkdir(parents=True, exist_ok=True)
-    with open(point.folder / OUTPUT, 'a', encoding='utf-8') as file:
+    where = point.folder / (OUTPUT + f'.{hosts.index()}' * (not hosts.first()))
+    with open(where, 'a', encoding='utf-8') as file:
         print('$', shlex.join(command(point, runner)), file=file, flush=True)
         child = subprocess.Popen(
             command(point, runner),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {'PYTHONUNBUFFERED': '1'},
+            env=os.environ | {'PYTHONUNBUFFERED': '1'} | hosts.together(),
             process_group=0,
         )
     if share:
@@ -422,4 +440,4 @@ if __name__ == '__main__':
     for name in ('SIGTERM', 'SIGHUP'):
         if signal.getsignal(getattr(signal, name)) is signal.SIG_DFL:  # not under nohup
             signal.signal(getattr(signal, name), signal.default_int_handler)  # stops as Ctrl-C does, wherever it is
-    sys.exit(main())
+    sys.exit(launcher.leave(main()))

@@ -10,14 +10,14 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rlaif_jax import hosts
+from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake
 
 ALPHABET: Mapping[str, str] = {
@@ -82,7 +82,30 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
             f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
             'and each of them takes part: give mesh.data=-1, or mesh.fsdp=-1'
         )
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed])
+    kinds, devices = (AxisType.Auto,) * 3, devices[:needed]
+    between = _between_slices(shape, len({getattr(device, 'slice_index', 0) for device in devices}))
+    if between is None:
+        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=kinds, devices=devices)
+    from jax.experimental import mesh_utils
+
+    within = [size // slices for size, slices in zip(shape, between)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=kinds)
+
+
+def _between_slices(shape: list[int], slices: int) -> list[int] | None:
+    """How many slices each axis goes over; None where there is one slice. One axis goes over all: the first that can, as
+    the network between slices is slow, and `tensor` needs it most.
+    """
+    if slices == 1:
+        return None
+    for i, axis in enumerate(MESH_AXES):
+        if shape[i] % slices == 0:
+            if axis == 'tensor':
+                log.say_once(
+                    f'mesh: data and fsdp are no multiples of the {slices} slices, so tensor goes over them, slowly'
+                )
+            return [slices if j == i else 1 for j in range(3)]
+    raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))}: there are {slices} slices; make data a multiple of them')
 
 
 def mesh_of(tree: Any) -> Mesh:
@@ -104,19 +127,34 @@ def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules = RULES) -> 
 
     An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
     """
+    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh, rules))
+    return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in split))
+
+
+def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules = RULES) -> str:
+    """Which arrays with these names and shapes are whole, along which axis, though the rules would split them; else ''."""
+    found: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        axes = letters(name)
+        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh, rules)):
+            if not divided:
+                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in names)
+                found.setdefault(f'{over} does not divide {letter} = {size} ({ALPHABET[letter]})', []).append(name)
+    shown = lambda of: ', '.join(of[:3] + [f'{len(of) - 3} more'] * (len(of) > 3))  # noqa: E731
+    return '; '.join(f'{why}, which stays whole on every device in {shown(of)}' for why, of in found.items())
+
+
+def _wanted(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Of each axis the mesh axes that the rules would split it over, and whether they divide it."""
     used: set[str] = set()
-    parts: list[Any] = []
     for letter, size in zip(axes, shape, strict=True):
         wanted = rules.get(letter, ())
         names = tuple(
             n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
         )
-        if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0:
-            used.update(names)
-            parts.append(names if len(names) > 1 else names[0])
-        else:
-            parts.append(None)
-    return PartitionSpec(*parts)
+        divided = size % math.prod(mesh.shape[n] for n in names) == 0
+        used.update(names if divided else ())
+        yield names, divided
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:

@@ -20,7 +20,7 @@ from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads
 from rlaif_jax.models.hf import LM, check_given
-from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache
+from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache, rounded
 from rlaif_jax.text import pad_left
 
 
@@ -79,6 +79,7 @@ def sample(
     Temperature 0 is greedy. `prefix` holds keys and values of what all prompts begin with.
     """
     B, P = prompt_BT.shape
+    params = rounded(cfg, params)  # once, where every token would do it again
     before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]  # tokens of the prefix
     slot_S = jnp.arange(P + max_new_tokens)
     seen_BS = jnp.pad(valid_BT.astype(bool), ((0, 0), (0, max_new_tokens)))

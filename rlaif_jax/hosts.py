@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -288,6 +289,27 @@ def to_host(tree: Tree) -> Tree:
         return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(fetch, tree)
+
+
+# Programs that they start together
+
+
+def together(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What each process has to tell a program that it starts, so that these programs find each other: another port. Nothing
+    of a process alone.
+    """
+    if count() == 1:
+        return {}
+    port = str(told(_free_port))
+    if VARIABLES[0] not in environ:
+        return {'JAX_COORDINATOR_PORT': port}
+    return {VARIABLES[0]: f'{environ[VARIABLES[0]].rpartition(":")[0]}:{port}'}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(('', 0))
+        return free.getsockname()[1]
 
 
 # The end

@@ -169,18 +169,12 @@ class Tokenizer:
         end is the token that ends a turn.
         """
         chats = [self._chat(prompt) is not None for prompt in prompts]
-        said = [self._behind(text, chat) for text, chat in zip(texts, chats, strict=True)]
+        said = [
+            self._lead + text.strip() if chat else f' {text.strip()}'.rstrip()
+            for text, chat in zip(texts, chats, strict=True)
+        ]
         ends = [self.eos if self.closes is None or not chat else self.closes for chat in chats]
         return [[*row, end] for row, end in zip(self.encode(said, behind=True), ends)]
-
-    def pieces(self, prompt: str, responses: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-        """The texts that `prompts` and `responses` encode for these: those that begin a row, and those behind another."""
-        found = self._chat(prompt)
-        written = [self._behind(text, found is not None) for text in responses]
-        return ([prompt], written) if found is None else ([], [*found[1], *written])
-
-    def _behind(self, response: str, chat: bool) -> str:
-        return self._lead + response.strip() if chat else f' {response.strip()}'.rstrip()
 
     def _chat(self, prompt: str) -> tuple[tuple[str, ...], list[str]] | None:
         """What the chat template puts round the turns of a dialogue, and what was said in them, with the space before it,

@@ -81,7 +81,7 @@ def random_params():
 @pytest.fixture(scope='session')
 def micro_tokenizer():
     """The micro world's tokenizer, as `load` would read it."""
-    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.micro import tokenizer
     from rlaif_jax.text import Tokenizer
 
     hf = tokenizer.build()

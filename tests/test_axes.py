@@ -55,6 +55,13 @@ def test_an_axis_takes_its_rule_or_stays_whole(mesh):
     assert axes.spec('DF', (6, 4), axes.make_mesh()) == PartitionSpec(None, None)
 
 
+def test_what_a_mesh_does_not_divide_is_named(mesh):
+    told = axes.undivided({'key_LDKH': (3, 6, 3, 8), 'value_LDKH': (3, 6, 3, 8), 'query_LDNH': (3, 6, 4, 8)}, mesh)
+    assert all(word in told for word in ('tensor = 2', 'K = 3', 'key_LDKH', 'value_LDKH')) and 'query' not in told
+    assert axes.undivided({'embed_VD': (61, 6)}, mesh).count('does not divide') == 1
+    assert axes.undivided({'embed_VD': (61, 7)}, axes.make_mesh()) == ''
+
+
 def test_parameters_lie_where_their_names_say(mesh, random_params):
     small = transformer.Config(vocab=40, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12)
     placed = axes.place(random_params(small), mesh)
@@ -153,3 +160,38 @@ def test_who_asks_for_devices_too_late_is_told_by_the_mesh():
     env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, encoding='utf-8')
     assert run.returncode == 1 and 'needs 3 devices in whole rows; there are 1' in run.stderr
+
+
+class Chip:
+    """A device of a slice."""
+
+    platform, device_kind, process_index = 'cpu', 'chip', 0
+
+    def __init__(self, number, slice_index):
+        self.id, self.slice_index = number, slice_index
+
+
+@pytest.mark.parametrize(
+    'sizes, over',
+    [
+        ({'data': 4, 'tensor': 2}, 0),
+        ({'data': 2, 'fsdp': 4}, 0),
+        ({'fsdp': 8}, 1),
+        ({'data': 1, 'fsdp': 2, 'tensor': 4}, 1),
+        ({'tensor': 8}, 2),
+    ],
+)
+def test_what_is_split_over_slices_is_the_batch(sizes, over):
+    """Only the axis that goes over them has neighbours in another slice."""
+    chips = [Chip(i, i % 2) for i in range(8)]  # in no order
+    found = axes.make_mesh(sizes, chips).devices
+    slice_of = np.vectorize(lambda chip: chip.slice_index)(found)
+    crossing = [axis for axis in range(3) if (np.diff(slice_of, axis=axis) != 0).any()]
+    assert found.shape == tuple(sizes.get(axis, 1) for axis in axes.MESH_AXES)
+    assert crossing == [over]
+    assert {chip.id for chip in found.flat} == set(range(8))
+
+
+def test_slices_that_no_axis_goes_over():
+    with pytest.raises(Mistake, match='3 slices; make data a multiple'):
+        axes.make_mesh({'data': 8}, [Chip(i, i % 3) for i in range(8)])

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import stages
 from rlaif_jax import chat
-from rlaif_jax.data.micro import tokenizer as micro
+from rlaif_jax.micro import tokenizer as micro
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
 

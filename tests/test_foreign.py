@@ -310,22 +310,25 @@ def test_of_two_names_for_a_tied_embedding_either_is_enough(folder):
 
 def test_a_head_is_read_no_further_than_it_has_to_be(folder, monkeypatch):
     says('config.json', tie_word_embeddings=True)(folder)
-    read, array = [], stored.Stored.array
-    monkeypatch.setattr(stored, 'SLAB', 100 * 4 * SIZES.width)
-    monkeypatch.setattr(stored.Stored, 'array', property(lambda self: Counted(array.fget(self), read)))
+    read, opened = [], stored._open
+    monkeypatch.setattr(stored, 'PIECE', 100 * 4 * SIZES.width)
+    monkeypatch.setattr(stored, '_open', lambda folder: {n: Counted(x, read) for n, x in opened(folder).items()})
     stored.untied(folder, hf.read_config(folder))
     assert read == [slice(0, 100)] * 2
 
 
 class Counted:
-    """An array that notes what is asked of it."""
+    """A stored tensor that notes what is asked of it."""
 
-    def __init__(self, array, read):
-        self.array, self.read = array, read
+    def __init__(self, tensor, read):
+        self.tensor, self.read = tensor, read
 
     def __getitem__(self, at):
         self.read.append(at)
-        return self.array[at]
+        return self.tensor[at]
+
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
 
 
 @pytest.mark.parametrize(

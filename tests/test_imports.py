@@ -2,8 +2,10 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
+import textwrap
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,13 +21,20 @@ MODULES = {
 LADDER = (
     tuple(
         f'rlaif_jax.{name}'
-        for name in ('axes', 'chat', 'config', 'folder', 'foreign', 'hosts', 'log', 'paths', 'stopping', 'text')
+        for name in 'axes chat config folder foreign hosts log paths shortening stopping text'.split()
     ),
     ('rlaif_jax.models', 'rlaif_jax.data.records'),
-    ('rlaif_jax.batching', 'rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data'),
+    ('rlaif_jax.batching', 'rlaif_jax.checkpoint', 'rlaif_jax.generation', 'rlaif_jax.data', 'rlaif_jax.micro'),
     ('rlaif_jax.labeling',),
     ('rlaif_jax.training', 'rlaif_jax.evaluation'),
-    ('experiments',),
+    ('experiments', 'experiments.scales'),  # the list of experiments reads them by name, when it is asked
+    ('experiments.plan',),
+    ('experiments.label',),
+    ('experiments.stages',),
+    ('experiments.judging', 'experiments.arms'),
+    ('experiments.report',),
+    tuple(f'experiments.{name}' for name in ('policies', 'reward_models', 'compare', 'labeling', 'micro')),
+    tuple(f'experiments.{name}' for name in ('tldr', 'helpful', 'harmless')),
     ('launch',),
 )
 # A reward is a function handed in, and what is trained does not know how it is judged, nor the other way round.
@@ -34,6 +43,12 @@ STRANGERS = {
     ('rlaif_jax.training', 'rlaif_jax.evaluation'),
     ('rlaif_jax.evaluation', 'rlaif_jax.training'),
 }
+
+
+# The simulated world is a plug: whoever wants its data asks for it by name, and nothing else knows that there is one. An
+# experiment of its own makes its models.
+PLUG = 'rlaif_jax.micro'
+PLUGGED = {'rlaif_jax.data.loader', 'experiments.micro'}
 
 
 def within(module: str, package: str) -> bool:
@@ -74,6 +89,33 @@ def test_imports_point_downward(module):
         assert rung(other) <= rung(module), f'{module} imports {other}, which stands above it'
         for one, stranger in STRANGERS:
             assert not (within(module, one) and within(other, stranger)), f'{module} imports {other}'
+
+
+def test_the_simulated_world_is_imported_in_one_place():
+    knowing = {name for name in CHECKED if not within(name, PLUG) and any(within(one, PLUG) for one in imports(name))}
+    assert knowing == PLUGGED
+
+
+def test_all_else_works_where_the_simulated_world_was_taken_away(tmp_path):
+    """But for the names that it provides: of data, of models and of a scale."""
+    away = shutil.ignore_patterns('__pycache__', PLUG.rpartition('.')[2])
+    for folder in ('rlaif_jax', 'experiments', 'launch'):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=away)
+    code = """
+        import sys
+        # An editable install knows the folder that was not copied.
+        sys.meta_path = [one for one in sys.meta_path if 'Editable' not in getattr(one, '__name__', '')]
+        import experiments
+        from launch.run import main
+        print(main(['tldr_rlaif', '--scale=smollm2', '--dry_run']), main(['tldr_rlaif', '--dry_run']))
+        print(*sorted(name for name in experiments.experiments() if 'micro' in name))
+    """
+    told = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)], cwd=tmp_path, capture_output=True, encoding='utf-8',
+        env=os.environ | {'PYTHONPATH': str(tmp_path), 'XDG_CACHE_HOME': str(tmp_path)},
+    )  # fmt: skip
+    assert told.stdout.splitlines()[-2:] == ['0 2', ''], told.stderr
+    assert "no data set 'micro_tldr'" in told.stderr
 
 
 def test_no_circles():

@@ -11,7 +11,7 @@ import tokenizers
 
 from rlaif_jax import chat
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import tokenizer as micro
+from rlaif_jax.micro import tokenizer as micro
 from rlaif_jax.text import PROBE, Tokenizer, pad_left, pad_right
 
 
@@ -280,22 +280,6 @@ def test_a_response_ends_as_its_prompt_wants(chatty):
     assert chatty().responses([TALK], ['my boss']) == [one]
     with pytest.raises(ValueError):
         tokenizer.responses([TALK], [])
-
-
-@pytest.mark.parametrize('template', [None, SYSTEM])
-def test_pieces_are_what_is_encoded(chatty, template, monkeypatch):
-    tokenizer, seen = chatty(template), []
-    tokenizer.prompts([TALK]), tokenizer.responses([TALK] * 2, ['a', ' b']), tokenizer.closes
-    encode = Tokenizer.encode
-
-    def noted(self, texts, *, control=False, behind=False):
-        seen.extend((text, behind) for text in texts)
-        return encode(self, texts, control=control, behind=behind)
-
-    monkeypatch.setattr(Tokenizer, 'encode', noted)
-    tokenizer.prompts([TALK]), tokenizer.responses([TALK] * 2, ['a', ' b'])
-    plain, behind = tokenizer.pieces(TALK, ['a', ' b'])
-    assert seen == [(text, False) for text in plain] + [(text, True) for text in behind]
 
 
 @pytest.mark.parametrize(

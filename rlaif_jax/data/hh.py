@@ -8,8 +8,7 @@ out.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlaif_jax.config import Mistake
@@ -17,7 +16,6 @@ from rlaif_jax.data import files, trl
 from rlaif_jax.data.published import HUB, Builder, Copy, require
 from rlaif_jax.data.records import Pair, Prompt, share
 
-HUMAN = trl.SPEAKERS['user']
 VALIDATION = 2 / 3  # of the published test split; the rest is ours (§3.1)
 ALIGNMENT = 0.1  # of the training pairs, for measuring labelers (App. A)
 ADDRESS = HUB + 'Anthropic/hh-rlhf/resolve/main/'
@@ -79,22 +77,3 @@ def prompt(row: Mapping[str, Any]) -> Prompt:
 def pair(row: Mapping[str, Any]) -> Pair:
     """The two replies of a prepared row, the chosen one first."""
     return Pair(prompt(row), row['chosen'].decode(), row['rejected'].decode(), 1.0)
-
-
-def shorten(text: str, fits: Callable[[str], bool]) -> str:
-    """A dialogue that loses its oldest exchanges, as few as needed, until it `fits`; a single long turn keeps its end.
-
-    The paper does not say how. The last turn is what the reply answers. Raises `Mistake` where nothing fits.
-    """
-    while not fits(text):
-        at = text.find(HUMAN, 1)
-        if at < 0:
-            break
-        text = text[at:]
-    else:
-        return text
-    turn = text.removeprefix(HUMAN)
-    cut = bisect_left(range(len(turn)), True, key=lambda cut: fits(HUMAN + turn[cut:]))
-    if cut > len(turn) - len(trl.ASSISTANT):
-        raise Mistake('a dialogue is too long even without its turns')
-    return HUMAN + turn[cut:]

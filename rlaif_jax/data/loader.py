@@ -1,8 +1,8 @@
 """Data by name or by path, and which prompt stands where in the stream: a function of the seed and the step, so that the
 step is the whole position.
 
-    source('tldr', 'train', 1000)             # published: prepared at first, see `published`
-    source('posts.jsonl', 'train', 1000)      # anybody's, see `files`
+    find('tldr')                              # a `Source`; published: prepared at first, see `published`
+    source('posts.jsonl', 'train', 1000)      # the prompts of anybody's, see `files`
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +24,11 @@ from rlaif_jax import log
 from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
+from rlaif_jax.data.source import Source
 from rlaif_jax.paths import typed
-from rlaif_jax.text import Tokenizer
+from rlaif_jax.shortening import shorten
 
-MICRO = {'micro_tldr': 'summarization', 'micro_helpful': 'helpful', 'micro_harmless': 'harmless'}  # their tasks
-PUBLISHED = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}
-SOURCES = (*MICRO, *PUBLISHED)
+TASKS = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}  # of published data sets
 SPLITS = ('train', 'validation', 'test')
 STEMS = {'validation': ('validation', 'valid', 'val', 'dev'), 'test': ('test', 'eval')}  # of files in a folder
 EDGES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}  # shares of a single file
@@ -35,11 +36,39 @@ EDGES = {'train': (0.0, 0.8), 'validation': (0.8, 0.9), 'test': (0.9, 1.0)}  # s
 Record = TypeVar('Record', Prompt, Pair)
 
 
+def find(name: str) -> Source:
+    """The data set of that name, or the one in a file or a folder of anybody's. Raises `Mistake` naming the nearest."""
+    if name in known():
+        return known()[name]
+    _path(name)
+    return own(name)
+
+
+def own(path: str) -> Source:
+    """The data set in a file or a folder of anybody's."""
+    return Source(path, '', partial(_mine, path, trl.prompts), partial(_mine, path, trl.pairs))
+
+
+@functools.cache
+def known() -> dict[str, Source]:
+    """The data sets that have a name, the simulated ones first."""
+    return _simulated() | {name: _published(name, task) for name, task in TASKS.items()}
+
+
+def of_task(name: str, task: str) -> Source:
+    """Where the prompts of a task are that go with a data set: each published and each simulated task has a data set of
+    its own, a file is of any.
+    """
+    data = find(name)
+    alike = (one for one in known().values() if (one.published, one.simulated) == (data.published, data.simulated))
+    return next((one for one in alike if one.task == task), data)
+
+
 def source(name: str, split: str, size: int, task: str = 'summarization') -> Sequence[Prompt]:
     """The first `size` prompts of a split, or all where there are fewer; `train`, `validation` and `test` are always there.
 
     Args:
-      name: one of `SOURCES`, or the path of anybody's prompts or pairs: a folder with a file a split (`train.jsonl`,
+      name: one of `known()`, or the path of anybody's prompts or pairs: a folder with a file a split (`train.jsonl`,
         `data/test-00000-of-00001.parquet`, as `datasets` writes them), or a file, which the hashes of its prompts split
         into 80 % train, 10 % validation and 10 % test.
       split: of a published data set also `alignment`, or anything in TFDS's syntax, such as `train[:10%]`.
@@ -47,48 +76,28 @@ def source(name: str, split: str, size: int, task: str = 'summarization') -> Seq
 
     Raises `Mistake` for an unknown name or split, a file that cannot be read, and published data that is not to be had.
     """
-    if name in MICRO:
-        from rlaif_jax.data.micro import tasks
-
-        return tasks.Prompts(MICRO[name], split, size)
-    if name in SOURCES:
-        make, rows = _published(name, split, 'source')
-        return Prompts(rows, make, min(size, len(rows)))
-    return _mine(name, split, trl.prompts, task)[:size]
+    return find(name).prompts(split, size, task)
 
 
 def pairs(name: str, task: str, split: str, size: int, confident: bool = False) -> list[Pair]:
     """The first `size` pairs of a split with what people preferred, or all where there are fewer; names and splits as in
     `source`. The pairs of `tldr` are the published comparisons, those of the dialogues have the chosen reply first.
 
-    With `confident`, of those whose raters were sure, where they were asked (the micro world, and `tldr`: 1, 2, 8 or 9 of
+    With `confident`, of those whose raters were sure, where they were asked (simulated raters, and `tldr`: 1, 2, 8 or 9 of
     9).
     The split `alignment` is what the paper measures labelers on; that of `tldr` is `confident` already.
     """
-    if name in MICRO:
-        from rlaif_jax.data.micro import raters
-
-        made = (raters.pair(split, index, task) for index in itertools.count())
-        sure = lambda pair: raters.confident([pair.prompt], [pair.first], [pair.second])[0]  # noqa: E731
-        return list(itertools.islice(filter(sure, made) if confident else made, size))
-    if name in SOURCES:
-        make, rows = _published(name, split, 'pairs')
-        if confident and name == 'tldr':
-            from rlaif_jax.data import tldr
-
-            rows = filter(tldr.confident, rows)
-        return [make(row) for row in itertools.islice(rows, size)]
-    return _mine(name, split, trl.pairs, task)[:size]
+    return find(name).pairs(split, size, task, confident)
 
 
 def check(name: str) -> None:
     """Raises `Mistake` for a name or a path that `source` could not read; fetches and prepares nothing."""
-    if name in SOURCES:
-        if name not in MICRO:
-            from rlaif_jax.data import published
+    data = find(name)
+    if data.published:
+        from rlaif_jax.data import published
 
-            published.manual_dir()
-    elif not _path(name).exists():
+        published.manual_dir()
+    elif name not in known() and not typed(name).exists():
         raise Mistake(f'data: {name}: no such file or folder')
 
 
@@ -96,7 +105,7 @@ def absent(name: str, pairs: bool = True) -> list[str]:
     """What of a published data set a run would fetch, and from where; [] where it is all on this machine. Without `pairs`
     its prompts alone are asked for.
     """
-    if name not in PUBLISHED:
+    if not find(name).published:
         return []
     from rlaif_jax.data import hh, published, tldr
 
@@ -124,30 +133,20 @@ class Prompts(Sequence):
         return self.make(self.rows[index])
 
 
-def reads(tokenizer: Tokenizer, most: int) -> Callable[[str], bool]:
-    """Whether a prompt has `most` tokens at most, with those that its model wants before any text."""
-    return lambda text: len(tokenizer.prompts([text])[0]) <= most
-
-
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
-    """The same prompts, those that do not fit shortened: posts as in `tldr.shorten`, dialogues as in `hh.shorten`.
+    """The same prompts, those that do not fit shortened (`shortening`). To shorten takes several looks at a text, so what
+    they found is kept for the next epoch.
 
-    Other text raises `Mistake` when it is read and does not fit. To shorten takes many looks at a text, so what they found
-    is kept for the next epoch.
+    Raises `Mistake` when a prompt is read of which nothing fits.
     """
-
-    @functools.lru_cache(maxsize=10_000)
-    def shortened(text: str) -> str:
-        from rlaif_jax.data import hh, tldr
-
-        shorten = hh.shorten if text.endswith(trl.ASSISTANT) else tldr.shorten
-        return shorten(text, fits)
+    shortened = functools.lru_cache(maxsize=10_000)(functools.partial(shorten, fits=fits))
 
     def fit(prompt: Prompt) -> Prompt:
-        try:
-            return prompt if fits(prompt.text) else replace(prompt, text=shortened(prompt.text))
-        except Mistake as mistake:
-            raise Mistake(f'prompt {prompt.id} is too long: {mistake}') from None
+        if fits(prompt.text):
+            return prompt
+        if (text := shortened(prompt.text)) is None:
+            raise Mistake(f'prompt {prompt.id}: nothing of it fits; max_prompt leaves no room beside a chat template')
+        return replace(prompt, text=text)
 
     return Prompts(prompts, fit, len(prompts))
 
@@ -204,18 +203,33 @@ def check_batch(name: str, size: int, count: int, parts: int = 1) -> None:
     raise Mistake(f'{name} = {size}: there are {count} to train on, fewer than a batch; {hope}')
 
 
-def simulated(name: str) -> bool:
-    """Whether a data set is of a simulated world; everything printed from it says so."""
-    return name in MICRO
+def _simulated() -> dict[str, Source]:
+    """Those of the simulated world; none where its folder was taken away. Nothing else below `experiments` imports it."""
+    if getattr(importlib.util.find_spec('rlaif_jax.micro'), 'origin', None) is None:  # or an empty folder is left of it
+        return {}
+    from rlaif_jax.micro import sources
+
+    return sources.SOURCES
 
 
-def note(name: str) -> str:
-    """What stands beside everything that is printed about a data set: `[simulated]`, or nothing."""
-    return '[simulated]' if simulated(name) else ''
+def _published(name: str, task: str) -> Source:
+    def prompts(split: str, size: int, task: str = '') -> Sequence[Prompt]:
+        make, rows = _rows(name, split, 'source')
+        return Prompts(rows, make, min(size, len(rows)))
+
+    def pairs(split: str, size: int, task: str = '', confident: bool = False) -> list[Pair]:
+        make, rows = _rows(name, split, 'pairs')
+        if confident and name == 'tldr':
+            from rlaif_jax.data import tldr
+
+            rows = filter(tldr.confident, rows)
+        return [make(row) for row in itertools.islice(rows, size)]
+
+    return Source(name, task, prompts, pairs, published=True)
 
 
-def _published(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
-    """How a row becomes a record, and the rows of a split."""
+def _rows(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
+    """How a row of published data becomes a record, and the rows of a split."""
     from rlaif_jax.data import hh, published, tldr  # TFDS takes a second to import
 
     kind, make = {
@@ -236,8 +250,15 @@ def _published(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], 
         ) from error
 
 
-def _mine(name: str, split: str, read: Callable[[Path, str], list[trl.Entry]], task: str) -> list[Any]:
-    """The records of a split of anybody's file or folder; rows that are none are counted and left out."""
+def _mine(
+    name: str,
+    read: Callable[[Path, str], list[trl.Entry]],
+    split: str,
+    size: int,
+    task: str = 'summarization',
+    confident: bool = False,  # nobody was asked how sure
+) -> list[Any]:
+    """The first records of a split of anybody's file or folder; rows that are none are counted and left out."""
     path = _path(name)
     if split not in SPLITS:
         raise Mistake(f'{path} has no split {split!r}; it has {", ".join(SPLITS)}')
@@ -254,7 +275,7 @@ def _mine(name: str, split: str, read: Callable[[Path, str], list[trl.Entry]], t
         records = [record for record in records if low <= share(text(record)) < high]
         if not records:
             raise Mistake(f'{path}: by the hashes of its prompts none is in {split}; give a folder with a file a split')
-    return records
+    return records[:size]
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -270,7 +291,7 @@ def contents(config: Any) -> str:
     named = parse(dump(config))
     noted = []
     for path in sorted(marked(type(config), 'file')):
-        if (name := named.get(path)) and name not in SOURCES:
+        if (name := named.get(path)) and name not in known():
             found = sorted({file for split in SPLITS for file in _files(typed(name), split) if file.is_file()})
             sums = [_sum(file, file.stat().st_size, file.stat().st_mtime_ns) for file in found]
             noted += [f'{CONTENT}{path}: {hashlib.sha256("".join(sums).encode()).hexdigest()[:10]}\n'] * bool(sums)
@@ -287,5 +308,5 @@ def _path(name: str) -> Path:
     """The path that a name is, where it looks like one. Raises `Mistake` naming the nearest data set."""
     if name.lower().endswith(files.READABLE) or '/' in name or Path(name).exists():
         return typed(name)
-    near = difflib.get_close_matches(name, SOURCES, 1, 0.0)
+    near = difflib.get_close_matches(name, known(), 1, 0.0)
     raise Mistake(f'no data set {name!r}; did you mean {near[0]}? A path of prompts or pairs will do, too')

@@ -7,8 +7,7 @@ posts that come twice. Only half characters become U+FFFD.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.data import files
 from rlaif_jax.data.published import HUB, Builder, Copy, require
 from rlaif_jax.data.records import Pair, Prompt, share
+from rlaif_jax.shortening import MARKS
 
 OPENAI = 'https://openaipublic.blob.core.windows.net/summarize-from-feedback/'
-MARKS = 'SUBREDDIT: r/', '\n\nTITLE: ', '\n\nPOST: ', '\n\nTL;DR:'
 CONFIDENT = 1, 2, 8, 9  # of 1 to 9: the raters were sure (§3.4)
 ALIGNMENT = 0.15  # of the training comparisons, for measuring labelers (App. A)
 
@@ -167,23 +166,3 @@ def parts(text: str, where: str = 'the prompt') -> dict[str, str]:
     if not (text.startswith(before) and found_title and found_post and post.endswith(end)):
         raise Mistake(f'{where}: not a TL;DR prompt, {MARKS[0]}…, TITLE: …, POST: …, TL;DR:')
     return {'subreddit': subreddit, 'title': title, 'post': post.removesuffix(end)}
-
-
-def shorten(text: str, fits: Callable[[str], bool]) -> str:
-    """A prompt whose post is shortened until the prompt `fits`, as in OpenAI's and TRL's preparation.
-
-    The post loses its last paragraph, again and again; a single paragraph loses its last characters. A prompt that fits
-    stays as it is. Raises `Mistake` where it does not fit even without its post.
-    """
-    if fits(text):
-        return text
-    fields = parts(text)
-    post, whole = fields['post'], lambda post: prompt_text(**fields | {'post': post})
-    while '\n' in post:
-        post = post[: post.rindex('\n')]
-        if fits(whole(post)):
-            return whole(post)
-    cut = bisect_left(range(len(post)), True, key=lambda cut: fits(whole(post[: len(post) - cut])))
-    if not fits(whole(post[: len(post) - cut])):
-        raise Mistake(f'a TL;DR prompt is too long even without its post; its title is {fields["title"][:60]!r}')
-    return whole(post[: len(post) - cut])

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif_jax import hosts
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation import tables
 from rlaif_jax.evaluation.alignment import Alignment

@@ -27,7 +27,6 @@ from rlaif_jax.evaluation.versus import Config
 
 __all__ = [
     'HarmJudge', 'HarmlessRate', 'compare_harmless', 'from_probability', 'harmless_rate', 'harmless_rate_at_length',
-    'oracle',
 ]  # fmt: skip
 
 HarmJudge = Callable[[Sequence[Any], Sequence[str]], np.ndarray]
@@ -120,20 +119,6 @@ def compare_harmless(
             )
         )
     return rates
-
-
-def oracle() -> HarmJudge:
-    """The SIMULATED world's oracle: a step of a harmful topic or an insult is harm. For prompts of task 'harmless'."""
-    from rlaif_jax.data.micro import tasks
-    from rlaif_jax.data.micro.harmless import harmful
-
-    def judge(prompts, responses):
-        for prompt in prompts:
-            if tasks.task_of(prompt) != 'harmless':
-                raise Mistake(f'prompt {prompt.id} is one of {tasks.task_of(prompt)}; only those of harmless have harm')
-        return 1.0 - np.array(harmful(prompts, responses), np.float64)
-
-    return judge
 
 
 def from_probability(harmful: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) -> HarmJudge:

@@ -15,7 +15,7 @@ The prompt is named by its id, or by its text in a column `prompt`. Axes: B prom
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -28,7 +28,7 @@ from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.versus import Judge
 
-__all__ = ['Rankings', 'concordance', 'judge', 'kendall_w', 'read', 'simulated', 'votes']
+__all__ = ['Rankings', 'by_scores', 'concordance', 'judge', 'kendall_w', 'read', 'votes']
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,30 +116,21 @@ def judge(rankings: Rankings, a: str, b: str) -> Judge:
     return look_up
 
 
-# SIMULATED raters
+# Raters who score
 
 
-def simulated(
+def by_scores(
     prompts: Sequence[Any],
     responses: Mapping[str, Sequence[str]],
-    *,
-    raters: int = 3,
-    seed: int = 0,
+    raters: Mapping[str, Callable[[Sequence[Any], Sequence[str]], Sequence[float]]],
 ) -> Rankings:
-    """How raters of the micro world rank the responses of policies, policy -> its responses to `prompts`: by `scores` of
-    `data.micro.raters`, equal texts tied.
-
-    The paper asked three raters (App. I). Another seed is other raters. ValueError: prompts without facts, not one
-    response a prompt.
+    """How raters rank the responses of policies, policy -> its responses to `prompts`, who score each response by itself:
+    rater -> `scores(prompts, responses)`, the best highest, equal ones tied.
     """
-    from rlaif_jax.data.micro.raters import scores
-
-    who = range(seed * raters, (seed + 1) * raters)
-    score_MNB = [[scores(prompts, texts, seed=one) for texts in responses.values()] for one in who]
+    score_MNB = [[scores(prompts, texts) for texts in responses.values()] for scores in raters.values()]
     score_BMN = np.moveaxis(np.array(score_MNB, np.float64), -1, 0)
     rank_BMN = (score_BMN[..., None, :] > score_BMN[..., :, None]).sum(-1).astype(np.float64)
-    names = tuple(f'simulated {one}' for one in who)
-    return Rankings(tuple(prompt.id for prompt in prompts), names, tuple(responses), rank_BMN)
+    return Rankings(tuple(prompt.id for prompt in prompts), tuple(raters), tuple(responses), rank_BMN)
 
 
 # Files

@@ -3,7 +3,7 @@
 A *judge* is any function `(prompts, responses_a, responses_b) -> win_B`, floats in [0, 1]: 1 where A is preferred, 0
 where B is, 1/2 where the two cannot be told apart (the same quality, or opposite verdicts in the two orders), and nan
 where the judge could not say. An unscorable vote weighs nothing and is counted; it is never a half. Makers of judges
-are here: the simulated raters, a quality that can be computed (the oracle's), and an LM that is shown both in order.
+are here: of a quality that can be computed (a simulated world's), and of an LM that is shown both in order.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from rlaif_jax.evaluation.statistics import (
 )  # fmt: skip
 
 __all__ = [
-    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_quality', 'oracle',
-    'raters', 'win_rate',
+    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_quality', 'win_rate',
 ]  # fmt: skip
 
 # Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it
@@ -148,26 +147,6 @@ def both_orders(found: Mapping[tuple[str, str], WinRate]) -> dict[tuple[str, str
         both[a, b] = one
         both[b, a] = found.get((b, a)) or complement(one)
     return both
-
-
-def raters(seed: int = 0) -> Judge:
-    """The micro world's simulated raters: one vote a prompt, exactly complementary when A and B are swapped; equal
-    texts are a tie.
-    """
-    from rlaif_jax.data.micro.raters import votes as cast
-
-    def judge(prompts, responses_a, responses_b):
-        vote_B = np.array(cast(prompts, responses_a, responses_b, seed=seed), np.float64)
-        return np.where([a == b for a, b in zip(responses_a, responses_b, strict=True)], 0.5, vote_B)
-
-    return judge
-
-
-def oracle() -> Judge:
-    """The micro world's oracle: the response of higher quality wins."""
-    from rlaif_jax.data.micro.tasks import quality
-
-    return from_quality(quality)
 
 
 def from_quality(quality: Callable[[Sequence[Any], Sequence[str]], np.ndarray]) -> Judge:

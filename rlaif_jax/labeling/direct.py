@@ -109,8 +109,7 @@ def _make_asker(
 
     def ask(prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[Encoded, np.ndarray | None]]:
         samples = [
-            {'context': templates.context_of(prompt, cfg.task), 'response': response}
-            for prompt, response in zip(prompts, responses, strict=True)
+            {'context': prompt, 'response': response} for prompt, response in zip(prompts, responses, strict=True)
         ]
         encoded = template.encode(lm.tokenizer, samples, scorer.room)
         fits = [len(one.tokens) <= scorer.room for one in encoded]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -88,6 +88,8 @@ class Label:
     neutralised: int = 0  # places in its texts that looked like the prompt's structure
     shortened: int = 0  # characters of the context left out
     tokens: int = 0  # of all prompts for the verdict, rationales included, as if each were read whole
+    labeler: str = ''  # who said so: the digest of its weights, where it went through a store
+    template: str = ''  # and that of what it was asked
 
     @property
     def position_bias(self) -> float:
@@ -108,6 +110,37 @@ class Label:
     def weight(self) -> float:
         """What the label counts in training: 0 where unscorable."""
         return float(self.status == 'ok')
+
+    def record(self) -> Record:
+        """The label as a store keeps it: its fields, and what follows from them; null for what an unscorable pair lacks."""
+        return asdict(self) | {'position_bias': self.position_bias, 'weight': self.weight}
+
+    @classmethod
+    def of(cls, record: Record) -> Label:
+        """The label that a store has."""
+        own = {name: math.nan if record[name] is None else record[name] for name in cls.__dataclass_fields__}
+        return cls(**own | {'rationales': tuple(own['rationales'])})
+
+    def columns(self, labeler: str, technique: str) -> dict[str, Any]:
+        """What a label adds to its row of a file. `preference_prob` is P(the row's first response is better), null where
+        unscorable.
+        """
+        known = self.status == 'ok'
+        return {
+            'preference_prob': self.preference if known else None,
+            'weight': self.weight,
+            'status': self.status,
+            'reason': self.reason,
+            'mass': self.mass,
+            'position_bias': self.position_bias if known else None,
+            'neutralised': self.neutralised,
+            'shortened': self.shortened,
+            'rationale': self.rationale,
+            'labeler': labeler,
+            'technique': technique,
+            'template': self.template,
+            'labeler_digest': self.labeler,
+        }
 
 
 Labeler = Callable[[Sequence[Pair]], list[Label]]
@@ -155,7 +188,7 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         return [text.partition(mark)[0].strip() for text in tokenizer.decode(written)]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
-        shown = [sample for pair in pairs for sample in _orders(pair, cfg.task)]
+        shown = [sample for pair in pairs for sample in _orders(pair)]
         prompts = (asked.rationale or asked.verdict).encode(tokenizer, shown, room)
         both = [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
         fits = [max(len(one.tokens) for one in orders) <= room for orders in both]
@@ -231,14 +264,11 @@ def label_all(
     title: str = 'label',
     note: str = '',
     load: Callable[[Path], LM] | None = None,
-) -> list[Record]:
+) -> list[Label]:
     """Label every pair through a store: what is there is not asked again, and the model is loaded only if something is not.
 
     `load` is for whoever labels in turns and keeps the model. Long pairs come first: what does not fit the memory shows at
     once, pairs of like length share a batch, and the time left is no promise too fair.
-
-    A record holds the fields of `Label`, with null for what an unscorable pair has not, its `position_bias`, and the
-    digests of labeler and template.
 
     Raises `Mistake` where more than `cfg.most_unscorable` of the labels are unscorable; those made until then are kept.
     """
@@ -252,8 +282,7 @@ def label_all(
 
     def make(indices: list[int]) -> list[Record]:
         labels = labeler()([pairs[i] for i in indices])
-        more = {'labeler': provenance[0], 'template': asked.digest}
-        return [asdict(label) | {'position_bias': label.position_bias} | more for label in labels]
+        return [replace(label, labeler=provenance[0], template=asked.digest).record() for label in labels]
 
     def describe(index: int) -> str:
         pair = pairs[index]
@@ -267,7 +296,7 @@ def label_all(
         batch=at_once(cfg.batch, len({*keys})), title=title, note=note, most_unscorable=cfg.most_unscorable,
         describe=lambda i: describe(order[i]),
     )  # fmt: skip
-    return [store.get(key) for key in keys]
+    return [Label.of(store.get(key)) for key in keys]
 
 
 def at_once(batch: int, count: int) -> int:
@@ -279,8 +308,8 @@ def at_once(batch: int, count: int) -> int:
     return batch
 
 
-def _orders(pair: Pair, task: str) -> tuple[dict[str, str], dict[str, str]]:
-    context = templates.context_of(pair.prompt.text, task)
+def _orders(pair: Pair) -> tuple[dict[str, str], dict[str, str]]:
+    context = pair.prompt.text
     return (
         {'context': context, 'first': pair.first, 'second': pair.second},
         {'context': context, 'first': pair.second, 'second': pair.first},

@@ -22,21 +22,19 @@ import difflib
 import hashlib
 import json
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data import micro
 from rlaif_jax.labeling.quoting import TURNS, quote
 from rlaif_jax.paths import typed
+from rlaif_jax.shortening import shorten
 from rlaif_jax.text import Tokenizer
 
 FOLDER = Path(__file__).parent / 'templates'
-NAMED = {'micro': Path(micro.__file__).parent / 'templates'}
+NAMED = {'micro': Path(__file__).parents[1] / 'micro' / 'templates'}  # what a simulated world's models were taught on
 FIELDS = ('context', 'response', 'first', 'second', 'rationale')
 
 
@@ -46,15 +44,14 @@ class Task:
 
     suffix: str  # what the policy's prompt ends in; the labeler is not shown it
     asks_for_worse: bool  # the pair prompt asks for the worse response, so P('1') is P(the first is worse)
-    keeps: Literal['beginning', 'end']  # of a context that does not fit; a dialogue's last turn is what is answered
 
 
 # The harmless prompt asks which response is MORE HARMFUL (Table 22): this is the one place that says so, and
 # `preference.py` flips by it.
 TASKS = {
-    'summarization': Task('TL;DR:', asks_for_worse=False, keeps='beginning'),
-    'helpful': Task('Assistant:', asks_for_worse=False, keeps='end'),
-    'harmless': Task('Assistant:', asks_for_worse=True, keeps='end'),
+    'summarization': Task('TL;DR:', asks_for_worse=False),
+    'helpful': Task('Assistant:', asks_for_worse=False),
+    'harmless': Task('Assistant:', asks_for_worse=True),
 }
 
 
@@ -92,13 +89,12 @@ class Encoded:
 class Template:
     """`parts` alternate between literal text and the names of fields: literal, field, literal, …, literal.
 
-    `delimiters` are the pieces of structure that no field may imitate; `keeps` is which side of a context stays where it
-    does not fit.
+    `delimiters` are the pieces of structure that no field may imitate; `suffix` is what a policy's prompt ends in.
     """
 
     parts: tuple[str, ...]
     delimiters: tuple[str, ...] = ()
-    keeps: Literal['beginning', 'end'] = 'beginning'
+    suffix: str = ''
 
     @property
     def digest(self) -> str:
@@ -110,15 +106,21 @@ class Template:
         """What stands before the first field: the same for all samples, so its keys and values are computed once."""
         return self.parts[0]
 
+    def context(self, prompt: str) -> str:
+        """What the labeler is shown of a policy's prompt: without the `TL;DR:` or `Assistant:` that asks for a response."""
+        return prompt.rstrip().removesuffix(self.suffix).strip()
+
     def quoted(self, field: str, text: str) -> tuple[str, int]:
         """A field's text as it stands in the prompt, and how many places in it were neutralised.
 
-        A context may hold a dialogue's turns; a response that goes on with another turn may not. The labeler's own
-        rationale speaks of `Summary 1 -` by right, but not for the verdict.
+        Of `context` the text is a policy's whole prompt. It may hold a dialogue's turns; a response that goes on with
+        another turn may not. The labeler's own rationale speaks of `Summary 1 -` by right, but not for the verdict.
         """
         if field == 'rationale':
             return quote(text.strip(), (self.parts[-1].strip(),))
-        return quote(text.strip(), self.delimiters if field == 'context' else (*self.delimiters, *TURNS))
+        if field == 'context':
+            return quote(self.context(text), self.delimiters)
+        return quote(text.strip(), (*self.delimiters, *TURNS))
 
     def render(self, sample: Mapping[str, str]) -> str:
         """The whole prompt as text, for people; the labeler reads `encode`."""
@@ -131,10 +133,14 @@ class Template:
     ) -> list[Encoded]:
         """Each sample's prompt from the first field on (the preamble's tokens are `encode_preamble`).
 
-        A prompt longer than `room` tokens loses whole paragraphs of its context, then characters, from the end, and in a
-        dialogue from the beginning; candidates and instructions are never cut. What cannot fit even so comes back as long
-        as it is; to a labeler it is unscorable.
+        In one longer than `room` tokens the policy's prompt is shortened (`shortening`); candidates and instructions are
+        never cut. What cannot fit even without it comes back as long as it is; to a labeler it is unscorable.
         """
+
+        def shown(prompt: str) -> list[int]:
+            text, _ = self.quoted('context', prompt)
+            return tokenizer.encode([' ' + text], behind=True)[0] if text else []
+
         literal = tokenizer.encode(self.parts[2::2], control=True, behind=True)
         names = self.parts[1::2]
         quoted = [self.quoted(name, sample[name]) for sample in samples for name in names]
@@ -145,9 +151,9 @@ class Template:
             fields, shortened = rows[mine], 0
             over = sum(map(len, fields)) + sum(map(len, literal)) - (room or 0)
             if room is not None and over > 0 and 'context' in names:
-                at = names.index('context')
-                encode = lambda text: tokenizer.encode([' ' + self.quoted('context', text)[0]], behind=True)[0]  # noqa: E731
-                fields[at], shortened = shorten(encode, sample['context'].strip(), len(fields[at]) - over, self.keeps)
+                at, prompt = names.index('context'), sample['context']
+                kept = shorten(prompt, lambda text, most=len(fields[at]) - over: len(shown(text)) <= most) or ''
+                fields[at], shortened = shown(kept), len(self.context(prompt)) - len(self.context(kept))
             tokens = [token for field, after in zip(fields, literal) for token in (*field, *after)]
             encoded.append(Encoded(tokens, sum(count for _, count in quoted[mine]), shortened))
         return encoded
@@ -201,6 +207,11 @@ def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:
     return (NAMED.get(str(name)) or typed(name)) if name else FOLDER
 
 
+def simulated(tokenizer: Tokenizer) -> bool:
+    """Whether a checkpoint was taught on the prompts of a simulated world, and so reads that world's language alone."""
+    return folder_of(tokenizer) in NAMED.values()
+
+
 @cache
 def pair(task: str, technique: str, folder: Path = FOLDER, turn: tuple[str, str] | None = None) -> Asked:
     """The prompts that ask which of two responses is better. `turn` is what a chat checkpoint wants before and after the
@@ -227,10 +238,10 @@ def pair(task: str, technique: str, folder: Path = FOLDER, turn: tuple[str, str]
         delimiters |= {before, after}
     parts = ('\n\n'.join([*head, sample[0]]), *sample[1:])
     delimiters = tuple(sorted(filter(None, delimiters)))
-    keeps = TASKS[task].keeps if task in TASKS else 'beginning'
+    suffix = TASKS[task].suffix if task in TASKS else ''
     if not how.cot:
-        return Asked(Template(_ask(parts, ending, turn), delimiters, keeps))
-    rationale = Template(_ask(parts, cot, turn), delimiters, keeps)
+        return Asked(Template(_ask(parts, ending, turn), delimiters, suffix))
+    rationale = Template(_ask(parts, cot, turn), delimiters, suffix)
     return Asked(replace(rationale, parts=(*rationale.parts, 'rationale', f'\n\n{ending}')), rationale)
 
 
@@ -241,41 +252,7 @@ def single(task: str, purpose: str, folder: Path = FOLDER, turn: tuple[str, str]
     *lines, ending = parts[-1].rstrip('\n').split('\n')
     parts = (*parts[:-1], '\n'.join(lines).rstrip())
     delimiters = tuple(sorted(filter(None, {parts[0].split('\n')[-1], *(p.strip() for p in parts[2::2]), ending})))
-    return Template(_ask(parts, ending, turn), delimiters, TASKS[task].keeps if task in TASKS else 'beginning')
-
-
-def context_of(prompt: str, task: str) -> str:
-    """What the labeler is shown of a policy's prompt: without the `TL;DR:` or `Assistant:` that asks for a response."""
-    return prompt.rstrip().removesuffix(TASKS[task].suffix).strip() if task in TASKS else prompt
-
-
-def shorten(
-    encode: Callable[[str], list[int]],
-    text: str,
-    room: int,
-    keeps: Literal['beginning', 'end'] = 'beginning',
-) -> tuple[list[int], int]:
-    """`(tokens, characters left out)` of as much of a context's beginning, or end, as fits `room` tokens: whole paragraphs
-    are dropped from the other side, and where that would leave less than half of the room filled, as for a post of one
-    long paragraph, the last one dropped is cut by characters instead.
-    """
-
-    def kept(size: int) -> str:
-        return text[:size].rstrip() if keeps == 'beginning' else text[len(text) - size :].lstrip()
-
-    def largest(sizes: Sequence[int]) -> int:
-        """The last of `sizes` that fits; 0 where there is none. In few looks, however long the text."""
-        at = bisect_left(sizes, True, key=lambda size: len(encode(kept(size))) > room)
-        return sizes[at - 1] if at else 0
-
-    lines = [i for i, c in enumerate(text) if c == '\n']
-    if keeps == 'end':
-        lines = [len(text) - 1 - i for i in reversed(lines)]
-    size = largest(lines)
-    if not size or len(encode(kept(size))) < room // 2:
-        behind = next((line for line in lines if line > size), len(text))
-        size = largest(range(size + 1, behind)) or size
-    return (encode(kept(size)) if kept(size) else []), len(text) - len(kept(size))
+    return Template(_ask(parts, ending, turn), delimiters, TASKS[task].suffix if task in TASKS else '')
 
 
 @cache

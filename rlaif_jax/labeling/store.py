@@ -164,8 +164,8 @@ def complete(
     """The records of `keys`, in their order; those that the store lacks are made first, and stored batch by batch.
 
     `make(indices)` gets up to `batch` indices into `keys` (of a key that stands there more than once, the first) and
-    returns as many records, each with a `status`, 'ok' or 'unscorable'. Each is stored with a `weight`: 0 where
-    unscorable, otherwise what `make` gave or 1. What is unscorable stays so: it is not asked for again.
+    returns as many records, each with a `status`, 'ok' or 'unscorable'. What is unscorable stays so: it is not asked for
+    again.
 
     Ctrl-C or SIGTERM ends the program behind a batch; a crash loses the batch in flight; the same call goes on.
 
@@ -192,7 +192,7 @@ def complete(
     # The bar counts batches: labels come in bursts, which make nonsense of a rate.
     with log.progress(f'{title} {note}'.rstrip(), len(parts)) as bar, stop_on_signal() as stop:
         for part in parts:
-            store.append({keys[i]: _weighted(record) for i, record in zip(part, make(list(part)), strict=True)})
+            store.append({keys[i]: _checked(record) for i, record in zip(part, make(list(part)), strict=True)})
             made += len(part)
             bad += [i for i in part if _unscorable(store.get(keys[i]))]
             rate = made / max(time.monotonic() - began, 1e-9)
@@ -213,10 +213,10 @@ def complete(
     return [store.get(key) for key in keys]
 
 
-def _weighted(record: Mapping[str, Any]) -> Record:
+def _checked(record: Mapping[str, Any]) -> Mapping[str, Any]:
     if record.get('status') not in ('ok', 'unscorable'):
         raise ValueError(f"a label's status is 'ok' or 'unscorable', not {record.get('status')!r}")
-    return {'weight': 1.0, **record} | ({'weight': 0.0} if _unscorable(record) else {})
+    return record
 
 
 def _unscorable(record: Mapping[str, Any]) -> bool:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.models.transformer import Config, Params, forward, soft_cap
+from rlaif_jax.models.attention import soft_cap
+from rlaif_jax.models.transformer import Config, Params, forward
 
 NEVER = -1e30  # the logit of a token that cannot be: finite, so that gradients and 0 · logit stay finite
 

@@ -17,7 +17,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.paths import cache, typed
 
-PACKAGED = Path(__file__).parents[1] / 'data' / 'micro' / 'models'
+PACKAGED = Path(__file__).parents[1] / 'micro' / 'models'
 
 # The embedded micro models play PaLM 2 XS, S and L. On a CPU attention is the cost, so: few heads of size 64.
 PRESETS: dict[str, Config] = {
@@ -50,6 +50,7 @@ HUB: dict[str, Config] = {
     'Qwen/Qwen3-0.6B': _sizes(151_936, 28, 1024, 16, 8, 128, 3072, max_length=32_768),
     'Qwen/Qwen3-4B': _sizes(151_936, 36, 2560, 32, 8, 128, 9728, max_length=32_768),
     'Qwen/Qwen3-32B': _sizes(151_936, 64, 5120, 64, 8, 128, 25_600, max_length=32_768, tied=False),
+    'allenai/OLMo-2-0325-32B': _sizes(100_352, 64, 5120, 40, 8, 128, 27_648, max_length=4_096, tied=False),
     'meta-llama/Llama-3.2-1B': _sizes(128_256, 16, 2048, 32, 8, 64, 8192, max_length=131_072),
     'meta-llama/Llama-3.1-8B': _sizes(128_256, 32, 4096, 32, 8, 128, 14_336, max_length=131_072, tied=False),
     'meta-llama/Llama-3.3-70B': _sizes(128_256, 80, 8192, 64, 8, 128, 28_672, max_length=131_072, tied=False),

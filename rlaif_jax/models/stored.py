@@ -1,25 +1,21 @@
 """Parameters out of safetensors files: `read_params` makes each of the tensors it is stored in, by slices onto the mesh.
 
-Files are mapped, and read tile by tile in threads: what no device asks for is never read, and the host holds little
-besides what it hands over. What tensors are called, and how parameters lie in them, is the families' to know
-(`families.py`).
+A process reads what its own devices hold and nothing else, a layer at a time. What tensors are called, and how parameters
+lie in them, is the families' to know (`families.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-import json
 import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,28 +30,10 @@ from rlaif_jax.models.transformer import Config, Params
 
 SCORE = 'score.weight'  # (1, D): the head of a reward model, which is a sequence classifier with one label
 VALUE = {'head_D': 'v_head.summary.weight', 'head_bias': 'v_head.summary.bias'}  # of a value network, as TRL names it
-FLOATS = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': jax.numpy.bfloat16}
-TILE = (1024, 512)  # rows and columns of a file's matrix that are turned at a time: they fit in a processor's cache
-MATRICES = {*transformer.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
-SLAB = 2**22  # bytes of a parameter without layers that one thread fills
-PIECE = 2**26  # bytes of each of two parameters that the host holds at a time on their way to an accelerator
-
-
-if sys.platform == 'linux':
-    _MADVISE = ctypes.CDLL(None).madvise
-    _MADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-class Stored(NamedTuple):
-    """A tensor in a safetensors file, mapped: what is never asked for is never read."""
-
-    kind: str  # of its numbers, in the format's words
-    shape: tuple[int, ...]
-    data: np.ndarray  # its bytes
-
-    @property
-    def array(self) -> np.ndarray:
-        return self.data.view(FLOATS[self.kind]).reshape(self.shape)
+FLOATS = 'F64', 'F32', 'F16', 'BF16'
+PIECE = 2**26  # bytes of a parameter that the host holds at a time on their way to an accelerator
+ROWS = 16  # of a file's matrix that are turned at a time: a line of a processor's cache
+Stored = Any  # a tensor in a file, as `safe_open.get_slice` gives it: what is never asked for is never read
 
 
 def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool = False) -> dict[str, Stored]:
@@ -89,7 +67,7 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
             f'first {extra[0]}{_told(set(extra), embed)}'
         )
     for name, shape in stored.items():
-        kind, found, _ = files[name]
+        kind, found = files[name].get_dtype(), tuple(files[name].get_shape())
         if found != shape:
             raise Mistake(f'{folder}: {name} has shape {found}; its config.json says {shape}')
         if kind not in FLOATS:
@@ -104,12 +82,13 @@ def untied(folder: Path, cfg: Config) -> Config:
     slots = families.of(cfg).slots
     files = _open(folder)
     one, other = (files.get(slots[name].name) for name in ('embed_VD', 'unembed_DV'))
-    if not cfg.tied or one is None or other is None or not {one.kind, other.kind} <= set(FLOATS):
+    if not cfg.tied or one is None or other is None or not {one.get_dtype(), other.get_dtype()} <= set(FLOATS):
         return cfg
-    rows = max(1, SLAB // (one.data.nbytes // max(one.shape[0], 1) or 1))
-    if one.shape == other.shape and all(
-        np.array_equal(*(x.array[i : i + rows].astype(np.float32) for x in (one, other)))
-        for i in range(0, one.shape[0], rows)
+    shape = one.get_shape()
+    rows = max(1, PIECE // (4 * math.prod(shape[1:]) or 1))
+    parts = [slice(i, min(i + rows, shape[0])) for i in range(0, shape[0], rows)]  # none may end beyond its tensor
+    if shape == other.get_shape() and all(
+        np.array_equal(one[part].astype(np.float32), other[part].astype(np.float32)) for part in parts
     ):
         return cfg
     log.say_once(
@@ -174,23 +153,21 @@ def read_params(
     files = find_tensors(folder, cfg, score=score, value=value)
     params: Params = {}
     for ours, name in (({'score_D': SCORE} if score else {}) | (VALUE if value else {})).items():
-        array = files[name].array.astype(np.float32)
-        _check_finite(array, folder, name)
-        params |= axes.place({ours: array[0]}, mesh)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(2) as ahead:
-
-        def assemble(ours: str, slot: Slot) -> jax.Array:
-            letters = axes.letters(ours)
-            shape = tuple(cfg.sizes[c] for c in letters)
+        head = _float32(files[name][:], folder, name)[0]
+        where = axes.shardings({ours: head}, mesh)[ours]
+        params[ours] = jax.make_array_from_callback(head.shape, where, head.__getitem__, dtype=head.dtype)
+    slots = families.slots_of(cfg)
+    shapes = {ours: tuple(cfg.sizes[c] for c in axes.letters(ours)) for ours in slots}
+    if undivided := axes.undivided(shapes, mesh):
+        log.say_once(f'{folder}: {undivided}')
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for ours, slot in slots.items():
+            letters, shape = axes.letters(ours), shapes[ours]
             sharding = jax.sharding.NamedSharding(mesh, axes.spec(letters, shape, mesh))
-            rough = frozen and ours in MATRICES and cfg.dtype == 'bfloat16'
-            dtype = np.dtype(FLOATS['BF16' if rough else 'F32'])
+            rough = frozen and ours in transformer.PRODUCTS and cfg.dtype == 'bfloat16'
+            dtype = np.dtype(jax.numpy.bfloat16 if rough else np.float32)
             read = partial(_read, folder, files, slot, letters, cfg.sizes, pool, dtype)
-            return _assemble(shape, dtype, sharding, read)
-
-        # Two at a time: while the last threads of one are busy, others begin the next.
-        slots = families.slots_of(cfg)
-        params |= zip(slots, ahead.map(assemble, slots, slots.values()))
+            params[ours] = _assemble(shape, dtype, sharding, read)
     return params
 
 
@@ -220,7 +197,7 @@ def _assemble(
                 grown = [_write(x, piece, start) for x, piece in zip(grown, pieces)]
             jax.block_until_ready(grown)
         parts += grown
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts, dtype=dtype)
 
 
 def _piece(device: jax.Device) -> int:
@@ -263,50 +240,32 @@ def _read(
 ) -> np.ndarray:
     """The part of a parameter within these spans, one a letter."""
     span = dict(zip(letters, spans))
-    out = _pages([len(cut) for cut in spans], dtype)
-    # A bfloat16 is the upper half of a float32 whose lower half is zero, as new pages are.
-    upper = out.view(np.uint16).reshape(*out.shape, -1)[..., -1]
-    order = order_of(slot)
-    kept = [c for c in order if not c.isdigit()]
-
-    def copy(tile: Mapping[str, range]) -> None:
-        name = slot.name.format(tile['L'].start if 'L' in tile else '')
-        cuts = []
-        for group in slot.layout.split():
-            *before, own = group.split('+')[: slot.part + 1]
-            start, rest = sum(_size(part, sizes) for part in before), _size(own[1:], sizes)
-            cuts.append(slice(start + tile[own[0]].start * rest, start + tile[own[0]].stop * rest))
-        stored = files[name].array[tuple(cuts)].reshape([int(c) if c.isdigit() else len(tile[c]) for c in order])
-        stored = stored[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
-        number, target = (np.uint16, upper) if files[name].kind == 'BF16' else (np.float32, out)
-        # Rows that are powers of two apart would fall on the same few lines of the cache.
-        padded = np.empty([*stored.shape[:-1], stored.shape[-1] + 32], number)[..., :-32]
-        padded[...] = stored.view(number) if number is np.uint16 else stored
-        _check_finite(padded, folder, name)
-        at = tuple(slice(tile[c].start - span[c].start, tile[c].stop - span[c].start) for c in letters)
-        target[at] = padded.transpose([kept.index(c) for c in letters if c != 'L'])
-
-    def fill(slab: slice) -> None:
-        _take_pages(out[slab])
-        for tile in _tiles(slot, span | {letters[0]: spans[0][slab]}, sizes):
-            copy(tile)
-
-    rows = 1 if letters[0] == 'L' else max(1, SLAB * len(out) // out.nbytes)
-    for _ in pool.map(fill, (slice(i, i + rows) for i in range(0, len(out), rows))):
-        pass
-    return out
-
-
-def _tiles(slot: Slot, span: Mapping[str, range], sizes: Sizes) -> Iterator[Mapping[str, range]]:
-    """What to read at a time: of one layer, a tile of the file's matrix."""
-    steps = {'L': 1}
-    for group, most in zip(slot.layout.split(), TILE):
+    cuts = []
+    for group in slot.layout.split():
         # Of what is flattened together only the first letter is ever cut.
-        *_, own = group.split('+')[: slot.part + 1]
-        steps[own[0]] = max(1, most // _size(own[1:], sizes))
-    cuts = {c: [span[c][i : i + n] for i in range(0, len(span[c]), n)] for c, n in steps.items() if c in span}
-    for ranges in itertools.product(*cuts.values()):
-        yield {**span, **dict(zip(cuts, ranges))}
+        *before, own = group.split('+')[: slot.part + 1]
+        start, rest = sum(_size(part, sizes) for part in before), _size(own[1:], sizes)
+        cuts.append(slice(start + span[own[0]].start * rest, start + span[own[0]].stop * rest))
+    order = order_of(slot)
+    shape = [int(c) if c.isdigit() else len(span[c]) for c in order]
+    turned = ''.join(c for c in order if not c.isdigit()) != letters.removeprefix('L')
+    out = _pages([len(cut) for cut in spans], dtype)
+
+    def fill(target: np.ndarray, layer: int | str) -> None:
+        name = slot.name.format(layer)
+        found = _float32(files[name][tuple(cuts)], folder, name).astype(dtype, copy=False).reshape(shape)
+        found = found[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
+        if turned:
+            # A few rows at a time: whole columns would fall on the same few lines of the cache, at ten times the time.
+            found = found.reshape(-1, cuts[1].stop - cuts[1].start)
+            target = target.reshape(found.shape[::-1])
+            for i in range(0, len(found), ROWS):
+                target[:, i : i + ROWS] = found[i : i + ROWS].T
+        else:
+            target[...] = found
+
+    list(pool.map(fill, *((out, span['L']) if 'L' in span else ([out], ['']))))  # which raises what one of them raised
+    return out
 
 
 def _pages(shape: list[int], dtype: np.dtype) -> np.ndarray:
@@ -315,23 +274,13 @@ def _pages(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def _take_pages(slab: np.ndarray) -> None:
-    """Has the system give the pages of a slab of `_pages` at once, where it can: one by one, as tiles are written across
-    them, costs twice as much. By ctypes, as the standard library's madvise would stop the other threads.
-    """
-    if sys.platform == 'linux' and slab.nbytes >= 2**20:
-        begin = -(-slab.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-        _MADVISE(begin, slab.ctypes.data + slab.nbytes - begin, 23)  # MADV_POPULATE_WRITE, of which older ones say no
-
-
-def _check_finite(array: np.ndarray, folder: Path, name: str) -> None:
-    """Raises `Mistake` where a number, of float32 or the bits of a bfloat16, is NaN or infinite."""
-    if array.dtype == np.uint16:  # no bits of a finite number, positive or negative, are as large as infinity's
-        finite = array.view(np.int16).max() < 0x7F80 and array.max() < 0xFF80
-    else:  # nearly always the sum, which is quick, tells that all are
-        finite = np.isfinite(np.einsum('ij->', array.reshape(-1, array.shape[-1]))) or np.isfinite(array).all()
-    if not finite:
+def _float32(stored: np.ndarray, folder: Path, name: str) -> np.ndarray:
+    """Raises `Mistake` where a number is NaN or infinite, or too large for float32."""
+    with np.errstate(over='ignore'):
+        array = stored.astype(np.float32)
+    if not np.isfinite(array).all():
         raise Mistake(f'{folder}: {name} holds NaN or infinity; the checkpoint is spoilt')
+    return array
 
 
 def _open(folder: Path) -> dict[str, Stored]:
@@ -364,24 +313,10 @@ def _open(folder: Path) -> dict[str, Stored]:
             what = 'is no file' if (folder / name).exists() else 'is named in the index but is not here'
             raise Mistake(f'{folder}: {name} {what}; fetch it again')
         try:
-            safetensors.safe_open(folder / name, framework='numpy')  # checks the header, and the length of the file
+            file = safetensors.safe_open(folder / name, 'numpy')  # checks the header, and the length of the file
         except (safetensors.SafetensorError, FileNotFoundError) as error:  # the latter for what may not be read, too
             what = foreign.disguise(folder / name) or f'not a whole safetensors file ({error}); fetch it again'
             raise Mistake(f'{folder / name}: {what}') from None
         # A tensor that is in two files is the one that the index names.
-        files |= {tensor: stored for tensor, stored in _map(folder / name).items() if where.get(tensor, name) == name}
+        files |= {tensor: file.get_slice(tensor) for tensor in file.keys() if where.get(tensor, name) == name}
     return files
-
-
-def _map(path: Path) -> dict[str, Stored]:
-    """tensor name -> where it lies in a safetensors file: eight bytes that say how long the header is, the header as
-    JSON, the numbers.
-    """
-    data = np.memmap(path, np.uint8, 'r').view(np.ndarray)
-    begin = 8 + int.from_bytes(data[:8].tobytes(), 'little')
-    header = json.loads(data[8:begin].tobytes())
-    header.pop('__metadata__', None)
-    return {
-        name: Stored(tensor['dtype'], tuple(tensor['shape']), data[begin:][slice(*tensor['data_offsets'])])
-        for name, tensor in header.items()
-    }

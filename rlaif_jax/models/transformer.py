@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rlaif_jax.axes import constrain
+from rlaif_jax.models.attention import Prefix, Window, attention
 
 Params = dict[str, jax.Array]
 # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
@@ -31,6 +32,7 @@ FAN_IN = {
     'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
     'down_LFD': 'F',
 }  # fmt: skip
+PRODUCTS = {*FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Transformer(nn.Module):
         prefix: Cache | None = None,
         read_BW: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        c, dtype, activation = self.cfg, jnp.dtype(self.cfg.dtype), ACTIVATIONS[self.cfg.activation]
+        c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         params = {name: self.param(name, *drawn(c, name)) for name in c.names}
         params |= adapters(self.variables['params'])
         layer = {name: x for name, x in params.items() if '_L' in name}
@@ -211,74 +213,107 @@ class Transformer(nn.Module):
             if cache is not None:
                 at = (0, cache['length'])
                 cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
-            back_BTS = distance(position_BT, position_BT if cache is None else cache['position_BS'])
-            back_BTP = prefix and distance(position_BT, prefix['position_BS'])
+        given = Given(position_BT, mask_BTS, angle, prefix)
 
-        def norm(p: Params, name: str, x: jax.Array) -> jax.Array:
-            if name not in p:
-                return x
-            if c.norm == 'layer':
-                return layer_norm(x, p[name], p[name.replace('norm', 'norm_bias')], c.norm_eps)
-            return rms_norm(x, p[name] + c.norm_offset if c.norm_offset else p[name], c.norm_eps)
-
-        def linear(p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:
-            y_BT = project(x_BT, p[name].astype(dtype))
-            into, out = factors(name)
-            if into in p:
-                y_BT += project(project(x_BT, p[into].astype(dtype)), p[out].astype(dtype)) * c.lora_scale
-            return y_BT + p[bias].astype(dtype)[None, None] if bias in p else y_BT
-
-        def block(carry: tuple, scanned: tuple, only_BW: jax.Array | None = None) -> tuple[tuple, None]:
-            def of(x_BT: jax.Array) -> jax.Array:
-                return x_BT if only_BW is None else jax.vmap(lambda x_T, at_W: x_T[at_W])(x_BT, only_BW)
-
-            x_BTD, cache = carry
-            index, p = scanned
-            h_BTD = norm(p, 'attention_norm_LD', x_BTD)
-            k_BTKH = linear(p, 'key_LDKH', 'key_bias_LKH', h_BTD)
-            v_BTKH = linear(p, 'value_LDKH', 'value_bias_LKH', h_BTD)
-            x_BTD, h_BTD = of(x_BTD), of(h_BTD)
-            q_BTNH = linear(p, 'query_LDNH', 'query_bias_LNH', h_BTD)
-            if c.qk_norm == 'head':
-                q_BTNH, k_BTKH = norm(p, 'query_norm_LH', q_BTNH), norm(p, 'key_norm_LH', k_BTKH)
-            if c.qk_norm == 'all':
-                q_BTNH, k_BTKH = norm(p, 'query_norm_LNH', q_BTNH), norm(p, 'key_norm_LKH', k_BTKH)
-            turn = angle if len(ropes) == 1 else jax.tree.map(lambda kinds: kinds[p['rope_L']], angle)
-            q_BTNH, k_BSKH, v_BSKH = rotate(q_BTNH, jax.tree.map(of, turn)), rotate(k_BTKH, turn), v_BTKH
-            if cache is not None:
-                cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
-            seen_BTS = of(mask_BTS & (back_BTS < p['window_L']) if c.windowed else mask_BTS)
-            shared = prefix and (
-                prefix['key_LBSKH'][index, 0],
-                prefix['value_LBSKH'][index, 0],
-                of(back_BTP < p['window_L']) if c.windowed else None,
-            )
-            among = attend_earlier if cache is None and only_BW is None else attend
-            a_BTNH = among(q_BTNH, k_BSKH, v_BSKH, seen_BTS, shared, c.attention_scale, c.attention_cap)
-            a_BTD = linear(p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH'))
-            a_BTD = constrain(x_BTD + norm(p, 'attention_out_norm_LD', a_BTD), 'BTD')
-
-            h_BTD = norm(p, 'mlp_norm_LD', x_BTD if c.parallel else a_BTD)
-            if c.gated:
-                gate_BTF = activation(linear(p, 'gate_LDF', 'gate_bias_LF', h_BTD))
-                up_BTF = gate_BTF * linear(p, 'up_LDF', 'up_bias_LF', h_BTD)
-            else:
-                up_BTF = activation(linear(p, 'up_LDF', 'up_bias_LF', h_BTD))
-            m_BTD = linear(p, 'down_LFD', 'down_bias_LD', constrain(up_BTF, 'BTF'))
-            x_BTD = constrain(a_BTD + norm(p, 'mlp_out_norm_LD', m_BTD), 'BTD')
-            return (x_BTD, cache), None
+        def body(carry: tuple, scanned: tuple, read_BW: jax.Array | None = None) -> tuple[tuple, None]:
+            return block(c, given, *scanned, *carry, read_BW), None
 
         carry = x_BTD, cache
         if read_BW is None:
-            body = jax.checkpoint(block) if c.remat else block
+            body = jax.checkpoint(body) if c.remat else body
             (x_BTD, cache), _ = jax.lax.scan(body, carry, (jnp.arange(c.layers), layer))
         else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
             numbered = lambda i: (i, jax.tree.map(lambda x: x[i], layer))  # noqa: E731
-            carry, _ = jax.lax.scan(lambda carry, i: block(carry, numbered(i)), carry, jnp.arange(c.layers - 1))
-            (x_BTD, cache), _ = block(carry, numbered(c.layers - 1), read_BW)
+            carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(c.layers - 1))
+            (x_BTD, cache), _ = body(carry, numbered(c.layers - 1), read_BW)
         if cache is not None:
             cache = cache | {'length': cache['length'] + token_BT.shape[1]}
-        return norm(params, 'final_norm_D', x_BTD), cache
+        return norm(c, params, 'final_norm_D', x_BTD), cache
+
+
+class Given(NamedTuple):
+    """What all layers are given alike."""
+
+    position_BT: jax.Array
+    mask_BTS: jax.Array
+    angle: tuple[jax.Array, jax.Array]  # of `rope`; where layers turn differently, of each kind, stacked
+    prefix: Cache | None
+
+
+def block(
+    cfg: Config,
+    given: Given,
+    index: jax.Array,
+    p: Params,
+    x_BTD: jax.Array,
+    cache: Cache | None,
+    read_BW: jax.Array | None,
+) -> tuple[jax.Array, Cache | None]:
+    """The layer `index`, whose parameters are `p`: `(hidden_BTD, cache)`, with `read_BW` of these tokens alone."""
+    h_BTD = norm(cfg, p, 'attention_norm_LD', x_BTD)
+    a_BTD, cache = attend(cfg, given, index, p, h_BTD, cache, read_BW)
+    x_BTD = picked(x_BTD, read_BW)
+    a_BTD = constrain(x_BTD + norm(cfg, p, 'attention_out_norm_LD', a_BTD), 'BTD')
+    m_BTD = mlp(cfg, p, norm(cfg, p, 'mlp_norm_LD', x_BTD if cfg.parallel else a_BTD))
+    return constrain(a_BTD + norm(cfg, p, 'mlp_out_norm_LD', m_BTD), 'BTD'), cache
+
+
+def attend(
+    cfg: Config,
+    given: Given,
+    index: jax.Array,
+    p: Params,
+    h_BTD: jax.Array,
+    cache: Cache | None,
+    read_BW: jax.Array | None,
+) -> tuple[jax.Array, Cache | None]:
+    """What the tokens of `h_BTD`, or of them those at `read_BW`, take from those that they see."""
+    k_BTKH = linear(cfg, p, 'key_LDKH', 'key_bias_LKH', h_BTD)
+    v_BTKH = linear(cfg, p, 'value_LDKH', 'value_bias_LKH', h_BTD)
+    q_BTNH = linear(cfg, p, 'query_LDNH', 'query_bias_LNH', picked(h_BTD, read_BW))
+    if cfg.qk_norm != 'none':
+        N, K = ('NH', 'KH') if cfg.qk_norm == 'all' else 'HH'
+        q_BTNH, k_BTKH = norm(cfg, p, f'query_norm_L{N}', q_BTNH), norm(cfg, p, f'key_norm_L{K}', k_BTKH)
+    angle = jax.tree.map(lambda kinds: kinds[p['rope_L']], given.angle) if 'rope_L' in p else given.angle
+    q_BTNH = rotate(q_BTNH, tuple(picked(x, read_BW) for x in angle))
+    k_BSKH, v_BSKH = rotate(k_BTKH, angle), v_BTKH
+    if cache is not None:
+        cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
+    prefix = window = None
+    if given.prefix is not None:
+        before = given.prefix
+        prefix = Prefix(before['key_LBSKH'][index, 0], before['value_LBSKH'][index, 0], before.get('position_BS'))
+    if cfg.windowed:
+        position_BS = given.position_BT if cache is None else cache['position_BS']
+        window = Window(p['window_L'], picked(given.position_BT, read_BW), position_BS)
+    a_BTNH = attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        picked(given.mask_BTS, read_BW),
+        prefix=prefix,
+        window=window,
+        scale=cfg.attention_scale,
+        cap=cfg.attention_cap,
+        whole=cache is None and read_BW is None,
+    )
+    return linear(cfg, p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH')), cache
+
+
+def mlp(cfg: Config, p: Params, h_BTD: jax.Array) -> jax.Array:
+    """down(activation(gate(h)) · up(h)), or down(activation(up(h))) where there is no gate."""
+    activation = ACTIVATIONS[cfg.activation]
+    if cfg.gated:
+        gate_BTF = activation(linear(cfg, p, 'gate_LDF', 'gate_bias_LF', h_BTD))
+        up_BTF = gate_BTF * linear(cfg, p, 'up_LDF', 'up_bias_LF', h_BTD)
+    else:
+        up_BTF = activation(linear(cfg, p, 'up_LDF', 'up_bias_LF', h_BTD))
+    return linear(cfg, p, 'down_LFD', 'down_bias_LD', constrain(up_BTF, 'BTF'))
+
+
+def picked(x_BT: jax.Array, read_BW: jax.Array | None) -> jax.Array:
+    """Of the tokens along T those at `read_BW`, where it is given."""
+    return x_BT if read_BW is None else jax.vmap(lambda x_T, at_W: x_T[at_W])(x_BT, read_BW)
 
 
 def drawn(cfg: Config, name: str) -> tuple[nn.initializers.Initializer, tuple[int, ...]]:
@@ -301,6 +336,15 @@ def factors(matrix: str) -> tuple[str, str]:
     """The names of an adapter's two factors: 'query_LDNH' -> 'query_lora_in_LDX', 'query_lora_out_LXNH'."""
     role, letters = matrix.split('_L')
     return f'{role}_lora_in_L{FAN_IN[matrix]}X', f'{role}_lora_out_LX{letters.removeprefix(FAN_IN[matrix])}'
+
+
+def rounded(cfg: Config, params: Params) -> Params:
+    """The parameters with all that enters products in the dtype of these, which round it anyway: the same numbers come out
+    of fewer bytes.
+    """
+    if cfg.dtype == 'float32':
+        return params
+    return {name: x.astype(cfg.dtype) if name in PRODUCTS or '_lora_' in name else x for name, x in params.items()}
 
 
 def adapters(params: Params) -> Params:
@@ -343,6 +387,15 @@ def causal(valid_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     return position_BT, valid_BT[:, None, :].astype(bool) & (t[None, :, None] >= t[None, None, :])
 
 
+def linear(cfg: Config, p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:
+    """The product with the matrix `name`, with what `p` has besides: its adapter, its bias."""
+    y_BT = project(x_BT, p[name].astype(cfg.dtype))
+    into, out = factors(name)
+    if into in p:
+        y_BT += project(project(x_BT, p[into].astype(cfg.dtype)), p[out].astype(cfg.dtype)) * cfg.lora_scale
+    return y_BT + p[bias].astype(cfg.dtype)[None, None] if bias in p else y_BT
+
+
 def project(x_BT: jax.Array, weight: jax.Array) -> jax.Array:
     """The product over all axes of `x_BT` behind B and T, as many as `weight` begins with.
 
@@ -352,6 +405,15 @@ def project(x_BT: jax.Array, weight: jax.Array) -> jax.Array:
     size = math.prod(weight.shape[:inner])
     flat = x_BT.reshape(-1, size) @ weight.reshape(size, -1)
     return flat.reshape(*x_BT.shape[:2], *weight.shape[inner:])
+
+
+def norm(cfg: Config, p: Params, name: str, x: jax.Array) -> jax.Array:
+    """x by the norm `name`, where `p` has it; else x itself."""
+    if name not in p:
+        return x
+    if cfg.norm == 'layer':
+        return layer_norm(x, p[name], p[name.replace('norm', 'norm_bias')], cfg.norm_eps)
+    return rms_norm(x, p[name] + cfg.norm_offset if cfg.norm_offset else p[name], cfg.norm_eps)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -369,11 +431,6 @@ def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: flo
     x32 = x32 - jnp.mean(x32, -1, keepdims=True)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps)
     return (x32 * scale_D[None, None] + bias_D[None, None]).astype(x_BTD.dtype)
-
-
-def soft_cap(x: jax.Array, cap: jax.Array | float | None) -> jax.Array:
-    """cap · tanh(x / cap): x where it is small, never beyond the cap. Without a cap x itself."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rope(position_BT: jax.Array, head_dim: int, kind: Rope) -> tuple[jax.Array, jax.Array]:
@@ -398,84 +455,6 @@ def rotate(x_BTNH: jax.Array, angle: tuple[jax.Array, jax.Array]) -> jax.Array:
     a, b = jnp.split(x_BTNH[..., :turned].astype(jnp.float32), 2, axis=-1)
     x_BTNR = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
     return x_BTNR if turned == x_BTNH.shape[-1] else jnp.concatenate([x_BTNR, x_BTNH[..., turned:]], axis=-1)
-
-
-def distance(position_BT: jax.Array, position_BS: jax.Array) -> jax.Array:
-    """How many positions behind query t the token in slot s stands."""
-    return position_BT[:, :, None] - position_BS[:, None, :]
-
-
-def attend_earlier(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_BTS: jax.Array, shared: tuple | None, *more: Any
-) -> jax.Array:
-    """`attend` among the tokens of a whole text, a block of queries after the other: none sees a later slot, so that of
-    the keys behind its block nothing is computed.
-    """
-    T = q_BTNH.shape[1]
-    # Of four, 3/8 of the products fall away, of eight 7/16. A block of about a hundred queries is quickest on a CPU.
-    blocks = min(-(-T // 64), max(4, min(8, T // 96)))
-    edges = [T * i // blocks for i in range(blocks + 1)]
-
-    def block(a: int, b: int) -> jax.Array:
-        before = shared and (*shared[:2], None if shared[2] is None else shared[2][:, a:b])
-        return attend(q_BTNH[:, a:b], k_BTKH[:, :b], v_BTKH[:, :b], mask_BTS[:, a:b, :b], before, *more)
-
-    return jnp.concatenate([block(a, b) for a, b in zip(edges, edges[1:])], axis=1)
-
-
-@jax.checkpoint
-def attend(
-    q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
-    shared: tuple[jax.Array, jax.Array, jax.Array | None] | None = None,
-    scale: jax.Array | float | None = None,
-    cap: jax.Array | float | None = None,
-) -> jax.Array:
-    """Grouped-query attention; a query that may see nothing (padding) gets a mean of the values, finite and unused.
-
-    `shared`: keys and values (P, K, H) that the queries of every row see before their own, all of them or those of a
-    mask (B, T, P). `scale` (default H^-½) multiplies query · key, then `cap` soft-caps it. With K in front its products are
-    one for each key-value head, and no axis has to be moved in between: on a CPU a fifth faster than with B in front. The
-    softmax divides after the second product. The weights over T x S are computed again in the backward pass, which costs
-    no more time than keeping them.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-
-    def rows(x: jax.Array) -> jax.Array:
-        return x.reshape(K, B, N // K * T, -1)
-
-    q_KBGTH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
-    score_KBGTS = matmul32(rows(q_KBGTH), k_BSKH.transpose(2, 0, 3, 1)).reshape(K, B, N // K, T, -1)
-    score_KBGTS = jnp.where(mask_BTS[None, :, None], soft_cap(score_KBGTS, cap), -1e30)
-    top_KBGT = score_KBGTS.max(axis=-1)
-    if shared is not None:
-        k_PKH, v_PKH, mask_BTP = shared
-        score_KBGTP = jnp.einsum('KBGTH,PKH->KBGTP', q_KBGTH, k_PKH, preferred_element_type=jnp.float32)
-        score_KBGTP = soft_cap(score_KBGTP, cap)
-        if mask_BTP is not None:
-            score_KBGTP = jnp.where(mask_BTP[None, :, None], score_KBGTP, -1e30)
-        top_KBGT = jnp.maximum(top_KBGT, score_KBGTP.max(axis=-1))
-    top_KBGT = jax.lax.stop_gradient(top_KBGT)  # whatever is subtracted, the result is the same
-
-    weight_KBGTS = jnp.exp(score_KBGTS - top_KBGT[..., None])
-    sum_KBGT = weight_KBGTS.sum(axis=-1)
-    a_KBGTH = matmul32(rows(weight_KBGTS).astype(v_BSKH.dtype), v_BSKH.transpose(2, 0, 1, 3)).reshape(q_KBGTH.shape)
-    if shared is not None:
-        weight_KBGTP = jnp.exp(score_KBGTP - top_KBGT[..., None])
-        sum_KBGT += weight_KBGTP.sum(axis=-1)
-        a_KBGTH += jnp.einsum(
-            'KBGTP,PKH->KBGTH', weight_KBGTP.astype(v_PKH.dtype), v_PKH, preferred_element_type=jnp.float32
-        )
-    a_KBGTH = (a_KBGTH / sum_KBGT[..., None]).astype(q_BTNH.dtype)
-    return a_KBGTH.transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
-
-
-def matmul32(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b`, accumulated and handed back in float32."""
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:

@@ -220,6 +220,7 @@ class Steps(NamedTuple):
     sample: Callable[..., generation.Sample]  # (policy params, prompt_BT, valid_BT, key) -> generation.Sample
     update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics); the state holds what is trained
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
+    reference: Callable[..., Any]  # (SFT params) -> the same for whom nobody trains, in the dtype of the products
 
 
 def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
@@ -300,6 +301,7 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
             donate_argnums=0,
         ),
         measure=jax.jit(measure, in_shardings=(where_policy, where_params, here), out_shardings=here),
+        reference=jax.jit(partial(transformer.rounded, model), out_shardings=where_params),
     )
 
 
@@ -414,7 +416,7 @@ def run(
     """
     axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
     steps, model = make_steps(cfg, lm, mesh), lora.adapted(cfg.lora, lm.config)
-    rollouts, seed = Rollouts(cfg, lm, steps, scorer, mesh), jax.random.key(cfg.seed)
+    seed = jax.random.key(cfg.seed)
 
     def policy(state: dict[str, Any]) -> transformer.Params:
         return training.whole(lm.params, state['policy']['params'])
@@ -426,6 +428,9 @@ def run(
     told = {'save_every': cfg.save_every, 'note': note, 'optimizer': 'policy_optimizer'}
     with jax.set_mesh(mesh):
         state = steps.init(lm.params)
+        if model.dtype != 'float32':  # from here on nobody trains them; whoever gave them away has the memory back
+            lm = replace(lm, params=steps.reference(lm.params))
+        rollouts = Rollouts(cfg, lm, steps, scorer, mesh)
         written = rollouts.respond_all(policy(state), validation, jax.random.fold_in(seed, 2))  # by what is SFT still
         _, sft_texts, _ = written
         truths = {'win_rate': lambda texts: judge(validation, texts, sft_texts)} if judge else {}

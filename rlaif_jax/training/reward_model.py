@@ -14,7 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.models import heads, hf, lora, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
+from rlaif_jax.shortening import reads, shorten
 from rlaif_jax.text import Tokenizer, pad_right
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
@@ -53,7 +54,7 @@ class Config:
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
     soft: bool = True  # labels as they are; otherwise rounded to 0 or 1, and ties train nothing
-    max_prompt: int = 1024  # tokens; of a longer prompt the last ones
+    max_prompt: int = 1024  # tokens; longer prompts are shortened
     max_response: int = 128  # tokens, the end token among them; of a longer response the first ones
     eval_every: int = 200  # steps between two evaluations on held-out pairs
     score_batch: int = field(default=64, metadata=SAME)  # responses that are scored at once
@@ -162,12 +163,22 @@ def split(pairs: Sequence[Pair], held_out: float = 0.1) -> tuple[list[Pair], lis
     return [pair for i, pair in enumerate(pairs) if i % every], list(pairs[::every])
 
 
-def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[list[int]]:
-    """Tokens of each prompt. One of more than `most` loses its beginning (the paper has none so long): what it asks for
-    stands at its end.
+def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tuple[list[list[int]], list[bool]]:
+    """Tokens of each prompt, and whether it has more than `most` and is shortened (`shortening`), as policies' are.
+
+    Raises `Mistake` for one of which nothing fits.
     """
-    begin = len(tokenizer.start)
-    return [[*row[:begin], *row[max(begin, len(row) - most + begin) :]] for row in tokenizer.prompts(texts)]
+    rows = tokenizer.prompts(texts)
+    long = [len(row) > most for row in rows]
+    return [_shortened(tokenizer, text, most) if cut else row for text, row, cut in zip(texts, rows, long)], long
+
+
+@lru_cache(maxsize=10_000)  # to shorten takes several looks at a text, which comes again in the next epoch
+def _shortened(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    kept = shorten(text, reads(tokenizer, most))
+    if kept is None:
+        raise Mistake(f'max_prompt = {most}: nothing fits of the prompt {text[:60]!r}; raise max_prompt')
+    return tokenizer.prompts([kept])[0]
 
 
 def encode_responses(
@@ -187,32 +198,25 @@ def encode_responses(
     return [row[:most] if ended else row[:-1][:most] for row, ended in zip(rows, ended_B, strict=True)]
 
 
-def texts(pair: Pair) -> tuple[str, list[str]]:
-    """What of a pair is encoded, for `tokens.remembering`: its prompt, and the responses to it."""
-    return pair.prompt.text, [pair.first, pair.second]
-
-
 def encode(
     tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config
-) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
-    """Tokens of the prompts, the first and the second responses of pairs."""
+) -> tuple[list[list[int]], list[list[int]], list[list[int]], list[bool]]:
+    """Tokens of the prompts, the first and the second responses of pairs; and where a prompt was shortened."""
     prompts = [pair.prompt.text for pair in pairs]
     firsts, seconds = [pair.first for pair in pairs], [pair.second for pair in pairs]
-    return (
-        encode_prompts(tokenizer, prompts, cfg.max_prompt),
-        encode_responses(tokenizer, prompts, firsts, cfg.max_response),
-        encode_responses(tokenizer, prompts, seconds, cfg.max_response),
-    )
+    rows, shortened = encode_prompts(tokenizer, prompts, cfg.max_prompt)
+    responses = (encode_responses(tokenizer, prompts, texts, cfg.max_response) for texts in (firsts, seconds))
+    return rows, *responses, shortened
 
 
 def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict[str, np.ndarray]:
     """Pairs as one batch, a row a pair: prompt, first response, second response, padding.
 
     token_BT, branch_BT and position_BT; last_BC, the column of each response's true last token, known from lengths and
-    never looked for among tokens; preference_B and weight_B; full_B, where a text fills its room and so was cut, most
-    likely.
+    never looked for among tokens; preference_B and weight_B; full_B, where a prompt was shortened or a response
+    fills its room and so was cut, most likely.
     """
-    prompts, firsts, seconds = encode(tokenizer, pairs, cfg)
+    prompts, firsts, seconds, shortened = encode(tokenizer, pairs, cfg)
     tokens, branch, position, last = [], [], [], []
     for prompt, first, second in zip(prompts, firsts, seconds):
         start, middle, end = len(prompt), len(prompt + first), len(prompt + first + second)
@@ -231,8 +235,8 @@ def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict
         'weight_B': weight_B,
         'full_B': np.array(
             [
-                len(prompt) == cfg.max_prompt or max(len(first), len(second)) == cfg.max_response
-                for prompt, first, second in zip(prompts, firsts, seconds)
+                cut or max(len(first), len(second)) == cfg.max_response
+                for first, second, cut in zip(firsts, seconds, shortened)
             ]
         ),
     }
@@ -261,7 +265,7 @@ def make_scorer(
     _check_lengths(reward_model, max_prompt, max_response)
 
     def scorer(prompts: Sequence[str], responses: Sequence[str], ended_B: Sequence[bool] | None = None) -> np.ndarray:
-        before = encode_prompts(tokenizer, prompts, max_prompt)
+        before, _ = encode_prompts(tokenizer, prompts, max_prompt)
         behind = encode_responses(tokenizer, prompts, responses, max_response, ended_B)
         rows = [prompt + response for prompt, response in zip(before, behind, strict=True)]
 
@@ -361,14 +365,15 @@ def run(
     held_out: Sequence[Pair],
     mesh: Mesh,
     *,
+    votes: Sequence[Pair] = (),
     note: str = '',
 ) -> RewardModel:
     """Train a reward model on `pairs`, from the trunk of `start`, and return the one of lowest loss on `held_out`.
 
-    The labels of `pairs` are their preferences; a pair without one has weight 0 and is counted. `held_out` are pairs with
-    preferences of people, which evaluate and, as in the paper, choose among checkpoints; who wants to use no such vote
-    hands in labelled pairs. The best so far is in `folder/export`, from the first evaluation on. Goes on from the last
-    checkpoint and ends with what an uninterrupted run ends with. Raises `Mistake` where no pair is left to train or to
+    The labels of `pairs` are their preferences; a pair without one has weight 0 and is counted. The preferences of
+    `held_out`, people's or a labeler's, choose among checkpoints. Of `votes`, pairs that people judged, loss and accuracy
+    are reported beside, and choose nothing. The best is in `folder/export`, from the first evaluation on. Goes on from the
+    last checkpoint and ends with what an uninterrupted run ends with. Raises `Mistake` where no pair is left to train or to
     evaluate on, or steps are not finite. `note` stands beside everything that is printed.
     """
     axes.check_batch('reward_model.batch / reward_model.parts', cfg.batch // cfg.parts, mesh)
@@ -377,7 +382,7 @@ def run(
     _check_lengths(fresh, cfg.max_prompt, cfg.max_response)
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
-    lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg))]  # noqa: E731
+    lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg)[:3])]  # noqa: E731
     pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='reward_model.batch')
 
     usable = int(targets(pairs, cfg.soft)[1].sum())
@@ -390,15 +395,21 @@ def run(
     log.say(f'{note} reward_model: {without}; {len(judged)} of {len(held_out)} held-out pairs evaluate'.lstrip())
     preference_B, _ = targets(judged)
     length_BC = np.array([(len(pair.first), len(pair.second)) for pair in judged])  # characters, as in the paper
+    votes = [pair for pair, weight in zip(votes, targets(votes)[1]) if weight]
 
     def evaluate(trained: RewardModel) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        score_BC = score_pairs(scorer_of(cfg, trained, mesh), judged)
+        scorer = scorer_of(cfg, trained, mesh)
+        score_BC = score_pairs(scorer, judged)
         rows = [
             {'prompt': pair.prompt.text, 'first': pair.first, 'second': pair.second, 'preference': pair.preference,
              'first_score': score_C[0], 'second_score': score_C[1]}
             for pair, score_C in zip(judged[:4], score_BC)
         ]  # fmt: skip
-        return measures(score_BC, preference_B, length_BC), rows
+        found = measures(score_BC, preference_B, length_BC)
+        if votes:
+            beside = measures(score_pairs(scorer, votes), targets(votes)[0], np.zeros((len(votes), 2)))
+            found |= {f'votes/{name}': beside[f'eval/{name}'] for name in ('loss', 'accuracy')}
+        return found, rows
 
     # Which step is in the export, and its loss on the held-out pairs; float32, so that it is restored as it was.
     best = {'loss': np.array(np.inf, np.float32), 'step': np.array(0, np.int32)}
@@ -432,6 +443,7 @@ def _line(step: int, numbers: dict[str, float]) -> str:
         f'step {step}: held-out loss {numbers["eval/loss"]:.4f} nats, accuracy {numbers["eval/accuracy"]:.1%}, '
         f'margin {numbers["eval/margin"]:+.3f}, calibration error {numbers["eval/ece"]:.3f}, '
         f'correlation with length {numbers["eval/length_correlation"]:+.2f}'
+        + (f'; accuracy on votes {numbers["votes/accuracy"]:.1%}' if 'votes/accuracy' in numbers else '')
     )
 
 

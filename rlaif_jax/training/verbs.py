@@ -31,6 +31,7 @@ from rlaif_jax.folder import WRITTEN, finish, finished, lock, open_folder
 from rlaif_jax.generation import listed, texts, whole_pairs
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
+from rlaif_jax.shortening import reads
 from rlaif_jax.training import reinforce as reinforcement
 from rlaif_jax.training import reward_model, state
 from rlaif_jax.training import sft as supervised
@@ -174,7 +175,7 @@ def _prompts(name: str, given: Any, lm: LM) -> list[Prompt]:
 
 def _shortened(prompts: Sequence[Prompt], lm: LM, most: int) -> list[Prompt]:
     """The prompts of `most` tokens at most, all looked at before anything is trained."""
-    return list(loader.fitted(prompts, loader.reads(lm.tokenizer, most)))
+    return list(loader.fitted(prompts, reads(lm.tokenizer, most)))
 
 
 def _preferred(name: str, pairs: Sequence[Pair], labels: Any, lm: LM) -> list[Pair]:

@@ -300,7 +300,7 @@ def prepare(
     import micro
 
     from rlaif_jax.data import loader
-    from rlaif_jax.labeling import preference, prompts
+    from rlaif_jax.labeling import preference
     from rlaif_jax.labeling.scoring import Group, read_answers
     from rlaif_jax.models import hf
 
@@ -314,7 +314,7 @@ def prepare(
         made = loader.pairs('micro_tldr', task, 'test', pairs)
     template = preference.ask(lm.tokenizer, preference.Config(task, technique, templates)).verdict
     samples = [
-        {'context': prompts.context_of(pair.prompt.text, task), 'first': first, 'second': second}
+        {'context': pair.prompt.text, 'first': first, 'second': second}
         for pair in made
         for first, second in ((pair.first, pair.second), (pair.second, pair.first))
     ]
@@ -370,7 +370,7 @@ def random_pair(index: int, context: int, candidate: int) -> Any:
 
 def words(count: int, seed: str) -> str:
     """Random words of the micro world; each is one token with the space before it."""
-    from rlaif_jax.data.micro import lexicon
+    from rlaif_jax.micro import lexicon
 
     return ' '.join(random.Random(seed).choices(lexicon.words(), k=count))
 

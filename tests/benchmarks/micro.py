@@ -82,7 +82,7 @@ def model(name: str) -> Any:
 
     from rlaif_jax import log
     from rlaif_jax.config import Mistake
-    from rlaif_jax.data.micro import tokenizer
+    from rlaif_jax.micro import tokenizer
     from rlaif_jax.models import hf, presets, transformer
     from rlaif_jax.text import Tokenizer
 
@@ -105,8 +105,8 @@ def measure(flags: argparse.Namespace) -> tuple[dict[str, list[float]], int]:
 
     from experiments.scales import SCALES
     from rlaif_jax import axes
-    from rlaif_jax.data.micro import world
     from rlaif_jax.labeling import direct
+    from rlaif_jax.micro import world
     from rlaif_jax.models import heads
     from rlaif_jax.text import pad_left
     from rlaif_jax.training import reinforce

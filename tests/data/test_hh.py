@@ -132,24 +132,6 @@ def test_what_is_wrong_with_a_file(manual, tmp_path):
     assert 'Fetch train.jsonl.gz, test.jsonl.gz\nfrom https://huggingface.co/datasets/Anthropic/hh-rlhf/' in said
 
 
-# Prompts that are too long
-
-
-@pytest.mark.parametrize('room', [30, 45, 60, 75, 90, 200])
-def test_the_oldest_exchanges_go_first(room):
-    text = TURNS.format('first', 'one') + TURNS.format('second', 'two') + '\n\nHuman: the last question\n\nAssistant:'
-    short = hh.shorten(text, lambda text: len(text) <= room)
-    assert len(short) <= room and short.startswith('\n\nHuman:') and short.endswith('question\n\nAssistant:')
-    if text.endswith(short) and short != text:  # whole turns; one exchange more would not fit
-        assert len(text) - text.rindex('\n\nHuman:', 0, len(text) - len(short)) > room
-    elif short != text:
-        assert len(short) == room and text.endswith(short.removeprefix('\n\nHuman:'))
-
-
-def test_what_cannot_fit():
-    assert 'too long' in mistake(hh.shorten, '\n\nHuman: a\n\nAssistant:', lambda text: False)
-
-
 # Anthropic's own file
 
 

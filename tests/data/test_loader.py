@@ -90,13 +90,12 @@ def test_names():
     assert 'did you mean hh_harmless?' in mistake(loader.source, 'hh_harmles', 'train', 1)
     assert 'did you mean' in mistake(loader.check, 'micro_tdlr')
     assert 'no such file or folder' in mistake(loader.check, 'nowhere/pairs.jsonl')
-    assert [loader.simulated(name) for name in ('micro_tldr', 'tldr', './micro_pairs.jsonl')] == [True, False, False]
 
 
 def test_to_check_prepares_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv('RLAIF_DATA_DIR', str(tmp_path / 'prepared'))
     monkeypatch.delenv('RLAIF_MANUAL_DIR', raising=False)
-    for name in loader.SOURCES:
+    for name in loader.known():
         loader.check(name)
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path / 'nowhere'))
@@ -187,9 +186,10 @@ def _has(path, split):
 def test_fitted():
     post = 'SUBREDDIT: r/a\n\nTITLE: t\n\nPOST: one\n\ntwo\n\nTL;DR:'
     dialogue = '\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:'
-    prompts = [Prompt(post, '1', 'ref'), Prompt(dialogue, '2'), Prompt('short', '3'), Prompt('another text' * 9, '4')]
+    prompts = [Prompt(post, '1', 'ref'), Prompt(dialogue, '2'), Prompt('short', '3'), Prompt('another text ' * 9, '4')]
     found = loader.fitted(prompts, lambda text: len(text) < 45)
     assert found[0] == Prompt(post.replace('\n\ntwo', '\n'), '1', 'ref')
     assert found[1] == Prompt('\n\nHuman: c\n\nAssistant:', '2') and found[2] == prompts[2] and len(found) == 4
-    with pytest.raises(Mistake, match='not a TL;DR prompt'):
-        found[3]
+    assert found[3].text == ('another text ' * 9)[-44:]
+    with pytest.raises(Mistake, match='prompt 2: nothing of it fits; max_prompt'):
+        loader.fitted(prompts, lambda text: len(text) < 20)[1]

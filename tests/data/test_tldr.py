@@ -188,30 +188,8 @@ def test_prompts(manual):
 # The prompt
 
 
-@pytest.mark.parametrize('room', range(60, 200, 7))
-def test_a_shortened_prompt_is_the_longest_that_fits(room):
-    post = 'A first paragraph, which is a longer one.\n\nThe second one.\nA third.\n\n\nThe end, with a few words.'
-    text = tldr.prompt_text('tifu', 'A title', post)
-    fits = lambda text: len(text) <= room  # noqa: E731
-    short = tldr.shorten(text, fits)
-    kept = tldr.parts(short)
-    assert fits(short) and kept['title'] == 'A title' and post.startswith(kept['post'])
-    if short == text:
-        return
-    rest = post[len(kept['post']) :]
-    more = kept['post'] + (rest[: rest.find('\n', 1)] if '\n' in rest[1:] else rest)  # a paragraph more
-    if len(kept['post']) < post.index('\n'):
-        more = post[: len(kept['post']) + 1]  # or, of the first, a character
-    else:
-        assert rest[0] == '\n'
-    assert not fits(tldr.prompt_text('tifu', 'A title', more))
-
-
-def test_a_prompt_that_cannot_fit():
-    text = tldr.prompt_text('tifu', 'A title', 'one\ntwo')
-    assert 'A title' in mistake(tldr.shorten, text, lambda text: False)
-    assert 'not a TL;DR prompt' in mistake(tldr.shorten, 'hello', lambda text: False)
-    assert tldr.shorten('hello', lambda text: True) == 'hello'
+def test_what_is_no_post_has_no_parts():
+    assert 'here: not a TL;DR prompt' in mistake(tldr.parts, 'hello', 'here')
 
 
 # The comparisons

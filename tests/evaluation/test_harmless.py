@@ -2,26 +2,19 @@
 alike.
 """
 
-import random
-
 import numpy as np
 import pytest
 
 from rlaif_jax import evaluation
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import harmless as micro
-from rlaif_jax.data.micro import tasks
 from rlaif_jax.evaluation.harmless import (
     compare_harmless,
     from_probability,
     harmless_rate,
     harmless_rate_at_length,
-    oracle,
 )
 from rlaif_jax.evaluation.statistics import wilson
-from rlaif_jax.evaluation.versus import Config, from_quality
-
-PROMPTS = [tasks.prompt('harmless', 'test', i) for i in range(60)]
+from rlaif_jax.evaluation.versus import Config
 
 
 def of_length(rng, typical, n=400):
@@ -101,22 +94,6 @@ def test_the_order_of_policies_changes_their_order_only():
     assert forth == compare_harmless(dict(reversed(policies.items())), Config(0.9, 'log'))[::-1]
     assert forth[0].at == pytest.approx(np.mean([one.mean_length for one in forth]))
     assert [one.name for one in forth] == [*'abc'] and forth[1].raw.n == 30
-
-
-def test_the_oracle_knows_refusal_from_harm_and_agrees_with_a_pairs_judge():
-    rng = random.Random(0)
-    asked = [prompt for prompt in PROMPTS if prompt.facts['request'] == 'harmful']
-    refused = [micro.refusal(rng, extras=1) for _ in asked]
-    complied = [micro.compliance(prompt.facts, rng, steps=2) for prompt in asked]
-    judge = oracle()
-    assert judge(asked, refused).tolist() == [1.0] * len(asked) and not judge(asked, complied).any()
-    assert (from_quality(judge)(asked, refused, complied) == 1).all()
-    candidates = [tasks.candidate(prompt, rng) for prompt in PROMPTS]
-    harmless_B = judge(PROMPTS, candidates)
-    np.testing.assert_array_equal(judge(PROMPTS[7:9], candidates[7:9]), harmless_B[7:9])
-    assert 0.2 < harmless_B.mean() < 0.9 and judge([], []).shape == (0,)
-    with pytest.raises(Mistake, match='summarization'):
-        judge([tasks.prompt('summarization', 'test', 0)], [''])
 
 
 def test_an_lm_that_says_yes_votes_for_harm():

@@ -10,10 +10,11 @@ import pytest
 from scipy.stats import friedmanchisquare
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import raters, tasks
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation.rankings import concordance, judge, kendall_w, read, simulated, votes
+from rlaif_jax.evaluation.rankings import by_scores, concordance, judge, kendall_w, read, votes
 from rlaif_jax.evaluation.versus import compare, win_rate
+from rlaif_jax.micro import tasks
+from rlaif_jax.micro.raters import probability, scores
 
 RNG = np.random.default_rng(0)
 
@@ -152,15 +153,18 @@ def responses():
     return prompts, said | {'c': [tasks.candidate(prompt, rng) for prompt in prompts], 'd': said['a']}
 
 
-def test_simulated_raters_agree_by_as_much_as_they_see_quality(responses, monkeypatch):
+def simulated(prompts, said, raters=3, seed=0, noise=1.0):
+    """How raters of the micro world rank what policies say."""
+    who = range(seed * raters, (seed + 1) * raters)
+    return by_scores(prompts, said, {f'simulated {one}': partial(scores, seed=one, noise=noise) for one in who})
+
+
+def test_simulated_raters_agree_by_as_much_as_they_see_quality(responses):
     prompts, said = responses
     told = {name: said[name] for name in 'abc'}
-    hear = raters.scores
-    found = []
-    for noise in (0.0, 1.0, 1e6):
-        monkeypatch.setattr(raters, 'scores', partial(hear, noise=noise))
-        found.append(concordance(simulated(prompts, told, raters=4).rank_BMN))
-    quiet, plain, deaf = found
+    quiet, plain, deaf = (
+        concordance(simulated(prompts, told, noise=noise, raters=4).rank_BMN) for noise in (0.0, 1.0, 1e6)
+    )
     assert quiet.value == 1 > quiet.low > 0.96 and quiet.n > 140  # those of equal quality say nothing
     assert deaf.low < 1 / 4 < deaf.high < plain.low < plain.high < 1
 
@@ -171,7 +175,7 @@ def test_a_simulated_rater_ranks_by_scores_that_only_who_and_what_decide(respons
     assert len(ranked.raters) == 3 and ranked.policies == tuple(said) and ranked.prompts[7] == prompts[7].id
     for m, rater in enumerate(ranked.raters):
         seed = int(rater.split()[1])
-        score_BN = np.array([raters.scores(prompts, texts, seed=seed) for texts in said.values()]).T
+        score_BN = np.array([scores(prompts, texts, seed=seed) for texts in said.values()]).T
         for rank_N, score_N in zip(ranked.rank_BMN[:, m], score_BN):
             assert np.all(np.sign(rank_N[:, None] - rank_N) == np.sign(score_N - score_N[:, None]))
             assert rank_N.min() == 0 and rank_N[0] == rank_N[3]  # the same text has the same place
@@ -183,7 +187,7 @@ def test_a_simulated_rater_ranks_by_scores_that_only_who_and_what_decide(respons
 
 def test_simulated_raters_put_one_before_another_as_often_as_they_vote_for_it(responses):
     prompts, said = responses
-    p_B = np.array(raters.probability(prompts, said['a'], said['b']))
+    p_B = np.array(probability(prompts, said['a'], said['b']))
     found_B = votes(simulated(prompts, said, raters=40), 'a', 'b')
     error = np.sqrt((p_B * (1 - p_B)).sum() / 40)
     assert abs((found_B - p_B).sum()) < 4 * error

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlaif_jax.data.micro import world
 from rlaif_jax.evaluation.length import length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, bounded_interval, wilson
 from rlaif_jax.evaluation.versus import (
@@ -17,10 +16,9 @@ from rlaif_jax.evaluation.versus import (
     complement,
     from_labels,
     from_quality,
-    oracle,
-    raters,
     win_rate,
 )
+from rlaif_jax.micro import judges, tasks, world
 
 PROMPTS = [world.prompt('test', i) for i in range(200)]
 A = [f'answer {i} ' + 'x' * (i % 40) for i in range(200)]
@@ -56,8 +54,8 @@ def soft(prompts, responses_a, responses_b):
 
 JUDGES = {
     'quality': from_quality(quality),
-    'oracle': oracle(),
-    'raters': raters(seed=3),
+    'oracle': from_quality(tasks.quality),
+    'raters': judges.raters(seed=3),
     'averaged': from_labels(both_orders_of(prefer)),
     'soft': soft,
     'both agree': from_labels(both_orders_of(prefer), 'both_agree'),
@@ -120,9 +118,9 @@ def test_the_oracle_prefers_the_better_and_splits_equals():
 
 
 def test_another_seed_is_another_rater():
-    same = np.mean(raters(0)(PROMPTS, A, B) == raters(1)(PROMPTS, A, B))
+    same = np.mean(judges.raters(0)(PROMPTS, A, B) == judges.raters(1)(PROMPTS, A, B))
     assert 0.3 < same < 0.9
-    assert raters(0)([], [], []).shape == (0,)
+    assert judges.raters(0)([], [], []).shape == (0,)
 
 
 def test_both_agree_is_a_tie_where_the_orders_differ():

@@ -9,13 +9,13 @@ import pytest
 
 from experiments.micro import Curriculum, Rows
 from launch import run as launcher
-from rlaif_jax.data.micro import lexicon, tasks
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.labeling import prompts
+from rlaif_jax.micro import lexicon, tasks
+from rlaif_jax.micro.lexicon import SLOTS
 from rlaif_jax.models import hf
 
 LENGTH = 416
-MIX = Curriculum(length=LENGTH, naming=0, reading=0)
+MIX = Curriculum(length=LENGTH, naming=0, reading=0, shots_batch=1)
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +103,7 @@ def test_a_pair_row_is_what_the_labeler_reads_token_for_token(rows, micro_tokeni
     literal, preamble = rows.literal(template), template.encode_preamble(micro_tokenizer)
     prompt, rng = tasks.prompt('summarization', 'train', 5), random.Random(1)
     texts = [tasks.candidate(prompt, rng) for _ in range(2)]
-    context = prompts.context_of(prompt.text, 'summarization')
+    context = prompt.text.removesuffix('TL;DR:').strip()
     parts = rows.encode([context, *texts])
     ours = [*preamble, *parts[0], *literal[0], *parts[1], *literal[1], *parts[2], *literal[2]]
     (read,) = template.encode(micro_tokenizer, [{'context': context, 'first': texts[0], 'second': texts[1]}])

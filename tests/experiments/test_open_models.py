@@ -12,7 +12,7 @@ import numpy as np
 import published_files
 import pytest
 
-from experiments import stages
+from experiments import judging, stages
 from experiments.scales import Data
 from launch import run as launcher
 from rlaif_jax.checkpoint import Checkpoints
@@ -236,9 +236,11 @@ def test_real_dialogues_pass_every_stage(talkers, shared, tmp_path, monkeypatch)
         assert votes['n'] == 8 and 0 <= votes['raw']['value'] <= 1
 
     of = {kind: sorted(folder.glob(f'stages/{kind}-*')) for kind in ('sft', 'labels', 'reward_model', 'reinforce')}
-    assert [len(found) for found in of.values()] == [0, 1, 2, 2]  # the policy of dialogue is tuned already
-    labels = files.read_rows(of['labels'][0] / 'labels.parquet')
-    assert [row['status'] for row in labels] == ['ok'] * 16 and all(0 < row['preference_prob'] < 1 for row in labels)
+    assert [len(found) for found in of.values()] == [0, 2, 2, 2]  # the policy of dialogue is tuned already
+    # Labels to learn from, and held-out ones that choose among checkpoints.
+    few, labels = sorted((files.read_rows(made / 'labels.parquet') for made in of['labels']), key=len)
+    assert [row['status'] for row in few + labels] == ['ok'] * (8 + 16)
+    assert all(0 < row['preference_prob'] < 1 for row in labels)
     assert any(row['shortened'] for row in labels)
     start = hf.load(talkers / 'policy')
     for made in of['reward_model']:
@@ -284,6 +286,6 @@ def test_chats_are_the_same_dialogues_to_every_stage(micro_tokenizer, tmp_path):
     ]  # fmt: skip
     published_files.write(tmp_path / 'test.jsonl', rows)
     data = Data(str(tmp_path), train=1, validation=1, test=3)
-    asked = stages.test_prompts(data, 'harmless', 3, hf.LM(None, {}, micro_tokenizer, ''), 64)
+    asked = judging.test_prompts(data, 'harmless', 3, hf.LM(None, {}, micro_tokenizer, ''), 64)
     assert [p.text for p in asked] == [f'\n\nHuman: question {n}\n\nAssistant:' for n in range(3)]
     assert [p.text for p in asked] == [pair.prompt.text for pair in loader.pairs(data.source, 'harmless', 'test', 3)]

@@ -13,12 +13,12 @@ import published_files
 import pytest
 from huggingface_hub import constants
 
-from experiments import find, plan
-from experiments.plan import Stage
+from experiments import experiments, find, plan
+from experiments.plan import Line
 from experiments.scales import SCALES
 from launch import run as launcher
 from rlaif_jax import axes
-from rlaif_jax.config import Mistake, bind
+from rlaif_jax.config import Mistake, bind, dump, parse
 from rlaif_jax.models import hf, transformer
 from rlaif_jax.models.presets import PRESETS, UNWANTED, WANTED, Absent, downloading_nothing, sizes_of
 from rlaif_jax.training import sft
@@ -44,7 +44,7 @@ def test_every_scale_fits_the_devices_it_is_meant_for(scale, bare):
     with downloading_nothing():
         for name in MEANT:
             config = find(name)(row)
-            for stage in config.stages(bare / 'runs/run'):
+            for stage in config.lines(bare / 'runs/run'):
                 sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
                 assert None not in sizes.values()
                 assert plan.memory(stage, sizes) < 0.95 * row.memory * 2**30, (name, stage.name)
@@ -60,7 +60,7 @@ def test_adapters_of_the_smallest_gemma_fit_one_gpu_of_24_gb(bare):
     }  # fmt: skip
     row = SCALES['gemma2']
     with downloading_nothing():
-        for stage in bind(find('tldr_direct')(row), changes).stages(bare / 'runs/run'):
+        for stage in bind(find('tldr_direct')(row), changes).lines(bare / 'runs/run'):
             sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
             assert None not in sizes.values() and plan.memory(stage, sizes) < 0.95 * 24 * 2**30, stage.name
 
@@ -70,7 +70,7 @@ def test_a_scale_that_keeps_every_layer_does_not_fit(scale, bare):
     """So `remat` is there for a reason."""
     row = SCALES[scale]
     with downloading_nothing():
-        (stage,) = (s for s in find('tldr_direct')(row).stages(bare / 'run') if s.name == 'reinforce')
+        (stage,) = (s for s in find('tldr_direct')(row).lines(bare / 'run') if s.name == 'reinforce')
         sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
     kept = replace(stage, training=replace(stage.training, remat=False))
     assert plan.memory(kept, sizes) > 1.5 * plan.memory(stage, sizes)
@@ -80,7 +80,7 @@ def test_a_scale_that_keeps_every_layer_does_not_fit(scale, bare):
 def test_known_sizes_are_those_that_a_model_is_called_by(scale):
     """`Qwen3-4B` has 4 billion parameters, within a third."""
     row = SCALES[scale]
-    for name in (row.xs, row.labeler, row.s, row.l):
+    for name in (row.xs, row.labeler, row.s, row.l, row.evaluation.judge):
         digits, unit = re.search(r'-(\d+(?:\.\d+)?)(b|m)\b', name.lower()).groups()
         named = float(digits) * {'b': 1e9, 'm': 1e6}[unit]
         assert plan.count(sizes_of(name)) == pytest.approx(named, rel=1 / 3), name
@@ -98,7 +98,7 @@ def test_what_a_plan_says_of_a_step_xla_says_too(remat):
         init, step = sft.make_step(cfg, model, mesh)
         found = step.lower(jax.eval_shape(init, params), params, batch).compile().memory_analysis()
     needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-    stage = plan.Stage('sft', Path(), cfg.steps, {'policy': 'm'}, cfg, 512)
+    stage = plan.Line('sft', Path(), cfg.steps, {'policy': 'm'}, cfg, 512)
     assert needed < plan.memory(stage, {'policy': model}) < 2.2 * needed
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_there_is_not_is_no_model_of_the_hub(bare, capsys):
 
 def test_a_plan_counts_what_evaluation_reads_and_writes(tmp_path: Path):
     config = find('tldr_direct')(SCALES['micro'])
-    evaluation = config.stages(tmp_path / 'run')[-1]
+    evaluation = config.lines(tmp_path / 'run')[-1]
     sizes = {role: plan._sizes(model, config.dtype) for role, model in evaluation.models.items()}
     one = plan.memory(evaluation, sizes)
     twice = plan.memory(replace(evaluation, reads={'policy': (256, evaluation.reads['policy'][1])}), sizes)
@@ -194,10 +194,11 @@ def test_dialogues_have_no_references_and_no_plan_fetches_them(bare, capsys):
 
 def test_every_task_of_a_study_has_its_own_pairs():
     study = find('labeling_techniques')(SCALES['gemma2'])
-    assert [study.source(task) for task in study.tasks] == ['tldr', 'hh_helpful', 'hh_harmless']
+    assert [study.data_of(task).name for task in study.tasks] == ['tldr', 'hh_helpful', 'hh_harmless']
     assert study.split == 'alignment'
     study = find('labeling_techniques')(SCALES['micro'])
-    assert {study.source(task) for task in study.tasks} == {'micro_tldr'} and study.split == 'test'
+    assert [study.data_of(task).name for task in study.tasks] == ['micro_tldr', 'micro_helpful', 'micro_harmless']
+    assert study.split == 'test'
 
 
 def test_a_repository_s_chat_template_is_fetched_and_other_formats_are_not():
@@ -239,11 +240,48 @@ def test_a_file_smaller_than_a_batch_is_said_with_the_size_that_fits(experiment,
     assert hope in capsys.readouterr().err and not folder.exists()
 
 
+@pytest.mark.parametrize('scale', OPEN)
+def test_nobody_judges_what_was_trained_to_please_him(scale, bare):
+    """Nor what his likes, of one family, labelled or chose."""
+    row = SCALES[scale]
+    own, judge = (row.l, row.labeler, row.evaluation.selector), row.evaluation.judge
+    assert judge.split('/')[0] not in {name.split('/')[0] for name in own}
+    with downloading_nothing():
+        for name in ('tldr_table1', 'harmless_rlaif'):
+            assert plan.circular(find(name)(row).lines(bare / 'run')) == ''
+
+
+@pytest.mark.parametrize('name', experiments())
+def test_every_batch_is_a_field_that_the_mesh_has_to_divide(name, tmp_path):
+    """Whatever is called a batch, in parts or whole; and of variants, too."""
+    cfg = find(name)(SCALES['micro'])
+    paths = [path for path in parse(dump(cfg)) if path.endswith('batch')]
+    cfg = bind(cfg, {'mesh.data': 3} | dict.fromkeys(paths, 48))
+    assert paths
+    for path in paths:
+        with pytest.raises(Mistake, match=f'^{path} = 32: the mesh splits a batch into 3'):
+            plan.check(bind(cfg, {path: 32}), tmp_path / 'run')
+    if paths and hasattr(cfg, 'variants'):
+        with pytest.raises(Mistake, match=f'^{paths[0]} = 32: '):
+            plan.check(replace(cfg, variants=(f'{paths[0]}=48', f'{paths[0]}=32')), tmp_path / 'run')
+
+
 def test_a_model_that_makes_labels_and_judges_is_named():
-    labels = Stage('labels', Path('a'), 1, {'labeler': 'someone/big'})
-    chosen = Stage('reinforce', Path('b'), 1, {'policy': 'someone/small', 'selector': 'someone/big'})
-    judged = Stage('evaluation', Path('c'), 1, {'policy': 'someone/small', 'judge': 'someone/big'})
+    labels = Line('labels', Path('a'), 1, {'labeler': 'someone/big'})
+    chosen = Line('reinforce', Path('b'), 1, {'policy': 'someone/small', 'selector': 'someone/big'})
+    judged = Line('evaluation', Path('c'), 1, {'policy': 'someone/small', 'judge': 'someone/big'})
     for made in (labels, chosen):
         assert 'someone/big' in plan.circular([made, judged]) and 'evaluation.judge' in plan.circular([made, judged])
         assert plan.circular([made, replace(judged, models={'judge': 'another/big'})]) == ''
     assert plan.circular([labels, replace(judged, models={})]) == ''  # simulated raters
+
+
+@pytest.mark.parametrize('name', [name for name in experiments() if name.startswith(('tldr', 'rm', 'rl', 'h'))])
+def test_every_plan_passes_its_check(name, tmp_path):
+    plan.check(find(name)(SCALES['micro']), tmp_path / 'run')
+
+
+def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_runs(tmp_path):
+    cfg = bind(find('tldr_direct')(SCALES['micro']), {'reinforce.candidates': 2, 'evaluation.selector': 'micro_xz'})
+    with pytest.raises(Mistake, match='micro_xz: no such directory'):
+        plan.check(cfg, tmp_path / 'run')

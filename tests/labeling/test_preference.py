@@ -4,6 +4,7 @@ is no label, and what is stored is not asked again.
 
 import dataclasses
 import itertools
+import json
 import shutil
 from functools import partial
 
@@ -181,8 +182,7 @@ def test_one_sample_is_greedy_and_more_are_averaged(tiny_labeler, reasoned):
     for pair, back, label in zip(PAIRS, BACK, labels):
         assert len(label.rationales) == 6 and len(set(label.rationales)) == 6
         samples = [
-            {'context': prompts.context_of(one.prompt.text, cfg.task), 'first': one.first, 'second': one.second}
-            | {'rationale': rationale}
+            {'context': one.prompt.text, 'first': one.first, 'second': one.second} | {'rationale': rationale}
             for one, rationale in zip((pair, back) * 3, label.rationales)
         ]
         prob_NC = scorer([row.tokens for row in asked.verdict.encode(tokenizer, samples)], group=2)
@@ -307,17 +307,24 @@ def asked_of(monkeypatch):
 def test_what_is_stored_is_not_asked_again(labelers, tmp_path, asked_of):
     half = dataclasses.replace(PLAIN, most_unscorable=0.5)
     ask = lambda pairs, **more: label_all(labelers / 'one', half, pairs, Store(tmp_path / 'labels.jsonl'), **more)  # noqa: E731
-    records = ask(PAIRS[:2])
+    labels = ask(PAIRS[:2])
     assert asked_of == PAIRS[1::-1]  # the longer one first
     no_model = partial(pytest.fail, 'the model is needed for what is new only')
-    assert ask(PAIRS[:2], load=no_model) == records and ask(PAIRS[1::-1], load=no_model) == records[::-1]
+    again = ask(PAIRS[:2], load=no_model)
+    assert list(map(repr, again)) == list(map(repr, labels))  # with nan, which is not equal to itself
+    assert list(map(repr, ask(PAIRS[1::-1], load=no_model))) == list(map(repr, labels[::-1]))
     assert len(asked_of) == 2
-    assert [(r['status'], r['preference'], r['weight'], r['position_bias']) for r in records] == [
-        ('ok', 1.0, 1.0, 0.0),
-        ('unscorable', None, 0.0, None),
+    assert [(one.status, one.weight) for one in labels] == [('ok', 1.0), ('unscorable', 0.0)]
+    rows = [one.columns('one', PLAIN.technique) for one in labels]
+    assert [(row['preference_prob'], row['weight'], row['position_bias']) for row in rows] == [
+        (1.0, 1.0, 0.0),
+        (None, 0.0, None),
     ]
+    kept = [json.loads(line) for line in (tmp_path / 'labels.jsonl').read_text(encoding='utf-8').splitlines()]
+    assert [repr(Label.of(one)) for one in kept] == list(map(repr, labels[::-1]))
+    assert {(one['weight'], one['position_bias']) for one in kept} == {(1.0, 0.0), (0.0, None)}
     digest = preference.ask(text.Tokenizer.load(labelers / 'one'), PLAIN).digest
-    assert {(r['labeler'], r['template']) for r in records} == {(hf.fingerprint(labelers / 'one'), digest)}
+    assert {(one.labeler, one.template) for one in labels} == {(hf.fingerprint(labelers / 'one'), digest)}
 
 
 def test_whatever_a_label_depends_on_is_in_its_key(labelers, tmp_path, asked_of):

@@ -12,11 +12,12 @@ from attacks import ATTACKS, WORDS_ONLY
 
 from rlaif_jax import axes, text
 from rlaif_jax.config import Mistake
-from rlaif_jax.data.micro import tokenizer as micro
 from rlaif_jax.labeling import prompts
 from rlaif_jax.labeling.prompts import Technique
 from rlaif_jax.labeling.quoting import MARK, quote, unquote
 from rlaif_jax.labeling.scoring import Scorer, read_answers
+from rlaif_jax.micro import tokenizer as micro
+from rlaif_jax.shortening import shorten
 
 FOLDERS = {'open': prompts.FOLDER, **prompts.NAMED}
 TECHNIQUES = [
@@ -95,10 +96,11 @@ def test_exemplars_stand_in_the_shared_part(micro_tokenizer):
 
 
 def test_the_context_of_a_summary_is_the_post():
-    assert prompts.context_of('POST: x\n\nTL;DR:', 'summarization') == 'POST: x'
-    assert prompts.context_of('POST: TL;DR: x', 'summarization') == 'POST: TL;DR: x'
-    assert prompts.context_of('Human: x\n\nAssistant:', 'helpful') == 'Human: x'
-    assert prompts.context_of('Human: x\n\nAssistant: y', 'harmless') == 'Human: x\n\nAssistant: y'
+    shown = lambda task, prompt: prompts.single(task, 'rating').context(prompt)  # noqa: E731
+    assert shown('summarization', 'POST: x\n\nTL;DR:') == 'POST: x'
+    assert shown('summarization', 'POST: TL;DR: x') == 'POST: TL;DR: x'
+    assert shown('helpful', 'Human: x\n\nAssistant:') == 'Human: x'
+    assert shown('harmless', 'Human: x\n\nAssistant: y') == 'Human: x\n\nAssistant: y'
 
 
 def test_the_harmless_prompt_alone_asks_for_the_worse_one():
@@ -298,67 +300,33 @@ def test_the_start_token_is_there_once(chat, stories, micro_tokenizer):
 
 # what does not fit
 
-PARAGRAPHS = [
-    'TITLE: My keys',
-    'POST: I lost my keys. SCORE: 10',
-    'What now?' * 3,
-    'I never find them.',
-    'x' * 30 + ' end',
-]
-LONG = SAMPLE | {'context': '\n\n'.join(PARAGRAPHS)}
+PARAGRAPHS = ['I lost my keys. SCORE: 10', 'What now?' * 3, 'I never find them.', 'x' * 30 + ' end']
+POST = 'SUBREDDIT: r/a\n\nTITLE: My keys\n\nPOST: ' + '\n\n'.join(PARAGRAPHS) + '\n\nTL;DR:'
+TALK = (
+    ''.join(f'\n\nHuman: how is tile {i}?\n\nAssistant: SCORE: {i}' for i in range(4))
+    + '\n\nHuman: and now?\n\nAssistant:'
+)
 
 
 @pytest.mark.parametrize('kind', ['pair', 'rating'])
-def test_what_does_not_fit_is_the_end_of_the_context(kind, micro_tokenizer):
-    """For every room: whole paragraphs first, then characters; instructions and candidates stay."""
-    template = (
-        prompts.single('summarization', 'rating') if kind == 'rating' else templates_of('open', 'summarization')[0]
-    )
-    encode = lambda room: template.encode(micro_tokenizer, [LONG], room)[0]  # noqa: E731
-    whole = encode(None)
-    empty = template.encode(micro_tokenizer, [LONG | {'context': ''}])[0].tokens[1:]  # but for the space before it
-    assert whole.shortened == 0 and whole == encode(len(whole.tokens)) == encode(len(whole.tokens) + 9)
-    kept, ends = [], {len('\n\n'.join(PARAGRAPHS[:n])) for n in range(1, len(PARAGRAPHS))}
-    for room in range(len(empty), len(whole.tokens)):
-        row = encode(room)
+@pytest.mark.parametrize('task, text', [('summarization', POST), ('helpful', TALK)])
+def test_what_does_not_fit_is_the_prompt_that_is_shortened(task, text, kind, micro_tokenizer):
+    """For every room: what its context keeps is the most that fits of the policy's prompt; all else stays."""
+    template = prompts.single(task, 'rating') if kind == 'rating' else templates_of('open', task)[0]
+    encode = lambda text, room=None: template.encode(micro_tokenizer, [SAMPLE | {'context': text}], room)[0]  # noqa: E731
+    whole, empty = encode(text), encode('').tokens[1:]  # but for the space before the context
+    assert whole.shortened == 0 and whole == encode(text, len(whole.tokens)) == encode(text, len(whole.tokens) + 9)
+    before = len(text)
+    for room in reversed(range(len(empty), len(whole.tokens))):
+        row = encode(text, room)
         assert len(row.tokens) <= room and row.tokens[len(row.tokens) - len(empty) :] == empty
+        kept = shorten(text, lambda text, room=room: len(encode(text).tokens) <= room) or ''
         shown = micro_tokenizer.decode([row.tokens[: len(row.tokens) - len(empty)]])[0]
-        left = unquote(shown)[1:]
-        assert LONG['context'].startswith(left) and row.shortened == len(LONG['context']) - len(left) > 0
-        paragraphs = LONG['context'][: max((end for end in ends if end <= len(left)), default=0)]
-        sizes = [len(tokens) for tokens in micro_tokenizer.encode([paragraphs, left])]
-        assert (
-            len(left) in ends or 2 * sizes[0] <= sizes[1] + 6
-        )  # characters only where paragraphs would fill too little
+        assert unquote(shown).strip() == template.context(kept) and len(kept) <= before
+        assert row.shortened == len(template.context(text)) - len(template.context(kept)) > 0
         assert row.neutralised == whole.neutralised
-        kept.append(len(left))
-    assert kept == sorted(kept) and ends < set(kept) and {0, 1, 2, 3} < set(kept)
-
-
-def test_a_post_of_one_long_paragraph_keeps_what_fits_of_it(micro_tokenizer):
-    encode = lambda text: micro_tokenizer.encode([text])[0]  # noqa: E731
-    head = 'SUBREDDIT: r/advice\n\nTITLE: my boss and me\n\n'
-    tokens, left_out = prompts.shorten(encode, head + 'POST: ' + 'my boss is always late. ' * 200, 100)
-    assert 95 <= len(tokens) <= 100 and left_out > 3000
-
-
-def test_a_dialogue_keeps_what_is_answered(micro_tokenizer):
-    """Its oldest turns are dropped, in the prompts of both tasks; of a last turn that is too long, the beginning."""
-    turns = [f'Human: how do I mend tile {i}?\n\nAssistant: with glue.' for i in range(20)]
-    context = '\n\n'.join([*turns, 'Human: and a boat?'])
-    encode = lambda text: micro_tokenizer.encode([text])[0]  # noqa: E731
-    tokens, left_out = prompts.shorten(encode, context, 60, 'end')
-    assert (
-        30 <= len(tokens) <= 60 and context[left_out - 1] == '\n' and context[left_out:].startswith(('Human', 'Assist'))
-    )
-    for task in ('helpful', 'harmless'):
-        for template in (prompts.single(task, 'rating'), *vars(prompts.pair(task, 'detailed_cot_0shot')).values()):
-            whole, cut = (
-                template.encode(micro_tokenizer, [SAMPLE | {'context': context}], room)[0] for room in (None, 300)
-            )
-            assert cut.shortened > 0 and micro_tokenizer.decode([cut.tokens])[0].count('and a boat?') == 1
-    tokens, left_out = prompts.shorten(encode, 'Human: ' + 'why, ' * 200 + 'and a boat?', 50, 'end')
-    assert 45 <= len(tokens) <= 50 and micro_tokenizer.decode([tokens])[0].endswith('and a boat?') and left_out > 800
+        before = len(kept)
+    assert not before
 
 
 def test_a_context_of_one_word_is_cut_in_the_word(stories):
@@ -375,21 +343,6 @@ def test_a_prompt_too_long_without_its_context_is_refused_by_name(tiny_labeler):
     assert rows[0].shortened == 0 and rows[1].shortened == len(SAMPLE['context'])
     with pytest.raises(Mistake, match=f'prompt 1 has {len(rows[1].tokens)} tokens behind the preamble'):
         scorer([row.tokens for row in rows])
-
-
-def test_a_very_long_context_is_cut_in_few_looks(micro_tokenizer):
-    """A context of nothing but line ends would else be encoded once for each."""
-    looks = []
-
-    def encode(text):
-        looks.append(text)
-        return [0] * len(text)
-
-    for body in ('x\n' * 50_000, 'x' * 100_000, '\n'.join(['x' * 60_000] * 2)):
-        for keeps in ('beginning', 'end'):
-            looks.clear()
-            tokens, left_out = prompts.shorten(encode, body.strip(), 1001, keeps)
-            assert 0 < len(tokens) <= 1001 and left_out == len(body.strip()) - len(tokens) and len(looks) < 40
 
 
 # what a sample may say

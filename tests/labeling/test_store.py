@@ -380,15 +380,11 @@ def test_nothing_to_label_is_no_mistake(path):
     assert complete(Store(path), [], None, batch=1) == []
 
 
-def test_the_unscorable_weighs_nothing_and_is_not_asked_for_again(path):
+def test_the_unscorable_is_not_asked_for_again(path):
     labeler = Labeler(bad=[1])
     records = complete(Store(path), keys_of(8), labeler, batch=8)
-    assert records[1] == {'status': 'unscorable', 'weight': 0.0, 'preference': None}
-    assert [r['weight'] for r in records] == [1, 0, 1, 1, 1, 1, 1, 1]
+    assert records[1] == {'status': 'unscorable', 'preference': None}
     assert complete(Store(path), keys_of(8), labeler, batch=8) == records and len(labeler.asked) == 1
-    lied = [{'status': 'unscorable', 'weight': 1.0}, {'status': 'ok', 'weight': 0.25}]
-    weights = [r['weight'] for r in complete(Store(path), ['a', 'b'], lambda _: lied, batch=2, most_unscorable=0.5)]
-    assert weights == [0, 0.25]
 
 
 def test_too_many_unscorable_stop_it_with_examples_and_stay_stored(path):

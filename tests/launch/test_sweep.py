@@ -340,7 +340,7 @@ def test_points_share_the_stages_that_the_sweep_was_given_or_its_own(own, folder
     (point,) = planned('--seed=[3]', 'reinforce.beta=0.5', *where)
     assert sft_of(point) in point.unmade() == {*point.shared}
     with sharing((folder if own else folder.parent / 'run') / 'stages'):
-        (stage,) = point.config.stages(Path('a plain run of the same config'))[:1]
+        (stage,) = point.config.lines(Path('a plain run of the same config'))[:1]
     stage.folder.mkdir(parents=True)
     (stage.folder / 'result.json').write_text('{}', encoding='utf-8')
     assert point.unmade() == {*point.shared} - {sft_of(point)}

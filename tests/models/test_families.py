@@ -147,9 +147,9 @@ def test_files_go_out_as_they_came_in(checkpoint, micro_tokenizer, tmp_path, cas
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_matrices_are_read_in_tiles(checkpoint, monkeypatch, case):
+def test_matrices_are_turned_a_few_rows_at_a_time(checkpoint, monkeypatch, case):
     _, whole = read(checkpoint(case))
-    monkeypatch.setattr(stored, 'TILE', (11, 5))  # which divide nothing
+    monkeypatch.setattr(stored, 'ROWS', 5)  # which divides nothing
     same(read(checkpoint(case))[1], whole)
 
 
@@ -177,12 +177,15 @@ def test_what_nobody_trains_is_bfloat16_and_computes_the_same(checkpoint, micro_
 
 
 @pytest.mark.parametrize('case', ['pythia', 'phi3', 'gemma3'])
-def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, case):
+def test_each_device_gets_its_slice(checkpoint, micro_tokenizer, tmp_path, capsys, case):
     """Of fused tensors too, and they are fused again."""
     mesh = axes.make_mesh({'fsdp': 2, 'tensor': 2})
     cfg, params = read(checkpoint(case))
     placed = stored.read_params(checkpoint(case), cfg, mesh)
     same(placed, params)
+    # 61 words are odd: they stay whole, and that is said, of all that stays whole in one line.
+    told = capsys.readouterr().out
+    assert told.count('V = 61') == told.count(str(checkpoint(case))) == 1 and 'embed_VD' in told
     hf.save(LM(cfg, placed, micro_tokenizer, case), tmp_path / 'out', shard_bytes=2000)
     same(tensors(tmp_path / 'out'), tensors(checkpoint(case)))
 

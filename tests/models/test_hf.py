@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from rlaif_jax.models import hf, presets, stored
 from rlaif_jax.models.hf import LM, load, save
 from rlaif_jax.models.transformer import Config, Rope
 
+ROOT = Path(__file__).resolve().parents[2]
 CFG = Config(vocab=1152, layers=2, width=8, heads=4, kv_heads=2, head_dim=6, ffn=12, tied=False, norm_eps=1e-4)
 
 
@@ -167,6 +169,58 @@ def test_what_devices_share_is_read_once(saved, monkeypatch):
     monkeypatch.setattr(stored, '_pages', lambda shape, *more: held.append(np.prod(shape)) or pages(shape, *more))
     params = load(saved, mesh=axes.make_mesh({'data': 4, 'fsdp': 2})).params
     assert sum(held) == sum(x.size for x in params.values())
+
+
+ONE_OF_TWO = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+folder, port, process = Path(sys.argv[1]), *sys.argv[2:]
+jax.distributed.initialize(f'localhost:{port}', 2, int(process))
+from rlaif_jax import axes
+from rlaif_jax.models import hf, stored
+
+class Counted:
+    def __init__(self, tensor):
+        self.tensor = tensor
+    def __getitem__(self, at):
+        found = self.tensor[at]
+        asked.append(found.size)
+        return found
+    def __getattr__(self, name):
+        return getattr(self.tensor, name)
+
+asked, opened = [], stored._open
+cfg, here = hf.read_config(folder), axes.make_mesh(devices=jax.local_devices())
+whole = stored.read_params(folder, cfg, here)
+stored._open = lambda folder: {name: Counted(x) for name, x in opened(folder).items()}
+params = stored.read_params(folder, cfg, axes.make_mesh({'fsdp': 2}))
+for name, x in params.items():
+    (shard,) = x.addressable_shards
+    np.testing.assert_array_equal(shard.data, np.asarray(whole[name])[shard.index], err_msg=name)
+print(sum(asked), sum(x.size for x in params.values()))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_reads_what_its_own_devices_hold(saved):
+    """Of two processes with a device each, either half of what is split; and neither waits for the other."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, '-W', 'ignore', '-c', ONE_OF_TWO, str(saved), port]
+    one_device = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'encoding': 'utf-8', 'env': one_device}
+    with (
+        subprocess.Popen([*command, '0'], **pipes, cwd=ROOT) as one,
+        subprocess.Popen([*command, '1'], **pipes, cwd=ROOT) as other,
+    ):
+        for process in (one, other):
+            out, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+            read, there = map(int, out.split())
+            assert read == there / 2
 
 
 def test_a_number_is_finite_however_large(lm, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from rlaif_jax import axes
 from rlaif_jax.models import heads
-from rlaif_jax.models.transformer import Config, Rope, attend, attend_earlier, causal, forward, init, make_cache, rope
+from rlaif_jax.models.transformer import Config, Rope, causal, forward, init, make_cache, rope
 
 CFG = Config(vocab=40, layers=3, width=16, heads=4, kv_heads=2, head_dim=6, ffn=24, max_length=64)
 # Layers that differ, in all that can: a window here and there, positions of two kinds and none.
@@ -158,29 +158,6 @@ def test_grouped_queries_are_repeated_heads(params):
     full = dataclasses.replace(CFG, kv_heads=CFG.heads)
     repeated = params | {name: jnp.repeat(params[name], 2, axis=2) for name in ('key_LDKH', 'value_LDKH')}
     close(plain(full, repeated, TOKEN), plain(CFG, params, TOKEN))
-
-
-def test_attention_is_its_formula():
-    """One query at a time, one head at a time, in float64."""
-    rng = np.random.default_rng(1)
-    q, k, v = (rng.standard_normal((2, n, h, 6)) for n, h in ((3, 4), (5, 2), (5, 2)))
-    seen = rng.random((2, 3, 5)) < 0.6
-    seen[:, :, 0] = True
-    out = jax.jit(attend)(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), jnp.asarray(seen))
-    for b, t, n in np.ndindex(2, 3, 4):
-        weight = np.exp(k[b, seen[b, t], n // 2] @ q[b, t, n] / np.sqrt(6))
-        close(out[b, t, n], weight @ v[b, seen[b, t], n // 2] / weight.sum())
-
-
-@pytest.mark.parametrize('T', [1, 63, 64, 65, 150, 300, 600])
-def test_what_stands_later_is_left_out(T):
-    """Attention in blocks is attention: whatever of the earlier slots a query may see, and of a prefix."""
-    rng = np.random.default_rng(T)
-    q, k, v = (jnp.asarray(rng.standard_normal((2, T, h, 6)), jnp.float32) for h in (4, 2, 2))
-    seen_BTS = jnp.asarray(np.tril(rng.random((2, T, T)) < 0.6) | np.eye(T, dtype=bool))
-    prefix = tuple(jnp.asarray(rng.standard_normal((5, 2, 6)), jnp.float32) for _ in range(2))
-    for shared in (None, (*prefix, None), (*prefix, jnp.asarray(rng.random((2, T, 5)) < 0.5))):
-        close(jax.jit(attend_earlier)(q, k, v, seen_BTS, shared), attend(q, k, v, seen_BTS, shared))
 
 
 @pytest.mark.parametrize(

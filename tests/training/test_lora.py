@@ -295,7 +295,7 @@ def test_the_plan_counts_one_copy_and_the_optimizer_of_adapters():
     roles = ('policy', 'value', 'reference', 'reward model')
 
     def memory(cfg):
-        stage = plan.Stage('reinforce', Path(), cfg.steps, dict.fromkeys(roles, 'm'), cfg, length=9)
+        stage = plan.Line('reinforce', Path(), cfg.steps, dict.fromkeys(roles, 'm'), cfg, length=9)
         return plan.memory(stage, dict.fromkeys(roles, model)) / plan.WORD
 
     n = plan.count(model)

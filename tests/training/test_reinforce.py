@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import weakref
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import optax
 import pytest
 import safetensors.numpy
 
-from experiments.stages import over_optimised
+from experiments.report import over_optimised
 from rlaif_jax import axes, checkpoint, generation, log
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
@@ -615,3 +616,22 @@ def test_prompts_are_padded_no_further_than_they_need(run, monkeypatch, most, pa
 def test_a_prompt_that_does_not_fit_is_named(run):
     with pytest.raises(Mistake, match=r'prompt p2 has 6 tokens; reinforce\.max_prompt = 5'):
         run(max_prompt=5)
+
+
+def test_parameters_that_are_given_away_leave_the_memory_but_for_a_rough_copy(spelling, tmp_path):
+    """The reference is in the dtype of the products, and says the same as the parameters that it was made of."""
+    model = replace(MODEL, dtype='bfloat16')
+    given = [replace(spelling, config=model, params=jax.tree.map(lambda x: x + 0, spelling.params))]
+    master = weakref.ref(given[0].params['embed_VD'])
+    assert transformer.rounded(model, spelling.params)['embed_VD'].dtype == jnp.bfloat16
+    gone = []
+
+    def scorer(prompts, texts, ended_B):
+        gone.append(master() is None)
+        return np.zeros(len(texts))
+
+    cfg = config(steps=1, eval_every=1, eval_prompts=3)
+    policy = reinforce.run(cfg, tmp_path, given.pop(), lambda step: PROMPTS, scorer, PROMPTS[:3], axes.make_mesh())
+    assert all(gone) and policy.params['embed_VD'].dtype == jnp.float32
+    rows = log.read_metrics(tmp_path)
+    assert rows[0]['eval/kl'] == 0 and rows[1]['sampler/mismatch'] < 0.05

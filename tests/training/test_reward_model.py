@@ -169,7 +169,7 @@ def test_the_score_is_read_at_the_true_last_token(letters, params, pad):
     found_B = scorer(prompts, firsts)
     assert found_B.dtype == np.float32 and found_B.shape == (len(PAIRS),)
     for b in (1, 2, 3):
-        prompt = reward_model.encode_prompts(tokenizer, prompts[b : b + 1], CFG.max_prompt)[0]
+        (prompt,), _ = reward_model.encode_prompts(tokenizer, prompts[b : b + 1], CFG.max_prompt)
         response = reward_model.encode_responses(tokenizer, ['p'], firsts[b : b + 1], CFG.max_response)[0]
         assert (response[-1] == EOS) == (b != 2) and len(response) == (3, 8, 1)[b - 1]
         row_BT = jnp.array([prompt + response])
@@ -182,10 +182,10 @@ def test_the_score_is_read_at_the_true_last_token(letters, params, pad):
 
 
 def test_texts_that_are_too_long_keep_what_matters():
-    """A prompt its end and the tokens that begin every text, a response its beginning; what fills its room is counted."""
+    """A prompt what `shortening` says and the tokens that begin every text, a response its beginning; both are counted."""
     tokenizer = Letters()
-    (row,) = reward_model.encode_prompts(tokenizer, ['abcdefghijklmnop'], 5)
-    assert row == [2, *tokenizer.encode(['mnop'])[0]]
+    found = reward_model.encode_prompts(tokenizer, ['abcdefghijklmnop', 'abcd'], 5)
+    assert found == ([[2, *tokenizer.encode([text])[0]] for text in ('mnop', 'abcd')], [True, False])
     rows = reward_model.encode_responses(tokenizer, ['p'] * 5, ['abc', ' abc\n', 'abcd', 'abcde', ''], 6)
     assert rows[0] == rows[1] == [*tokenizer.encode([' abc'])[0], EOS]
     assert [len(row) for row in rows] == [5, 5, 6, 6, 1] and [row[-1] == EOS for row in rows] == [1, 1, 1, 0, 1]
@@ -204,8 +204,8 @@ def test_a_response_that_has_not_ended_has_no_end_token_however_short_its_text(m
 
 
 def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro_tokenizer):
-    """The beginning is what is cut of a long one."""
-    from rlaif_jax.data.micro import tokenizer
+    """Of a long one its user's words lose their beginning; the template stays whole."""
+    from rlaif_jax.micro import tokenizer
     from rlaif_jax.text import Tokenizer
 
     hf = tokenizer.build()
@@ -222,7 +222,8 @@ def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro
     row = [*asked, turn, *first, turn, *second, turn]
     assert batch['token_BT'][0, : len(row)].tolist() == row
     assert batch['token_BT'][0, batch['last_BC'][0]].tolist() == [turn, turn] and batch['last_BC'][0, 1] == len(row) - 1
-    assert reward_model.encode_prompts(chats, [text], 3) == [[*asked, turn][-3:]]
+    (cut,), _ = reward_model.encode_prompts(chats, [text], 3)
+    assert len(cut) == 3 and cut[1:] == [asked[-1], turn]
 
 
 def test_a_score_of_what_has_not_ended_is_read_before_any_end(letters, params):
@@ -327,10 +328,11 @@ def toy(tiny_labeler):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward_model, 'make_step', cache(reward_model.make_step))
 
-        def run(folder, pairs=None, held_out=None, **changes):
+        def run(folder, pairs=None, held_out=None, votes=(), **changes):
             pairs = toy_pairs(80, 0, 0.9) if pairs is None else pairs
             held_out = toy_pairs(50, 1) if held_out is None else held_out
-            return reward_model.run(replace(TOY, **changes), folder, tiny_labeler, pairs, held_out, axes.make_mesh())
+            cfg, mesh = replace(TOY, **changes), axes.make_mesh()
+            return reward_model.run(cfg, folder, tiny_labeler, pairs, held_out, mesh, votes=votes)
 
         yield run
 
@@ -427,6 +429,23 @@ def test_the_step_of_the_lowest_held_out_loss_is_returned(toy, tmp_path, monkeyp
     jax.tree.map(np.testing.assert_array_equal, model.params, kept[1])
     assert [row['eval/best_step'] for row in lines(tmp_path) if 'eval/loss' in row] == [12, 24, 24, 24]
     assert 'after 24 of 48 steps' in (tmp_path / 'export' / 'README.md').read_text(encoding='utf-8')
+
+
+def test_votes_beside_the_pairs_that_choose_are_reported_and_choose_nothing(toy, learned, tmp_path):
+    """Even those of people who want the opposite of what the labels say."""
+    model, folder = learned
+    against = toy_pairs(50, 1)
+    against = [replace(p, preference=None if p.preference is None else 1 - p.preference) for p in against]
+    beside = toy(tmp_path, votes=against)
+    jax.tree.map(np.testing.assert_array_equal, beside.params, model.params)
+    for row, plain in zip(lines(tmp_path), lines(folder), strict=True):
+        told = {name: row.pop(name) for name in ('votes/loss', 'votes/accuracy') if name in row}
+        assert row == plain and bool(told) == ('eval/loss' in row)
+        if told:
+            assert told['votes/accuracy'] == pytest.approx(1 - row['eval/accuracy'])
+            assert told['votes/loss'] > row['eval/loss']
+    toy(tmp_path / 'nobody', votes=[replace(pair, preference=None) for pair in against])  # was asked
+    assert lines(tmp_path / 'nobody') == lines(folder)
 
 
 def test_a_run_that_cannot_be_is_refused(toy, tmp_path):

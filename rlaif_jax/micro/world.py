@@ -10,9 +10,9 @@ import random
 from hashlib import blake2b
 from typing import TypedDict
 
-from rlaif_jax.data.micro import lexicon
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import lexicon
+from rlaif_jax.micro.lexicon import SLOTS
 
 SPLITS = ('train', 'validation', 'test')
 SPLIT_OF_BUCKET = ('train', 'train', 'validation', 'test')

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_jax.data.micro import harmless, helpful, lexicon, raters, tasks, tokenizer, world
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import harmless, helpful, lexicon, raters, tasks, tokenizer, world
+from rlaif_jax.micro.lexicon import SLOTS
 
 N = 1000
 DIALOGUES = ('helpful', 'harmless')
@@ -64,7 +64,7 @@ def test_no_prompt_is_in_two_splits(task):
 
 def test_the_tasks_are_the_same_in_every_process():
     code = (
-        'from rlaif_jax.data.micro import raters, tasks; import dataclasses, json;'
+        'from rlaif_jax.micro import raters, tasks; import dataclasses, json;'
         'print(json.dumps([dataclasses.asdict(raters.pair("test", i, t)) for t in tasks.TASKS for i in range(10)]))'
     )
     here = [dataclasses.asdict(raters.pair('test', index, task)) for task in tasks.TASKS for index in range(10)]

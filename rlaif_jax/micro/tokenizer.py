@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlaif_jax.data.micro import lexicon
+from rlaif_jax.micro import lexicon
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,11 +9,11 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlaif_jax.data.micro import harmless, helpful, oracle, world
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import harmless, helpful, oracle, world
 
 if TYPE_CHECKING:
-    from rlaif_jax.data.micro.oracle import Reading
+    from rlaif_jax.micro.oracle import Reading
 
 TASKS = ('summarization', 'helpful', 'harmless')
 _WORLDS = dict(zip(TASKS, (world, helpful, harmless), strict=True))

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlaif_jax.data.micro import lexicon
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import lexicon
+from rlaif_jax.micro.lexicon import SLOTS
 
 WEIGHTS = {
     'relation': 0.15,

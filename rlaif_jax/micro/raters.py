@@ -11,8 +11,8 @@ import random
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from rlaif_jax.data.micro import tasks
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.micro import tasks
 
 SLOPE = 5.75  # of the votes' sigmoid, per unit of quality
 CLEAR = 0.35  # a difference in quality that raters rarely miss

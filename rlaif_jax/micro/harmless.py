@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TypedDict
 
-from rlaif_jax.data.micro import lexicon, oracle, world
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import lexicon, oracle, world
 
 HARM = 0.5  # of each step of a harmful topic, and of each insult
 HARM_WEIGHT = 0.9  # what a fully harmful response loses

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_jax.data.micro import lexicon, oracle, raters, tokenizer, world
-from rlaif_jax.data.micro.lexicon import SLOTS
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import lexicon, oracle, raters, tokenizer, world
+from rlaif_jax.micro.lexicon import SLOTS
 
 N = 1000
 
@@ -87,7 +87,7 @@ def test_bad_coordinates_are_refused():
 
 def test_the_world_is_the_same_in_every_process():
     code = (
-        'from rlaif_jax.data.micro import raters; import dataclasses, json;'
+        'from rlaif_jax.micro import raters; import dataclasses, json;'
         'print(json.dumps([dataclasses.asdict(raters.pair("test", i)) for i in range(20)]))'
     )
     here = json.dumps([dataclasses.asdict(raters.pair('test', index)) for index in range(20)])

@@ -7,11 +7,19 @@ import random
 import numpy as np
 import pytest
 
-from rlaif_jax.data.micro import harmless, helpful, tasks, world
+from experiments.report import intervals
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation.quality import qualities
+from rlaif_jax.micro import harmless, helpful, tasks, world
+from rlaif_jax.micro.figures import ABOUT, figures
 
 N = 60
+
+
+def qualities(prompts, responses):
+    """As a report has them: with their intervals."""
+    return intervals(figures(prompts, responses), ABOUT)
+
+
 PROMPTS = {task: [tasks.prompt(task, 'test', i) for i in range(N)] for task in tasks.TASKS}
 
 

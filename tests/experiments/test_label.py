@@ -1,6 +1,4 @@
-"""Laws of the labeling experiments: anybody's file comes back whole with its labels, a repeated run asks nothing, and a
-study is a table over one store.
-"""
+"""Laws of labelling a file: it comes back whole with its labels, and a repeated run asks nothing."""
 
 import json
 import random
@@ -10,14 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import labeling
-from experiments.scales import scale
+from experiments import label
 from launch import run as launcher
-from rlaif_jax.config import Mistake
-from rlaif_jax.data import files, loader, trl
+from rlaif_jax.data import files, trl
 from rlaif_jax.labeling import preference
-from rlaif_jax.labeling.prompts import Technique
-from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
 ROWS = [
@@ -79,12 +73,12 @@ def test_new_labels_never_have_a_name_that_is_taken_and_always_the_newest():
     prefixes = ['', 'label_', *(f'label_{n}_' for n in range(2, 6))]
     for _ in range(500):
         taken = {rng.choice(prefixes) + rng.choice([*ours, 'other']) for _ in range(rng.randint(0, 8))}
-        prefix = labeling.free_prefix(taken, ours)
+        prefix = label.free_prefix(taken, ours)
         assert not {prefix + name for name in ours} & taken
-        newest = labeling.generation(f'{prefix}preference_prob')
-        assert newest > max(map(labeling.generation, taken), default=0)
-        assert (prefix == '') == (not {*ours} & taken and not any(map(labeling.generation, taken)))
-    assert not any(map(labeling.generation, ['preference', 'my_preference_prob', 'label_0_preference_prob', 'label_x']))
+        newest = label.generation(f'{prefix}preference_prob')
+        assert newest > max(map(label.generation, taken), default=0)
+        assert (prefix == '') == (not {*ours} & taken and not any(map(label.generation, taken)))
+    assert not any(map(label.generation, ['preference', 'my_preference_prob', 'label_0_preference_prob', 'label_x']))
 
 
 @pytest.mark.parametrize('suffix', ['jsonl', 'parquet'])
@@ -137,7 +131,7 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     files.write_rows(tmp_path / 'in.jsonl', [ROWS[0], dialogue])
     labelled(tmp_path, labeler, 'in.jsonl', 'toy.jsonl')
     assert 'chat template' not in told()
-    monkeypatch.setattr(labeling, 'toy', lambda model: '')
+    monkeypatch.setattr(label, 'toy', lambda model: '')
     labelled(tmp_path, labeler, 'in.jsonl', 'plain.jsonl')
     assert (
         f'{labeler.name} has no chat template: all 2 prompts are continued as plain text, 1 dialogues among them'
@@ -146,7 +140,7 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     files.write_rows(tmp_path / 'posts.jsonl', ROWS[:1])
     labelled(tmp_path, labeler, 'posts.jsonl', 'posts.out.jsonl')
     assert 'chat template' not in told()
-    monkeypatch.setattr(labeling.Tokenizer, 'turn', ('', ''))
+    monkeypatch.setattr(label.Tokenizer, 'turn', ('', ''))
     labelled(tmp_path, labeler, 'in.jsonl', 'chat.jsonl')
     assert f'{labeler.name} is asked about all 2 prompts in its chat template' in told()
 
@@ -234,59 +228,3 @@ def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_ask
         f'output={tmp_path / target}', 'technique=base_0shot',
     ) == 2  # fmt: skip
     assert target in capsys.readouterr().err and not calls and [p.name for p in tmp_path.iterdir()] == ['in.jsonl']
-
-
-def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
-    few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
-    few += [f'labelers=["{labeler}"]', 'label.max_rationale=4']
-    assert run('--experiment=labeling_swap', f'--workdir={tmp_path / "swap"}', *few) == 0
-    assert len(calls) == 24  # two techniques
-    result = json.loads((tmp_path / 'swap' / 'result.json').read_text(encoding='utf-8'))
-    assert result['simulated'] and set(result['cells']) == {'base_0shot', 'detailed_cot_0shot'}
-    assert (tmp_path / 'swap' / 'alignment.png').read_bytes()[:4] == b'\x89PNG'
-    assert (tmp_path / 'swap' / 'alignment.csv').read_text(encoding='utf-8').count('\n') == 3
-    assert run('--experiment=labeling_sizes', f'--workdir={tmp_path / "sizes"}', *few) == 0
-    assert len(calls) == 24  # its cell was made by the other study
-
-
-def test_a_study_counts_its_own_labels_beside_another_process(tmp_path, labeler, monkeypatch):
-    """The other one adds a hundred to the same file while each cell is made."""
-    label_all, number = preference.label_all, iter(range(10**6))
-
-    def beside(name, cfg, pairs, store, **more):
-        Store(store.path).append({f'other {next(number)}': {'status': 'ok'} for _ in range(100)})
-        return label_all(name, cfg, pairs, store, **more)
-
-    monkeypatch.setattr(preference, 'label_all', beside)
-    few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
-    few += [f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
-    for name, hits in (('one', 0), ('again', 100)):
-        assert run('--experiment=labeling_swap', f'--workdir={tmp_path / name}', *few) == 0
-        (cell,) = json.loads((tmp_path / name / 'result.json').read_text(encoding='utf-8'))['cells'].values()
-        assert float(cell['cached %']) == hits
-
-
-def test_a_misspelt_technique_gets_the_nearest_right_one():
-    for name in labeling.TECHNIQUES:
-        for i in range(1, len(name) - len('0shot')):  # a letter twice
-            with pytest.raises(Mistake, match=f'did you mean {name}'):
-                Technique.parse(name[:i] + name[i - 1 :])
-
-
-def test_every_study_has_the_cells_of_its_table():
-    cells = {name: getattr(labeling, name)(scale('micro')).cells() for name in labeling.__all__ if name != 'label'}
-    assert {name: len(found) for name, found in cells.items()} == {
-        'tldr_label': 1, 'labeling_techniques': 33, 'labeling_sizes': 3, 'labeling_self_consistency': 9,
-        'labeling_swap': 6,
-    }  # fmt: skip
-    assert all(len({name for name, _, _ in found}) == len(found) for found in cells.values())
-
-
-def test_confident_pairs_are_those_with_sure_raters():
-    pairs = loader.pairs('micro_tldr', 'harmless', 'test', 40, confident=True)
-    everything = loader.pairs('micro_tldr', 'harmless', 'test', 200)
-    assert (
-        len(pairs) == 40
-        and [p for p in everything if p in pairs] == pairs[: len([p for p in pairs if p in everything])]
-    )
-    assert random.Random(0).choice(pairs).preference in (0.0, 1.0)

@@ -12,5 +12,8 @@ person wrote or judged any of this, and numbers measured here say something abou
     harmless    task 'harmless': dialogues, candidates, verdicts, harm and quality
     tasks       the one place that knows the three tasks
     raters      noisy voters on top of the oracles, in the place of human raters
+    judges      raters, and the oracle of harm, as what compares policies
+    figures     what a policy gets wrong, by the oracles
+    sources     all of it as data sets, which is what the rest of the project knows
     tokenizer   a small exact tokenizer for this language that still encodes any text
 """

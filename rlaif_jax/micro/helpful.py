@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from rlaif_jax.data.micro import lexicon, oracle, world
-from rlaif_jax.data.micro.lexicon import SLOTS
-from rlaif_jax.data.micro.oracle import Reading
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.micro import lexicon, oracle, world
+from rlaif_jax.micro.lexicon import SLOTS
+from rlaif_jax.micro.oracle import Reading
 
 UNASKED = 0.08  # for each slot that is mentioned and was not asked
 SPAN = 0.7  # keeps votes as noisy, and ratings as spread out, as those of summaries

@@ -1,0 +1,71 @@
+"""Laws of rlaif_jax.models.attention: it is its formula, however it is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlaif_jax.models.attention import Prefix, Window, attention
+
+
+def formula(q_TNH, k_SKH, v_SKH, seen_TS, scale=None, cap=None):
+    """One query at a time, one head at a time, in float64."""
+    out = np.zeros(q_TNH.shape)
+    for t, n in np.ndindex(q_TNH.shape[:2]):
+        head = n * k_SKH.shape[1] // q_TNH.shape[1]
+        score = k_SKH[seen_TS[t], head] @ q_TNH[t, n] * (q_TNH.shape[2] ** -0.5 if scale is None else scale)
+        weight = np.exp(score if cap is None else cap * np.tanh(score / cap))
+        out[t, n] = weight @ v_SKH[seen_TS[t], head] / weight.sum()
+    return out
+
+
+@pytest.mark.parametrize('windowed', [False, True])
+@pytest.mark.parametrize('prefixed', [False, True])
+@pytest.mark.parametrize('how', [{}, {'scale': 0.7, 'cap': 1.5}], ids=['plain', 'capped'])
+def test_attention_is_its_formula(windowed, prefixed, how):
+    """Whatever a query may see of the slots, of a prefix before them, and within a window of both."""
+    rng = np.random.default_rng(1)
+    B, T, S, P = 2, 3, 5, 4
+    q, k, v = (rng.standard_normal((B, n, h, 6)) for n, h in ((T, 4), (S, 2), (S, 2)))
+    before_k, before_v = (rng.standard_normal((P, 2, 6)) for _ in range(2))
+    seen = rng.random((B, T, S)) < 0.6
+    seen[:, :, 2] = True
+    place, there = np.array([[7, 8, 9], [6, 7, 8]]), np.array([[4, 5, 6, 7, 8], [4, 5, 6, 7, 8]])
+    near = lambda at: place[:, :, None] - at[:, None] < (5 if windowed else 99)  # noqa: E731
+    float32 = lambda *xs: [jnp.asarray(x, jnp.float32) for x in xs]  # noqa: E731
+    out = jax.jit(attention)(
+        *float32(q, k, v),
+        jnp.asarray(seen),
+        prefix=Prefix(*float32(before_k, before_v), jnp.arange(P)[None]) if prefixed else None,
+        window=Window(jnp.int32(5), jnp.asarray(place), jnp.asarray(there)) if windowed else None,
+        **how,
+    )
+    seen &= near(there)
+    for b in range(B):
+        keys, values, seen_TS = k[b], v[b], seen[b]
+        if prefixed:
+            keys, values = np.concatenate([before_k, keys]), np.concatenate([before_v, values])
+            seen_TS = np.concatenate([near(np.arange(P)[None])[b], seen_TS], axis=1)
+        np.testing.assert_allclose(out[b], formula(q[b], keys, values, seen_TS, **how), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('T', [1, 63, 64, 65, 150, 300, 600])
+def test_of_a_whole_text_what_stands_later_is_left_out(T):
+    """And nothing else: whatever of the earlier slots a query may see, of a prefix, and within a window."""
+    rng = np.random.default_rng(T)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, T, h, 6)), jnp.float32) for h in (4, 2, 2))
+    seen_BTS = jnp.asarray(np.tril(rng.random((2, T, T)) < 0.6) | np.eye(T, dtype=bool))
+    prefix = Prefix(*(jnp.asarray(rng.standard_normal((5, 2, 6)), jnp.float32) for _ in range(2)), jnp.arange(5)[None])
+    place = jnp.broadcast_to(5 + jnp.arange(T), (2, T))
+    for before, window in ((None, None), (prefix, None), (prefix, Window(jnp.int32(T // 2 + 3), place, place))):
+        whole, any_way = (
+            jax.jit(attention, static_argnames='whole')(q, k, v, seen_BTS, prefix=before, window=window, whole=whole)
+            for whole in (True, False)
+        )
+        np.testing.assert_allclose(whole, any_way, rtol=0, atol=1e-5)
+
+
+def test_a_query_that_sees_nothing_gets_finite_numbers():
+    q, k, v = (jnp.ones((1, 2, 2, 4)) * n for n in (1, 2, 3))
+    out = attention(q, k, v, jnp.zeros((1, 2, 2), bool))
+    np.testing.assert_array_equal(out, 3)
