@@ -2,7 +2,7 @@
 
     lm = rlaif_jax.sft(lm, prompts, references)
     scorer = rlaif_jax.train_reward_model(lm, pairs)
-    policy = rlaif_jax.reinforce(lm, prompts, reward=scorer)  # or any function (prompts, responses) -> numbers
+    policy = rlaif_jax.reinforce(lm, prompts, scorer)  # or any function (prompts, responses) -> numbers
 
 They check what was given, choose sizes that fit it, and hand it to the stage. What a stage computes is not here.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -26,7 +27,7 @@ from rlaif_jax import axes, hosts, log, paths
 from rlaif_jax.config import CONTENT, Mistake, bind, dump, same
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.folder import finish, finished, lock, open_folder
+from rlaif_jax.folder import WRITTEN, finish, finished, lock, open_folder
 from rlaif_jax.generation import listed, texts, whole_pairs
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
@@ -128,7 +129,7 @@ def reinforce(
     number for each response, NaN where it cannot tell. What it raises is raised here. Of several processes each calls
     it with all texts, and the numbers of the first count. `validation` are prompts that are evaluated on before and behind
     the training and in between, by default the first of `prompts`. `more` are further fields of
-    `training.reinforce.Config`, and `folder` is as in `sft`; it does not know a reward, so another one wants another
+    `training.reinforce.Config`, and `folder` is as in `sft`; it cannot tell functions apart, so another one wants another
     folder. By default a batch is 128 responses, or as many as there are prompts, and training takes eight epochs, 7300
     steps at most. Raises `Mistake` for what is none of these, and where the policy goes too far from where it started.
     """
@@ -144,6 +145,7 @@ def reinforce(
     train, judged = (_shortened(rows, lm, cfg.max_prompt) for rows in (shown, asked))
     prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
     given = {'prompts': [one.text for one in shown], 'validation': [one.text for one in asked]}
+    given |= {'reward': reward.params if isinstance(reward, RewardModel) else 'a function'}
     train_on = lambda at: reinforcement.run(cfg, at, lm, prompts_at, scorer, judged, mesh)  # noqa: E731
     return _run('reinforce', folder, cfg, lm, given, train_on, hf.load)
 
@@ -281,21 +283,27 @@ def _run(
                 log.say(f'{name}: no folder=… was given, so nothing is kept, and the same call begins anew')
                 raise
     folder, hope = paths.typed(folder), 'give another folder'
-    known = dump(cfg) + ''.join(f'{CONTENT}{what}: {_digest(one)}\n' for what, one in given.items())
-    known += f'{CONTENT}lm: {_digest(_sums(lm.params))}\n'
+    contents = {'lm': lm.params, **given}
+    known = dump(cfg) + ''.join(f'{CONTENT}{what}: {_digest(one)}\n' for what, one in contents.items())
     with lock(folder, hope=hope):
         open_folder(folder, known, same(cfg), hope)
         if hosts.told(lambda: finished(folder)) is None:
-            train(folder)
+            try:
+                train(folder)
+            except Mistake:
+                if hosts.first() and not any(os.path.lexists(folder / file) for file in WRITTEN):
+                    (folder / 'config.gin').unlink()  # nothing was begun: the folder is free for what is right
+                raise
             finish(folder, {'export': 'export'})
         return load(folder / 'export', dtype=lm.config.dtype, mesh=axes.mesh_of(lm.params))
 
 
 def _digest(what: Any) -> str:
-    return sha256(ascii(what).encode()).hexdigest()[:10]
+    """Ten hex digits for texts and numbers, or for parameters."""
+    return sha256(ascii(_sums(what) if isinstance(what, Mapping) else what).encode()).hexdigest()[:10]
 
 
-def _sums(params: Any) -> list[tuple[str, int]]:
+def _sums(params: Any) -> list[int]:
     """What stands for parameters: of each array the sum of its numbers' hashes, which is the same on every mesh."""
 
     @jax.jit
@@ -305,6 +313,6 @@ def _sums(params: Any) -> list[tuple[str, int]]:
             mixed = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)  # MurmurHash's
             return (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
 
-        return jax.tree.map(lambda x: hashes(x).sum(dtype=jnp.uint32), params)
+        return [hashes(x).sum(dtype=jnp.uint32) for x in jax.tree.leaves(params)]
 
-    return sorted((name, int(x)) for name, x in hosts.to_host(sums(params)).items())
+    return list(map(int, hosts.to_host(sums(params))))

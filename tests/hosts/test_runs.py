@@ -150,3 +150,43 @@ def test_two_processes_run_the_points_of_a_sweep_together(models, tmp_path):
     assert len(points) == 2 and (tmp_path / 'sweep' / 'sweep.csv').exists()
     assert all('2 processes' in (point / 'output.log').read_text(encoding='utf-8') for point in points)
     assert '2/2' in printed(tmp_path) and '2/2' not in printed(tmp_path, 1)
+
+
+VERBS = """
+import random, sys
+from rlaif_jax import hosts
+hosts.start()
+import rlaif_jax
+from rlaif_jax import axes
+
+model, folder = sys.argv[1:]
+prompts = [f'{word} problem' for word in 'first second relation cause duration action question two'.split()]
+lm = rlaif_jax.load(model, mesh=axes.make_mesh({'data': -1}))
+try:
+    rlaif_jax.sft(lm, prompts, prompts, steps=1)
+except rlaif_jax.Mistake as mistake:
+    print(mistake)
+for again in range(2):
+    taught = rlaif_jax.sft(lm, prompts, prompts, steps=2, folder=f'{folder}/sft')
+
+def reward(prompts, responses):  # which no two processes agree on
+    return [random.random() for _ in responses]
+
+how = {'steps': 2, 'batch': 8, 'max_new_tokens': 8, 'baseline': 'batch_mean', 'folder': f'{folder}/policy'}
+policy = rlaif_jax.reinforce(taught, prompts, reward, **how)
+print('policy', float(abs(hosts.to_host(policy.params['embed_VD'])).sum()))
+hosts.leave()
+"""
+
+
+@pytest.mark.slow
+def test_python_trains_on_several_processes_as_on_one(models, tmp_path):
+    command = ['-c', VERBS, str(models / 'policy')]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        assert together(processes, [*command, str(folder)], folder) == [0] * processes, printed(folder)
+    first, second = (printed(tmp_path / '2', process) for process in range(2))
+    assert 'give folder=' in first and 'give folder=' not in printed(tmp_path / '1')
+    assert first.splitlines()[-1] == second.splitlines()[-1] and second.splitlines()[-1].startswith('policy')
+    assert farthest(tmp_path / '1/sft', tmp_path / '2/sft') <= 1e-5
+    assert len(metrics(tmp_path / '2/policy')) == 3

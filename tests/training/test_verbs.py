@@ -136,6 +136,15 @@ def test_a_folder_knows_its_data_and_its_model(lm, tmp_path):
             rlaif_jax.sft(*given, steps=1, folder=tmp_path)
 
 
+def test_a_folder_where_nothing_was_begun_is_free(lm, tmp_path):
+    unknown = [Pair('a', 'b', 'c')] * 9
+    with pytest.raises(Mistake, match='none of the 8 training pairs'):
+        rlaif_jax.train_reward_model(lm, unknown, folder=tmp_path)
+    rlaif_jax.train_reward_model(lm, pairs(20), steps=1, folder=tmp_path)
+    with pytest.raises(Mistake, match='other data: pairs has changed'):
+        rlaif_jax.train_reward_model(lm, unknown, steps=1, batch=18, held_out=unknown, folder=tmp_path)
+
+
 def test_other_rewards_are_a_reward_model_and_a_labelers_ratings(lm, tiny_labeler):
     learned = rlaif_jax.train_reward_model(lm, pairs(20), steps=1)
     ratings = rlaif_jax.rater(tiny_labeler, task='summarization', least_mass=0.0)
