@@ -30,6 +30,7 @@ T = TypeVar('T')
 Tree = Any
 
 VARIABLES = ('RLAIF_COORDINATOR', 'RLAIF_PROCESSES', 'RLAIF_PROCESS')  # host:port of the first, how many, which this is
+SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID')  # of a task of srun
 PATIENCE = 60 * 60  # seconds that a barrier waits for who is late
 JOINING = 30 * 60  # seconds in which all processes have to start
 HEARTBEAT = 300  # seconds without a sign of life; a long tokenisation may hold Python for a minute
@@ -93,7 +94,7 @@ def detect(environ: Mapping[str, str]) -> dict[str, Any] | None:
             'cluster_detection_method': 'deactivate',
         }  # fmt: skip
     tasks = environ.get('SLURM_STEP_NUM_TASKS', '')
-    if tasks.isdecimal() and int(tasks) > 1 and environ.get('SLURM_PROCID'):  # not what is left in a shell of a job
+    if tasks.isdecimal() and int(tasks) > 1 and all(map(environ.get, SLURM)):  # not what is left in a shell of a job
         # One task a node takes all its GPUs, several one each: alone, JAX would give a single one to either.
         alone = re.fullmatch(r'1(\(x\d+\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
         visible = {'local_device_ids': _visible(environ)} if alone and _visible(environ) else {}

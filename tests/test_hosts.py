@@ -25,6 +25,7 @@ SLURM = {
         (SLURM | OURS, {'coordinator_address': 'node1:8476'}),  # who is explicit is meant
         ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '16', 'SLURM_PROCID': '0'}, None),  # a shell within a job
         (SLURM | {'SLURM_STEP_NUM_TASKS': '1'}, None),
+        ({name: value for name, value in SLURM.items() if name != 'SLURM_LOCALID'}, None),
         # A task a node drives all its GPUs.
         (SLURM | {'SLURM_STEP_TASKS_PER_NODE': '1(x16)', 'CUDA_VISIBLE_DEVICES': '0,1'}, {'local_device_ids': [0, 1]}),
         ({'TPU_WORKER_HOSTNAMES': 'a,b'}, {}),

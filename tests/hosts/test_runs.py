@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -94,6 +95,20 @@ def test_two_processes_of_two_devices_are_one_of_four(models, tmp_path):
         bindings = command(models, folder / 'run', 'mesh.data=2', 'mesh.fsdp=2')
         assert together(processes, bindings, folder) == [0] * processes, printed(folder)
     alike(tmp_path / '1' / 'run', tmp_path / '2' / 'run', 1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(several, models, tmp_path):
+    """Bit for bit here, as no sum is over more than two devices."""
+    shutil.copytree(several, tmp_path / 'run', symlinks=True)
+    sft = stage(tmp_path / 'run', 'sft')
+    for finished in (tmp_path / 'run' / 'result.json', sft / 'result.json'):
+        finished.unlink()
+    for later in ('checkpoints/4', 'export'):
+        shutil.rmtree(sft / later)
+    assert together(1, command(models, tmp_path / 'run', 'mesh.tensor=2'), tmp_path) == [0], printed(tmp_path)
+    assert 'sft: going on from step 2 of 4' in printed(tmp_path)
+    assert farthest(sft, stage(several, 'sft')) == 0
 
 
 def soon(look) -> None:
@@ -190,3 +205,24 @@ def test_python_trains_on_several_processes_as_on_one(models, tmp_path):
     assert first.splitlines()[-1] == second.splitlines()[-1] and second.splitlines()[-1].startswith('policy')
     assert farthest(tmp_path / '1/sft', tmp_path / '2/sft') <= 1e-5
     assert len(metrics(tmp_path / '2/policy')) == 3
+
+
+@pytest.mark.slow
+def test_ratings_adapters_and_candidates_of_two_processes_are_those_of_one(models, tmp_path):
+    """Direct RLAIF with parameters in shares. A language model chooses a candidate, which leaves with its adapter."""
+    lms = [f'policy={models / "policy"}', f'same_size_labeler={models / "labeler"}']
+    line = [
+        'launch/run.py', '--experiment=tldr_direct', *lms, 'sft.steps=2', 'sft.batch=8', 'rating.least_mass=0.0',
+        'rating.batch=8', 'reinforce.steps=2', 'reinforce.batch=8', 'reinforce.eval_every=1', 'reinforce.eval_prompts=8',
+        'reinforce.max_new_tokens=8', 'reinforce.lora.rank=2', 'reinforce.candidates=2', 'mesh.fsdp=2',
+        f'evaluation.selector={models / "labeler"}', f'evaluation.judge={models / "labeler"}', 'evaluation.prompts=8',
+        'evaluation.batch=8', 'evaluation.resamples=0',
+    ]  # fmt: skip
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        assert together(processes, [*line, f'--workdir={folder / "run"}'], folder) == [0] * processes, printed(folder)
+    one, two = (stage(tmp_path / name / 'run', 'reinforce') for name in '12')
+    chosen = [json.loads((folder / 'result.json').read_text(encoding='utf-8')) for folder in (one, two)]
+    assert chosen[0] == chosen[1] and set(chosen[0]['win rates']) == {'1', '2'}
+    for file in ('export/model.safetensors', 'export/adapter/adapter_model.safetensors'):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
