@@ -293,17 +293,18 @@ def label_all(
     order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
     complete(
         store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]),
-        batch=at_once(cfg.batch, len({*keys})), title=title, note=note, most_unscorable=cfg.most_unscorable,
-        describe=lambda i: describe(order[i]),
+        batch=at_once(cfg.batch, len({*keys}), axes.shares(mesh) if mesh else 1), title=title, note=note,
+        most_unscorable=cfg.most_unscorable, describe=lambda i: describe(order[i]),
     )  # fmt: skip
     return [Label.of(store.get(key)) for key in keys]
 
 
-def at_once(batch: int, count: int) -> int:
+def at_once(batch: int, count: int, parts: int = 1) -> int:
     """Pairs in a batch, of `batch` at most: halved where `count` pairs would be fewer than four batches, so that whoever
-    labels few sees them come and can stop. It depends on nothing else, as sampled rationales are those of a batch.
+    labels few sees them come and can stop. It falls into as many `parts` as a mesh splits batches into, and depends on
+    nothing else, as sampled rationales are those of a batch.
     """
-    while batch % 2 == 0 and batch >= 2 * FEW and count <= 3 * batch:
+    while batch % (2 * parts) == 0 and batch >= 2 * FEW and count <= 3 * batch:
         batch //= 2
     return batch
 

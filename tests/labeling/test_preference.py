@@ -375,3 +375,4 @@ def test_few_pairs_come_in_several_batches_and_many_in_whole_ones():
         assert all(batch % size == 0 and size >= min(batch, preference.FEW) for size in sizes)
         assert sizes == sorted(sizes) and sizes[-1] == batch
     assert [preference.at_once(64, count) for count in (9, 30, 100, 193)] == [8, 8, 32, 64]
+    assert [preference.at_once(64, 9, parts) for parts in (1, 8, 16, 64)] == [8, 8, 16, 64]
