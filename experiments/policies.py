@@ -12,7 +12,6 @@ from experiments.arms import LabelsOfWritten, PolicyLearner
 from experiments.plan import Line
 from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
-from experiments.stages import Supervised
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
@@ -20,7 +19,6 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.versus import Judge
 from rlaif_jax.folder import link, shared
 from rlaif_jax.labeling import direct, preference
-from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.training import reinforce, reward_model, sft
 
@@ -140,29 +138,17 @@ class SFT:
     def __post_init__(self) -> None:
         check_within(self, 1, MOST, 'max_prompt', 'max_new_tokens')
 
-    def start(self) -> Supervised:
-        return Supervised(
-            policy=self.policy,
-            fingerprint=hf.fingerprint(self.policy),
-            task=self.task,
-            source=self.data.source,
-            train=self.data.train,
-            max_prompt=self.max_prompt,
-            max_new_tokens=self.max_new_tokens,
-            sft=self.sft,
-            dtype=self.dtype,
-        )
+    def lengths(self) -> tuple[int, int]:
+        return self.max_prompt, self.max_new_tokens
 
     def lines(self, folder: Path) -> list[Line]:
-        evaluation = judging.line(
-            self.evaluation, folder, {'policy': self.policy}, self.max_prompt + self.max_new_tokens
-        )
-        return [*self.start().lines(shared(folder)), evaluation]
+        evaluation = judging.line(self.evaluation, folder, {'policy': self.policy}, sum(self.lengths()))
+        return [*arms.start(self).lines(shared(folder)), evaluation]
 
     def run(self, folder: Path) -> dict[str, Any]:
         mesh, cfg = axes.make_mesh(asdict(self.mesh)), self.evaluation
-        link(self.start().folder(shared(folder)), folder)
-        policy = self.start().run(shared(folder), mesh, frozen=True)
+        link(arms.start(self).folder(shared(folder)), folder)
+        policy = arms.start(self).run(shared(folder), mesh, frozen=True)
         prompts = judging.test_prompts(self.data, self.task, cfg.prompts, policy, self.max_prompt)
         ours = judging.respond(policy, prompts, self.max_new_tokens, cfg.temperature, cfg.seed, cfg.batch, mesh, 'SFT')
         samples = [

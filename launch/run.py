@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
     out.add_argument(
         '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, or RLAIF_COORDINATOR; off: alone',
+        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR; off: alone',
     )  # fmt: skip
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
     out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')

@@ -85,7 +85,8 @@ class Point:
 
 
 def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
-    """The program. Returns its exit status: 0 all finished, 1 some points failed, 2 bad input, 130 stopped.
+    """The program. Returns its exit status: 0 all finished, 1 some points failed, 2 bad input, 130 stopped, 75
+    another process is lost (try again).
 
     `runner` is the program that runs a point.
     """
@@ -144,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
     out.add_argument(
         '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, or RLAIF_COORDINATOR, together; off: alone',
+        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR, together; off: alone',
     )  # fmt: skip
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
     out.add_argument('--dry_run', action='store_const', dest='backend', const='print', help='as --backend=print')

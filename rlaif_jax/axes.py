@@ -42,8 +42,9 @@ def ask_for_devices(sizes: Mapping[str, int]) -> None:
     number of accelerators does not change. Call this before JAX first looks for devices.
     """
     fixed = math.prod(size for size in sizes.values() if size > 0)
-    count = fixed * max(1, cores() // fixed) if -1 in sizes.values() else fixed
-    count = -(-count // hosts.count())  # of each process
+    # Of all processes, each of which has cores of its own; then of this one.
+    count = fixed * max(1, cores() * hosts.count() // fixed) if -1 in sizes.values() else fixed
+    count = -(-count // hosts.count())
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         with contextlib.suppress(RuntimeError):  # JAX has looked already; `make_mesh` says what there is
             jax.config.update('jax_num_cpu_devices', count)

@@ -196,3 +196,16 @@ def test_what_is_split_over_slices_is_the_batch(sizes, over):
 def test_slices_that_no_axis_goes_over():
     with pytest.raises(Mistake, match='3 slices; make data a multiple'):
         axes.make_mesh({'data': 8}, [Chip(i, i % 3) for i in range(8)])
+
+
+@pytest.mark.parametrize('processes, sizes, wanted', [
+    (1, {'data': -1}, 6), (8, {'data': -1}, 6), (2, {'data': -1, 'tensor': 4}, 6), (2, {'data': 2, 'fsdp': 2}, 2),
+])  # fmt: skip
+def test_each_process_is_as_many_devices_as_its_own_cores_or_its_share(processes, sizes, wanted, monkeypatch):
+    asked = {}
+    monkeypatch.setenv('XLA_FLAGS', '')
+    monkeypatch.setattr(axes, 'cores', lambda: 6)
+    monkeypatch.setattr(axes.hosts, 'count', lambda: processes)
+    monkeypatch.setattr(jax.config, 'update', asked.__setitem__)
+    axes.ask_for_devices(sizes)
+    assert asked == {'jax_num_cpu_devices': wanted}
