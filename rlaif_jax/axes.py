@@ -34,6 +34,11 @@ Rules = Mapping[str, str | tuple[str, ...]]
 # vocabulary.
 RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
 
+# Where tokens are looked up, and where the next ones are read off, rows are whole along fsdp: they are few numbers, V x D
+# are many, which so never gather on one device. D, or V, is split over it instead.
+TABLE: Rules = RULES | {'B': 'data'}
+HEAD: Rules = {'B': 'data', 'V': ('tensor', 'fsdp')}
+
 
 def ask_for_devices(sizes: Mapping[str, int]) -> None:
     """Makes JAX see as many CPU devices as a mesh of these sizes needs; where a size is -1, one for each core.
@@ -123,12 +128,12 @@ def letters(name: str) -> str:
     return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
 
 
-def spec(axes: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules | None = None) -> PartitionSpec:
     """The partition of an array with these letters.
 
-    An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
+    An axis is split over as many of its mesh axes, from the first on, as divide its size. Each mesh axis is used once.
     """
-    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh))
+    split = (names for names, _ in _wanted(axes, shape, mesh, rules))
     return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in split))
 
 
@@ -137,25 +142,28 @@ def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> str:
     found: dict[str, list[str]] = {}
     for name, shape in shapes.items():
         axes = letters(name)
-        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh)):
-            if not divided:
-                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in names)
+        for letter, size, (_, lacking) in zip(axes, shape, _wanted(axes, shape, mesh)):
+            if lacking:
+                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in lacking)
                 found.setdefault(f'{over} does not divide {letter} = {size} ({ALPHABET[letter]})', []).append(name)
     shown = lambda of: ', '.join(of[:3] + [f'{len(of) - 3} more'] * (len(of) > 3))  # noqa: E731
     return '; '.join(f'{why}, which stays whole on every device in {shown(of)}' for why, of in found.items())
 
 
-def _wanted(axes: str, shape: tuple[int, ...], mesh: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Of each axis the mesh axes that the rules would split it over, and whether they divide it."""
+def _wanted(
+    axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules | None = None
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of each axis the mesh axes that split it, as many from the first on as divide it, and those that would besides."""
     used: set[str] = set()
     for letter, size in zip(axes, shape, strict=True):
-        wanted = RULES.get(letter, ())
+        wanted = (RULES if rules is None else rules).get(letter, ())
         names = tuple(
             n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
         )
-        divided = size % math.prod(mesh.shape[n] for n in names) == 0
-        used.update(names if divided else ())
-        yield names, divided
+        fits = lambda n: size % math.prod(mesh.shape[name] for name in names[:n]) == 0  # noqa: B023, E731
+        split = names[: max(filter(fits, range(len(names) + 1)))]
+        used.update(split)
+        yield split, names[len(split) :]
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -207,7 +215,7 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
 
 
-def constrain(x: jax.Array, axes: str) -> jax.Array:
+def constrain(x: jax.Array, axes: str, rules: Rules | None = None) -> jax.Array:
     """Tells the compiler where an activation lives, by its letters. '.' stands for an axis that is whole.
 
     Without a mesh (see `jax.set_mesh`) it does nothing.
@@ -215,7 +223,7 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
 
 
 def _last_name(path: tuple[Any, ...]) -> str:
