@@ -130,7 +130,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument('--experiment', help='what to run; --list shows all')
     out.add_argument('--scale', help='which models, data and sizes (default: micro)')
-    out.add_argument('--shard', metavar='I/N', help='make every Nth label, from the Ith on, beside other jobs, and stop')
+    out.add_argument(
+        '--shard', metavar='I/N', help='make every Nth label, from the Ith on, beside other jobs, and stop'
+    )
     out.add_argument('--seed', type=int, help='of everything random (default: 0)')
     out.add_argument(
         '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); what the run makes lies in it'
@@ -311,8 +313,10 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
         plan.check(config, folder)
         plan.show(name, config, folder)
         if shard:
-            of = ', '.join(one.title for one in ahead(name, config, shard))
-            log.say(f'shard {shard}: makes its share of {of}, in {shard.store(store_of(folder))}, and nothing else')
+            of = ', '.join(dict.fromkeys(one.title for one in ahead(name, config, shard)))
+            log.say(
+                f'shard {shard}: of all this its share of the labels alone ({of}), in {shard.store(store_of(folder))}'
+            )
     log.say('dry run: nothing was run, nothing was written')
     return 0
 

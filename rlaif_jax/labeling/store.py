@@ -208,7 +208,7 @@ class Store:
             self._records.setdefault(last.pop('key'), last)
 
     def _unread(self, file: BinaryIO, path: Path) -> tuple[list[Record | None], int, bytes]:
-        """The lines from where the last reading of `path` ended, None for damaged ones; where they end; what stands behind."""
+        """The lines since the last reading of `path`, None for damaged ones; where they end; what stands behind."""
         come, _ = self._come.get(path, (0, 0))
         if file.seek(0, os.SEEK_END) < come:
             raise Mistake(f'{path} was cut or replaced while labels were added to it; start again')
