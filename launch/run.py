@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import shlex
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
-REFUSALS = {  # what a system may say to any reading or writing, whatever was asked of it beforehand
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
-    errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
-}  # fmt: skip
 RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
@@ -52,7 +47,9 @@ FEW = 64  # pairs, which is the batch that a reward model has by default
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped, 75 another process is lost (try again)."""
+    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped, 74 the disk or the network is at fault, 75
+    another process is lost. After all but 0 and 2 the same command may be given again.
+    """
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
     from jax.errors import JaxRuntimeError
 
@@ -82,11 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
             if flags.dry_run:
                 return dry_run(name, config, text, folder, flags.shard)
             return run_shard(name, config, folder, flags.shard) if flags.shard else run(name, config, text, folder)
-    except hosts.Elsewhere:
-        return 2
+    except hosts.Elsewhere as mistake:
+        return mistake.status
     except Mistake as mistake:
         log.error(str(mistake))
-        return 2
+        return mistake.status
     except hosts.Lost as lost:
         log.error(f'{lost}; the same command goes on from what is saved')
         return LOST
@@ -97,8 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error(f'another process is gone, or failed ({reason}); the same command goes on from what is saved')
         return LOST
     except OSError as error:
-        log.error(refused(error))
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on from the last checkpoint, or begins where there is none')
         return 130
@@ -114,11 +110,15 @@ def check_here() -> None:
         raise Mistake('the folder that you are in was removed; cd to one that is there') from None
 
 
-def refused(error: OSError) -> str:
-    """What the system would not do, in a sentence. Raises an error that is none of `REFUSALS` again."""
-    if error.errno not in REFUSALS:
+def refuse(error: OSError) -> int:
+    """Says what the system would not do. Returns the exit status; raises an error that is of another kind again."""
+    from rlaif_jax import config, log
+
+    if not config.refused(error):
         raise error
-    return f'{error.filename or "a file"}: {error.strerror}; put that right, and the same command goes on'
+    told = f'{error.filename or "a file"}: {error.strerror or error}; put that right, and the same command goes on'
+    log.error(told)
+    return config.refusal(error, told).status
 
 
 def parser() -> argparse.ArgumentParser:

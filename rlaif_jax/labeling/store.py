@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from rlaif_jax import hosts, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, Passing, refusal
 from rlaif_jax.folder import hold
 from rlaif_jax.stopping import stop_on_signal
 
@@ -211,7 +211,7 @@ class Store:
         """The lines since the last reading of `path`, None for damaged ones; where they end; what stands behind."""
         come, _ = self._come.get(path, (0, 0))
         if file.seek(0, os.SEEK_END) < come:
-            raise Mistake(f'{path} was cut or replaced while labels were added to it; start again')
+            raise Passing(f'{path} was cut or replaced while labels were added to it; start again')
         file.seek(come)
         *lines, tail = (data := file.read()).split(b'\n')
         return [_parse(line) for line in lines], come + len(data) - len(tail), tail
@@ -235,7 +235,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         hope = 'put that right, or name another file; what is stored is kept'
-        raise Mistake(f'{path}: labels cannot be kept here ({reason}); {hope}') from error
+        raise refusal(error, f'{path}: labels cannot be kept here ({reason}); {hope}') from error
 
 
 def complete(
