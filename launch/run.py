@@ -195,7 +195,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     """
     import experiments
     from experiments.scales import scale
-    from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
+    from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.data.loader import contents
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
@@ -205,7 +205,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         try:
             in_files |= parse(typed(file).read_text(encoding='utf-8-sig'), file)
         except OSError as error:
-            raise Mistake(f'--bindings={file}: {error.strerror or error}') from None
+            raise refusal(error, f'--bindings={file}: {error.strerror or error}') from None
         except UnicodeDecodeError:
             raise Mistake(f'--bindings={file}: not a text file') from None
     typed = dict(parse_binding(text) for text in flags.binding)

@@ -266,6 +266,14 @@ def test_shards_of_a_file_one_of_them_broken_off_are_what_one_job_makes(tmp_path
             assert (name in a) == (name in b) and a.get(name) == pytest.approx(b.get(name), rel=1e-4, abs=1e-6)
 
 
+def test_a_shard_is_alone_whatever_surrounds_it(tmp_path, labeler, monkeypatch):
+    """As a task of many that one `srun` starts."""
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    monkeypatch.setenv('RLAIF_PROCESSES', '2')  # and not the others, which is a mistake of whoever looks
+    assert run(*command(tmp_path, 'many', labeler, '--dry_run')) == 2
+    assert run(*command(tmp_path, 'many', labeler, '--dry_run', 'shard=1/2')) == 0
+
+
 def test_what_shards_lack_is_made_by_whoever_puts_them_together(tmp_path, labeler, calls):
     files.write_rows(tmp_path / 'in.jsonl', ROWS)
     assert run(*command(tmp_path, 'many', labeler, '--shard=2/2')) == 0 and len(calls) == 1
