@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
+from experiments.label import Asking
 from experiments.plan import variants
 from experiments.scales import Data, Dtype, Evaluation, Scale, of_task
 from experiments.stages import ByModel, ByRatings, Labelled, Optimised, Rewarded, Supervised
@@ -342,6 +343,13 @@ def policy_learner(cfg: PolicyExperiment, name: str, arm: Arm) -> PolicyLearner:
     else:
         feedback = preferences(cfg, arm)
     return PolicyLearner(name, start(cfg), cfg.data, feedback, cfg.dtype, cfg.reinforce, cfg.evaluation)
+
+
+def askings(learners: Iterable[Learner]) -> list[Asking]:
+    """What labelers can be asked ahead, each of it once: about the data's own pairs, not those that policies write."""
+    made = [one.rewarded() for one in learners if isinstance(one.feedback, Preferences)]
+    found = dict.fromkeys(labels for rewarded in made for labels in rewarded.labels if not labels.writers)
+    return [labels.asking() for labels in found]
 
 
 def preferences(cfg: Experiment, arm: Arm, kind: Callable[..., Labels] = Labels) -> Preferences:

@@ -28,7 +28,20 @@ COLLECTIVES = {
     'all-to-all': lambda g: (g - 1) / g,
     'collective-permute': lambda g: 1,
 }
-SIZES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'f64': 8}
+SIZES = {
+    'pred': 1,
+    's8': 1,
+    'u8': 1,
+    's16': 2,
+    'u16': 2,
+    'bf16': 2,
+    'f16': 2,
+    's32': 4,
+    'u32': 4,
+    'f32': 4,
+    's64': 8,
+    'f64': 8,
+}
 _CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(')
@@ -60,7 +73,11 @@ def compile(program: Program, kind: str) -> Found:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if not (asked := re.search(r'RESOURCE_EXHAUSTED.*?\(([\d.]+)([MG])\) exceeds|Used ([\d.]+)([MG]) of', str(error), re.S)):
+        if not (
+            asked := re.search(
+                r'RESOURCE_EXHAUSTED.*?\(([\d.]+)([MG])\) exceeds|Used ([\d.]+)([MG]) of', str(error), re.S
+            )
+        ):
             raise
         size, unit = (asked[1], asked[2]) if asked[1] else (asked[3], asked[4])
         need = int(float(size) * {'M': 2**20, 'G': 2**30}[unit])
@@ -68,7 +85,9 @@ def compile(program: Program, kind: str) -> Found:
         found = Found(need, {}, time.perf_counter() - began, False)
     else:
         of = compiled.memory_analysis()
-        made = of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.generated_code_size_in_bytes
+        made = (
+            of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.generated_code_size_in_bytes
+        )
         sent = collectives(compiled.as_text())
         found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began)
     if file and paths.writable(file.parent):
@@ -116,7 +135,12 @@ def collectives(text: str) -> dict[str, float]:
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
     name, body = '', []
     for line in text.splitlines():
-        if line and not line[0].isspace() and line.endswith('{') and (match := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(', line)):
+        if (
+            line
+            and not line[0].isspace()
+            and line.endswith('{')
+            and (match := re.match(r'(?:ENTRY )?%?([\w.\-]+) \(', line))
+        ):
             name, body = match[1], []
         elif line.startswith('}') and name:
             yield name, body

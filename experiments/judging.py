@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh as DeviceMesh
 
+from experiments.label import judges
 from experiments.programs import Line, Read
 from experiments.scales import Data, Evaluation
 from experiments.stages import Optimised, fitted

@@ -112,7 +112,9 @@ def show(name: str, config: Any, folder: Path) -> None:
         need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
         if largest and usable and largest.need > usable * GIB:
             large.append((line, largest))
-        rows.append([title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)])
+        rows.append(
+            [title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)]
+        )
         folders.setdefault(line.folder, []).append(title(line).replace('\n', ' '))
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory a device', 'most in', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
@@ -121,7 +123,9 @@ def show(name: str, config: Any, folder: Path) -> None:
         log.say(f'a device has {usable:.4g} GiB: {verdict(large, usable)}')
     for line, _ in large:
         found = fitting(config, folder, line, usable, mesh)
-        log.say(f'{title(line, " ")}: {found or "no setting of its own makes it fit; use more devices, or a smaller model"}')
+        log.say(
+            f'{title(line, " ")}: {found or "no setting of its own makes it fit; use more devices, or a smaller model"}'
+        )
     if told := circular(lines):
         log.say(told)
     if lacking := absent(config, folder):
@@ -152,7 +156,7 @@ def fitting(config: Any, folder: Path, line: Line, usable: float, mesh: AnyMesh)
     """The first setting with which a stage fits the memory of a device, in words; '' of none."""
     for changes in settings(config, line, mesh.size):
         changed = bind(config, changes)
-        (same,) = [one for one in changed.lines(folder) if title(one) == title(line)][:1] or [None]
+        same = next((one for one in changed.lines(folder) if title(one) == title(line)), None)
         if same is None:
             continue
         found = largest_of(same, sizes_in(same, config), AbstractMesh(shape_of(changed, mesh.size), axes.MESH_AXES))
@@ -192,7 +196,7 @@ def spelled(changes: Mapping[str, Any]) -> str:
 
 def shape_of(config: Any, devices: int) -> tuple[int, ...]:
     """The mesh of a config on so many devices. Raises `Mistake` where it does not fit them."""
-    return tuple(axes.make_mesh(asdict(config.mesh), list(range(devices)), shape=True))
+    return axes.mesh_shape(asdict(config.mesh), devices)
 
 
 def sizes_in(line: Line, config: Any) -> dict[str, transformer.Config | None]:
@@ -238,7 +242,7 @@ def absent(config: Any, folder: Path) -> list[str]:
             try:
                 resolve(model)
             except Absent:
-                found.append(f'  {model} from the hub')
+                found.append(f'  {model} from the hub{_download(model)}')
     pairs = any(line.name not in ('sft', 'reinforce', 'evaluation') for line in lines)
     return found + [f'  {what}' for what in (loader.absent(config.data.source, pairs) if config.data else [])]
 
@@ -255,6 +259,14 @@ def _sizes(model: str, dtype: str) -> transformer.Config | None:
 
 def _count(cfg: transformer.Config | None) -> str:
     return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
+
+
+def _download(model: str) -> str:
+    """How large a model of the hub is, as far as it is known, and where its terms are accepted."""
+    known = sizes_of(model)
+    size = f', {gib(2 * count(known))}' if known else ''
+    gated = f'; gated: accept its terms at https://huggingface.co/{model}, then `hf auth login`'
+    return size + gated * model.startswith(GATED)
 
 
 def _standing(line: Line) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments import arms, judging, plan
 from experiments.arms import LabelsOfWritten, PolicyLearner
+from experiments.label import Asking
 from experiments.programs import Line
 from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
@@ -72,6 +73,10 @@ class Policies:
     def learners(self) -> list[PolicyLearner]:
         """Everything that is compared."""
         return [arms.policy_learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+
+    def askings(self) -> list[Asking]:
+        """What labelers can be asked ahead."""
+        return arms.askings(self.learners())
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import arms, stages
 from experiments.arms import Learner
-from experiments.label import generation, toy
+from experiments.label import Asking, generation, toy
 from experiments.programs import Line, Read
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
@@ -63,6 +63,10 @@ class RewardModels:
     def learners(self) -> list[Learner]:
         """Everything that is compared."""
         return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+
+    def askings(self) -> list[Asking]:
+        """What labelers can be asked ahead."""
+        return arms.askings(self.learners())
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}

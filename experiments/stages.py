@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.label import check_prompts, labels_line, written
+from experiments.label import Asking, check_prompts, labels_line, written
 from experiments.programs import Line, Read
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
@@ -146,6 +146,14 @@ class Labelled:
         """The data's own pairs."""
         return loader.pairs(self.source, self.label.task, self.split, self.pairs)
 
+    def asking(self) -> Asking:
+        """What its labeler is asked about the data's own pairs."""
+        return Asking(self.title, self.labeler, self.label, self.read)
+
+    @property
+    def title(self) -> str:
+        return f'labels of {Path(self.labeler).name}'
+
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
         """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
 
@@ -153,7 +161,7 @@ class Labelled:
             pairs = sampled() if self.writers else self.read()
             labels = preference.label_all(
                 self.labeler, self.label, pairs, Store(store_in(root)), dtype=self.dtype, mesh=mesh,
-                title=f'labels of {Path(self.labeler).name}', note=loader.find(self.source).note,
+                title=self.title, note=loader.find(self.source).note,
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, label) for pair, label in zip(pairs, labels)]
             files.write_rows(folder / LABELS, rows)
@@ -189,11 +197,16 @@ class Rewarded:
         """The held-out labels that choose among checkpoints; None where votes do."""
         return None if self.human else replace(self.ai, split='validation', pairs=self.held_out, writers='')
 
+    @property
+    def labels(self) -> tuple[Labelled, ...]:
+        """All labels that it learns from, or is chosen by."""
+        return tuple(filter(None, (self.ai, self.choosing)))
+
     def lines(self, root: Path) -> list[Line]:
         cfg, models = self.reward_model, {'policy': self.start.policy}
         length = cfg.max_prompt + 2 * cfg.max_response
         before = [] if self.from_base else self.start.lines(root)
-        for labels in filter(None, (self.ai, self.choosing)):
+        for labels in self.labels:
             before += labels.lines(root)
         votes = counted(self.source, self.human, lambda: loader.pairs(self.source, self.task, 'train', self.human))
         labels = self.ai.count() if self.ai else 0
@@ -201,7 +214,15 @@ class Rewarded:
         return [
             *before,
             Line(
-                'reward model', self.folder(root), cfg.steps, models, cfg, length, scores(cfg, self.held_out), f'of {self.of}', there
+                'reward model',
+                self.folder(root),
+                cfg.steps,
+                models,
+                cfg,
+                length,
+                scores(cfg, self.held_out),
+                f'of {self.of}',
+                there,
             ),
         ]
 
@@ -274,7 +295,9 @@ class Optimised(ABC):
         ]
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
-        writes = Read('policy', 'writes', cfg.batch, cfg.max_prompt, cfg.max_new_tokens, calls=cfg.steps + evaluated / cfg.batch)
+        writes = Read(
+            'policy', 'writes', cfg.batch, cfg.max_prompt, cfg.max_new_tokens, calls=cfg.steps + evaluated / cfg.batch
+        )
         prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task))
         there = None if prompts is None else prompts * cfg.samples
         reads = (writes, *rewards)

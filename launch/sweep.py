@@ -107,17 +107,16 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         with lock(folder):
             failed = run_points(found, flags.parallel, runner)
             return report(folder, found, failed, flags.figures)
-    except hosts.Elsewhere:
-        return 2
+    except hosts.Elsewhere as mistake:
+        return mistake.status
     except Mistake as mistake:
         log.error(str(mistake))
-        return 2
+        return mistake.status
     except hosts.Lost as lost:
         log.error(f'{lost}; the same command goes on')
         return launcher.LOST
     except OSError as error:
-        log.error(launcher.refused(error))
-        return 2
+        return launcher.refuse(error)
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on with what is not finished')
         return 130
@@ -242,7 +241,12 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
     found = {}
     for bindings in sweep:
         changes = [argument(path, value) for path, value in bindings.items()]
-        _, config, text = launcher.read_config(launcher.read_flags(launcher.parser(), [*always, *changes]))
+        flags = launcher.read_flags(launcher.parser(), [*always, *changes])
+        _, config, text = launcher.read_config(flags)
+        if flags.shard:
+            raise Mistake(
+                f'shard={flags.shard}: a point of a sweep leaves figures, and a shard none; run it by launch/run.py'
+            )
         exact = parse(text)  # 0 typed for a float is 0.0 there: one point, one name
         bindings = {path: value if path == SEED else exact.get(path, value) for path, value in bindings.items()}
         here = folder / slug(bindings)

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,19 +70,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     alone = sizes is None and devices is None
     sizes = dict(sizes or {})
     devices = list(jax.local_devices() if alone else jax.devices()) if devices is None else devices
-    if unknown := set(sizes) - set(MESH_AXES):
-        raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
-    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
-    fixed = int(np.prod([size for size in shape if size != -1]))
-    if -1 in shape:
-        shape[shape.index(-1)] = max(len(devices) // fixed, 1)
-    needed = int(np.prod(shape))
-    if needed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
-        raise Mistake(
-            f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
-        )
+    shape = mesh_shape(sizes, len(devices))
+    needed = math.prod(shape)
     if hosts.count() > 1 and not alone and needed < len(devices):
         raise Mistake(
             f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
@@ -91,14 +80,30 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     kinds, devices = (AxisType.Auto,) * 3, devices[:needed]
     between = _between_slices(shape, len({getattr(device, 'slice_index', 0) for device in devices}))
     if between is None:
-        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=kinds, devices=devices)
+        return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
     from jax.experimental import mesh_utils
 
     within = [size // slices for size, slices in zip(shape, between)]
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=kinds)
 
 
-def _between_slices(shape: list[int], slices: int) -> list[int] | None:
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes of all three axes on so many devices. Raises `Mistake` where they do not fit them."""
+    if unknown := set(sizes) - set(MESH_AXES):
+        raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    if -1 in shape:
+        shape[shape.index(-1)] = max(devices // fixed, 1)
+    needed = math.prod(shape)
+    if needed > devices or (-1 in sizes.values() and devices % fixed):
+        raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {devices}')
+    return tuple(shape)
+
+
+def _between_slices(shape: Sequence[int], slices: int) -> list[int] | None:
     """How many slices each axis goes over; None where there is one slice. One axis goes over all: the first that can, as
     the network between slices is slow, and `tensor` needs it most.
     """

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax import chat, hosts, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, refusal
 from rlaif_jax.paths import typed
 
 Row = dict[str, Any]  # column: value
@@ -106,7 +106,7 @@ def read(path: Path | str) -> Rows:
     try:
         rows = _read_table(path, suffix) if suffix in ('.parquet', '.arrow') else _read_json(path)
     except OSError as error:
-        raise Mistake(f'{path}: cannot be read ({error.strerror or error})') from error
+        raise refusal(error, f'{path}: cannot be read ({error.strerror or error})') from error
     if not rows.located:
         raise Mistake(f'{path} is empty; there must be one row at least')
     for where, row in rows.located:
@@ -375,7 +375,7 @@ def _put(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], No
             os.fsync(file.fileno())
         (put or os.replace)(partial, path)
     except OSError as error:
-        raise Mistake(f'{path}: cannot be written ({error.strerror or error})') from error
+        raise refusal(error, f'{path}: cannot be written ({error.strerror or error})') from error
     finally:
         partial.unlink(missing_ok=True)
 
