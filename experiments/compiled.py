@@ -91,6 +91,7 @@ def compile(program: Program, kind: str) -> Found:
         sent = collectives(compiled.as_text())
         found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began)
     if file and paths.writable(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(log.to_json(asdict(found)), encoding='utf-8')
     return found
 

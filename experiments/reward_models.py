@@ -14,7 +14,7 @@ import numpy as np
 from experiments import arms, stages
 from experiments.arms import Learner
 from experiments.label import Asking, generation, toy
-from experiments.programs import Line, Read
+from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
