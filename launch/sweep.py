@@ -124,34 +124,15 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog='launch/sweep.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    out.add_argument('--experiment', help='what to run; launch/run.py --list shows all')
+    out = launcher.new_parser('launch/sweep.py', __doc__)
+    launcher.add_choice(out, 'runs/sweeps/EXPERIMENT-SCALE-NAME')
     out.add_argument('--sweep', metavar='NAME', help='the points of sweep_NAME(), beside the experiment')
     out.add_argument('--zip', action='store_true', help='first values of all lists together, then the second ones, ...')
-    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
-    out.add_argument(
-        '--workdir',
-        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); what the points make lies in it',
-    )
-    out.add_argument(
-        '--stages', help='where points find and leave what they share (default: runs/stages, or WORKDIR/stages)'
-    )
-    out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
-    out.add_argument(
-        '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR, together; off: alone',
-    )  # fmt: skip
     out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
     out.add_argument('--dry_run', action='store_const', dest='backend', const='print', help='as --backend=print')
     out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
     out.add_argument('--figures', help='a,b,...: columns of the table, named as in sweep.csv')
-    out.add_argument('binding', nargs='*', default=[], metavar='path.to.field=value', help='a value, or a list of them')
     return out
 
 
