@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Jobs:
     typed: str  # the command that made this
     after: str = 'any'  # how the wave before has to have ended: 'any', or 'ok'
     parallel: int | None = None  # so many tasks of a wave at once; all of them where it is None
+    alone: bool = False  # each is one process, which drives all that its machine has
     then: str = ''  # what to do once all have ended
 
     @property
@@ -105,7 +106,7 @@ class Slurm(Job):
 
     def text(self, jobs: Jobs) -> str:
         several, here = len(jobs.tasks) > 1, os.getcwd()
-        ranks = max(self.gpus, 1)
+        ranks = 1 if jobs.alone else max(self.gpus, 1)
         log_file = f'{Path(here, jobs.place)}'.replace('%', '%%') + f'/slurm-{"%A_%a" if several else "%j"}.log'
         kind = f'{self.accelerator}:' if self.accelerator else ''
         options = {
@@ -317,32 +318,30 @@ def jobs_of(flags: argparse.Namespace, arguments: list[str] | None) -> Jobs:
     """The run of the command line; or its shards, then the run that puts them together. Raises `Mistake` where the config
     does not bind, or the folder belongs to another one.
     """
-    name, config, text = launcher.read_config(flags)
-    folder = launcher.default_folder(flags, name, config, text) if flags.workdir is None else paths.typed(flags.workdir)
-    if (folder / 'config.gin').exists():
-        open_folder(folder, text, same(config))
     plain = ('experiment', 'scale', 'seed', 'manual_dir', 'data_dir')
     words = [f'--{flag}={value}' for flag in plain if (value := getattr(flags, flag)) is not None]
     words += [f'--bindings={file}' for file in flags.bindings] + ['--wandb'] * flags.wandb
     words += ['--hosts=off'] * (flags.hosts == 'off') + flags.binding
+    run = launcher.read_flags(launcher.parser(), words)
+    name, config, text = launcher.read_config(run)
+    folder = launcher.default_folder(run, name, config, text) if flags.workdir is None else paths.typed(flags.workdir)
+    if (folder / 'config.gin').exists():
+        open_folder(folder, text, same(config))
     whole = Task(tuple(words), folder, launcher.stages_of(flags, folder))
     typed = command('submit.py', sys.argv[1:] if arguments is None else arguments)
     if flags.shards is None:
         return Jobs(folder.name, folder, [whole], [[0]], typed)
     if flags.shards < 2:
         raise Mistake(f'--shards={flags.shards}: two or more; without it the run is one job')
-    tasks = []
-    for number in range(1, flags.shards + 1):
-        own = folder.with_name(f'{folder.name}.job') / f'shard-{number}-of-{flags.shards}'
-        shard = f'shard={literal(f"{number}/{flags.shards}")}'
-        tasks.append(Task((*words, shard), own, whole.stages))
+    names = [literal(f'{number}/{flags.shards}') for number in range(1, flags.shards + 1)]
+    tasks = [replace(whole, arguments=(*words, f'shard={name}')) for name in names]
     waves = [range(flags.shards), [flags.shards]]
-    return Jobs(folder.name, folder, [*tasks, whole], waves, typed, 'ok', flags.parallel)
+    return Jobs(folder.name, folder, [*tasks, whole], waves, typed, 'ok', flags.parallel, alone=True)
 
 
 def command(program: str, arguments: Sequence[str]) -> str:
     """What was typed, in one line."""
-    words = ['python', os.path.relpath(RUN.with_name(program)), *arguments]
+    words = ['python', os.path.relpath(ROOT / 'launch' / program), *arguments]
     return shlex.join(words).replace('\n', '\\n')
 
 
@@ -395,6 +394,8 @@ def hand_over(jobs: Jobs, kind: str, flags: argparse.Namespace) -> int:
     asked = job(kind, flags)
     if jobs.parallel is not None and jobs.parallel < 1:
         raise Mistake(f'--parallel={jobs.parallel}: at least one run at a time')
+    if jobs.alone and asked.nodes > 1:
+        raise Mistake(f'--nodes={asked.nodes}: a shard is labelled on one machine; more --shards take more machines')
     if flags.go and not shutil.which(asked.command):
         raise Mistake(
             f'--go: there is no {asked.command} here; without it the job is written, to be taken where one is'
