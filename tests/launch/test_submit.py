@@ -337,8 +337,7 @@ SMALL = [
 
 def small(models: Path, folder: Path) -> list[str]:
     lms = [f'policy={models / "policy"}', f'same_size_labeler={models / "labeler"}']
-    judge = [f'evaluation.judge={models / "labeler"}']
-    return [*SMALL, *lms, *judge, f'--workdir={folder}']
+    return [*SMALL, *lms, f'--workdir={folder}']
 
 
 @pytest.mark.slow
