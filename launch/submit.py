@@ -330,6 +330,8 @@ def jobs_of(flags: argparse.Namespace, arguments: list[str] | None) -> Jobs:
     whole = Task(tuple(words), folder, launcher.stages_of(flags, folder))
     typed = command('submit.py', sys.argv[1:] if arguments is None else arguments)
     if flags.shards is None:
+        if flags.parallel is not None:
+            raise Mistake(f'--parallel={flags.parallel}: a run is one job; --shards makes several of its labels')
         return Jobs(folder.name, folder, [whole], [[0]], typed)
     if flags.shards < 2:
         raise Mistake(f'--shards={flags.shards}: two or more; without it the run is one job')
@@ -349,32 +351,34 @@ def job(kind: str, flags: argparse.Namespace) -> Slurm | Sky:
     """What a cluster of that kind is asked for: the site's file, and over it the flags. Raises `Mistake` naming the nearest
     of what neither knows.
     """
-    cls = CLUSTERS[kind]
-    known = {field.name for field in fields(cls)}
-    out = bind_in(site(kind, flags.site), cls(), 'the site’s file: ')
-    typed = {name: value for name in ('nodes', 'gpus', 'accelerator', 'time', 'retries')
-             if (value := getattr(flags, name)) is not None}  # fmt: skip
-    ours = [text for text in flags.set if text.partition('=')[0] in known]
-    typed |= dict(map(parse_binding, ours))
-    typed |= {'set': [*out.set, *(text for text in flags.set if text not in ours)]}
-    return bind_in(typed, out, f'{kind}: ')
+    out = site(kind, flags.site)
+    plain = {field.name for field in fields(out) if isinstance(getattr(out, field.name), str)}  # text, as it stands
+    known = {field.name for field in fields(out)}
+    typed = {name: getattr(flags, name) for name in ('nodes', 'gpus', 'accelerator', 'time', 'retries')}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    others = list(out.set)
+    for text in flags.set:
+        name, _, value = text.partition('=')
+        if name in known:
+            typed |= {name: value} if name in plain else dict([parse_binding(text)])
+        else:
+            others.append(text)
+    return bound(out, typed | {'set': others}, f'--to={kind}')
 
 
-def bind_in(values: dict[str, Any], to: Any, where: str) -> Any:
+def bound(to: Slurm | Sky, values: dict[str, Any], where: str) -> Slurm | Sky:
     try:
         return bind(to, values)
     except Mistake as mistake:
-        raise Mistake(f'{where}{mistake}') from None
+        raise Mistake(f'{where}: {mistake}') from None
 
 
-def site(kind: str, named: str | None) -> dict[str, Any]:
-    """What the site's file says of clusters of that kind; {} where there is no file, and none was named."""
-    home = paths.settings()
-    if named is None and home is None:
-        return {}
+def site(kind: str, named: str | None) -> Slurm | Sky:
+    """What the site's file asks of clusters of that kind; nothing where there is no file, and none was named."""
+    plain, home = CLUSTERS[kind](), paths.settings()
+    if named is None and (home is None or not (home / 'rlaif_jax' / 'site.toml').exists()):
+        return plain
     file = home / 'rlaif_jax' / 'site.toml' if named is None else paths.typed(named)
-    if named is None and not file.exists():
-        return {}
     try:
         said = tomllib.loads(file.read_text(encoding='utf-8-sig'))
     except OSError as error:
@@ -384,9 +388,7 @@ def site(kind: str, named: str | None) -> dict[str, Any]:
     for name, table in said.items():
         if name not in CLUSTERS or not isinstance(table, dict):
             raise Mistake(f'{file}: {name} is no table of it; did you mean [{nearest(name, CLUSTERS)}]?')
-    table = said.get(kind, {})
-    bind_in(table, CLUSTERS[kind](), f'{file}: [{kind}] ')
-    return table
+    return bound(plain, said.get(kind, {}), f'{file}: [{kind}]')
 
 
 def hand_over(jobs: Jobs, kind: str, flags: argparse.Namespace) -> int:

@@ -41,7 +41,8 @@ CASES = {
     'one.sh': ['--to=slurm', '--experiment=tldr_direct', '--workdir=runs/one', 'policy="a b"'],
     'several.sh': [
         '--to=slurm', '--experiment=tldr_rlaif', '--site=site.toml', '--nodes=2', '--gpus=8', '--accelerator=h100',
-        '--time=24:00:00', '--set', 'qos=high', '--set=grace=600', '--set', 'mem=500G', 'mesh.fsdp=-1',
+        '--time=24:00:00', '--set', 'qos=high', '--set', 'partition=gpu,long', '--set=grace=600', '--set', 'mem=500G',
+        'mesh.fsdp=-1',
     ],
     'shards.sh': ['--to=slurm', '--experiment=label', '--shards=3', '--parallel=2', '--gpus=4', 'input=pairs.jsonl'],
     'points.sh': ['--backend=slurm', *POINTS, '--parallel=2'],
@@ -170,6 +171,7 @@ BAD = {  # what is typed -> what is said
     '--to=slurm tldr_direct --site=nowhere.toml': 'nowhere.toml: No such file',
     '--to=slurm tldr_direct --go': 'no sbatch here',
     '--to=slurm tldr_direct --shards=1': '--shards=1',
+    '--to=slurm tldr_direct --parallel=2': '--shards',
     '--to=slurm tldr_direct --shards=4 --parallel=0': '--parallel=0',
     '--to=slurm tldr_direct --shards=4 --nodes=2': '--nodes=2',
     '--to=slurm tldr_direct --set grace=soon': 'grace: wants int',

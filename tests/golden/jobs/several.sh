@@ -1,10 +1,11 @@
 #!/bin/bash
-# Made by: python /clone/launch/submit.py --to=slurm --experiment=tldr_rlaif --site=site.toml --nodes=2 --gpus=8 --accelerator=h100 --time=24:00:00 --set qos=high --set=grace=600 --set mem=500G mesh.fsdp=-1
+# Made by: python /clone/launch/submit.py --to=slurm --experiment=tldr_rlaif --site=site.toml --nodes=2 --gpus=8 --accelerator=h100 --time=24:00:00 --set qos=high --set partition=gpu,long --set=grace=600 --set mem=500G mesh.fsdp=-1
 # To run it:
 #   sbatch runs/tldr_rlaif-micro-s0.job/slurm.sh
 # scancel JOB ends it. scancel --signal=TERM JOB has it save and wait in the queue again.
 #SBATCH --job-name=tldr_rlaif-micro-s0
 #SBATCH --account=lab
+#SBATCH --partition=gpu,long
 #SBATCH --qos=high
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -39,7 +40,7 @@ status=$?
 case $status in
 0 | 2) ;;  # done; or bad input, which another try makes no better
 130) scontrol requeue "$job" ;;  # stopped and saved: it goes on from there
-*)  # a machine that is gone, or an error: 3 more tries
+*)  # a machine that is gone, or an error; retries: 3
     tries=runs/tldr_rlaif-micro-s0.job/tries-$job
     echo "$(date) status $status" >> "$tries"
     [ "$(wc -l < "$tries")" -gt 3 ] || scontrol requeue "$job"

@@ -33,7 +33,7 @@ status=$?
 case $status in
 0 | 2) ;;  # done; or bad input, which another try makes no better
 130) scontrol requeue "$job" ;;  # stopped and saved: it goes on from there
-*)  # a machine that is gone, or an error: 3 more tries
+*)  # a machine that is gone, or an error; retries: 3
     tries=runs/label-micro-s0-d7cc8f.job/tries-$job
     echo "$(date) status $status" >> "$tries"
     [ "$(wc -l < "$tries")" -gt 3 ] || scontrol requeue "$job"
