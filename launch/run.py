@@ -122,50 +122,56 @@ def refuse(error: OSError) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog='launch/run.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    out.add_argument('--experiment', help='what to run; --list shows all')
-    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
+    out = new_parser('launch/run.py', __doc__)
+    add_choice(out, 'runs/EXPERIMENT-SCALE-sSEED')
+    add_one_run(out)
     out.add_argument(
         '--shard', metavar='I/N', help='make every Nth label, from the Ith on, beside other jobs, and stop'
     )
-    out.add_argument('--seed', type=int, help='of everything random (default: 0)')
-    out.add_argument(
-        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); what the run makes lies in it'
-    )
-    out.add_argument(
-        '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
-    )
-    out.add_argument(
-        '--bindings',
-        action='append',
-        default=[],
-        metavar='FILE.gin',
-        help='a file of bindings; config.gin of a run repeats it',
-    )
-    out.add_argument(
-        '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
-    )
-    out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
-    out.add_argument(
-        '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR; off: alone',
-    )  # fmt: skip
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
-    out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
         '--explain', action='append', metavar='PATH',
         help='print what a field of the config means, or all fields below it; several with commas between',
     )  # fmt: skip
+    return out
+
+
+def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_choice(out: argparse.ArgumentParser, folder: str) -> None:
+    """Adds what says which config is run and where, of one run or of several; `folder` is the default of --workdir."""
+    out.add_argument('--experiment', help='what to run; launch/run.py --list shows all')
+    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
+    out.add_argument('--workdir', help=f'the folder (default: {folder}); what is made lies in it')
+    out.add_argument(
+        '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
+    )
+    out.add_argument(
+        '--bindings', action='append', default=[], metavar='FILE.gin',
+        help='a file of bindings; config.gin of a run repeats it',
+    )  # fmt: skip
+    out.add_argument(
+        '--hosts', choices=('auto', 'off'), default='auto',
+        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR; off: alone',
+    )  # fmt: skip
     out.add_argument(
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
     )
-    return out
+
+
+def add_one_run(out: argparse.ArgumentParser) -> None:
+    """Adds the rest of what a run is told, now or by a job."""
+    out.add_argument('--seed', type=int, help='of everything random (default: 0)')
+    out.add_argument(
+        '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
+    )
+    out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
+    out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
 
 
 def read_flags(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
