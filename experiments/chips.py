@@ -11,6 +11,9 @@ import difflib
 import math
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,14 +78,16 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        """Machines, of four chips each, or fewer where there are fewer."""
-        return -(-self.chips // 4)
+        """Machines: of four TPU chips each, of eight GPUs, or fewer where there are fewer."""
+        return -(-self.chips // (4 if self.chip.shapes else 8))
 
     def devices(self) -> list[Any]:
         """JAX's devices of such a slice, for programs that are compiled and not run. No TPU is asked: none need be here.
 
-        Raises `Mistake` where libtpu is not installed.
+        None of GPUs, whose programs are compiled where there is one. Raises `Mistake` where libtpu is not installed.
         """
+        if not self.chip.shapes:
+            return []
         from jax.experimental import topologies
 
         # The library is meant for one process, which holds the chips; who only compiles may be one of several.
@@ -92,11 +97,12 @@ class Slice:
         if self.chips == 1:
             more['chips_per_host_bounds'] = [1, 1, 1]
         try:
-            found = topologies.get_topology_desc(f'{self.chip.name}:{self.shape}', 'tpu', **more)
+            with _silent():
+                found = topologies.get_topology_desc(f'{self.chip.name}:{self.shape}', 'tpu', **more)
         except (ImportError, RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
             reason = str(error).partition('\n')[0][:200]
             raise Mistake(
-                f'--topology={self.name}: programs for a TPU are compiled by libtpu, and it is not here or fails ({reason}); '
+                f'--topology={self.name}: libtpu, which compiles for TPUs, is not here or fails ({reason}); '
                 "pip install 'rlaif_jax[tpu]' brings it, also where there is no TPU"
             ) from None
         return list(found.devices)
@@ -104,6 +110,8 @@ class Slice:
     def next(self) -> Slice | None:
         """The same chips, twice as many; None of the largest."""
         shapes = self.chip.shapes
+        if not shapes:
+            return slice_of(self.chip, str(2 * self.chips))
         at = shapes.index(self.shape) + 1
         return slice_of(self.chip, shapes[at]) if at < len(shapes) else None
 
@@ -111,7 +119,22 @@ class Slice:
         hosts = f'{self.hosts} host' + 's' * (self.hosts > 1)
         chips = f'{self.chips} chip' + 's' * (self.chips > 1)
         cores = f' ({self.chips * 2} cores)' if self.chip.counted == 2 else ''
-        return f'{self.name}: {chips}{cores}, {self.shape.replace("x", " x ")}, {hosts}'
+        shape = f', {self.shape.replace("x", " x ")}' if self.chip.shapes else ''
+        return f'{self.name}: {chips}{cores}{shape}, {hosts}'
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what a library writes past Python to standard error: libtpu looks for a TPU there, and complains of none."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def slice_of(chip: Chip, shape: str) -> Slice:
@@ -129,11 +152,8 @@ def find(name: str) -> Slice:
     if typed in known:
         return known[typed]
     kind, _, count = typed.partition('-')
-    if kind in CHIPS and not CHIPS[kind].shapes:
-        raise Mistake(
-            f'--topology={name}: programs for a GPU are compiled where there is one; --topology=local does it there, and '
-            '--dry_run alone says what memory a run needs'
-        )
+    if kind in CHIPS and not CHIPS[kind].shapes and re.fullmatch('[1-9][0-9]{0,4}', count or '1'):
+        return slice_of(CHIPS[kind], count or '1')
     own = [one for one in known if one.startswith(f'{kind}-')]
     if own and re.fullmatch(r'\d+', count):
         near = sorted(own, key=lambda one: abs(math.log(int(one.partition('-')[2]) / max(int(count), 1))))[:2]

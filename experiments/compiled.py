@@ -57,11 +57,16 @@ class Found:
     seconds: float  # that compiling took
     fits: bool = True  # False: the compiler found no way
 
+    @classmethod
+    def estimated(cls, program: Program) -> Found:
+        """Where nothing is compiled."""
+        return cls(program.arguments + program.working, {}, 0.0)
+
 
 def compile(program: Program, kind: str) -> Found:
     """Compile a program, or look up what was found before. `kind` tells devices apart that a program's text does not."""
     lowered = program.lower()
-    what = f'{jax.__version__} {_compiler()} {kind} '.encode() + lowered.as_text().encode()
+    what = f'{jax.__version__} {compiler()} {kind} '.encode() + lowered.as_text().encode()
     cache = paths.cache()
     file = cache and cache / 'rlaif_jax' / 'compiled' / f'{hashlib.sha256(what).hexdigest()[:24]}.json'
     if file and file.exists():
@@ -96,7 +101,7 @@ def compile(program: Program, kind: str) -> Found:
     return found
 
 
-def _compiler() -> str:
+def compiler() -> str:
     try:
         import libtpu
 

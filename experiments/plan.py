@@ -26,13 +26,13 @@ BESIDES = 0.7
 TRIES = 6  # settings that are looked at for a stage that does not fit
 
 
-def check(config: Any, folder: Path) -> None:
+def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
     """Raises `Mistake` for what would stop the run later on: a mesh the devices cannot make, a batch the mesh does not
     divide, data or a model that is not there, rows longer than the model was made for, adapters of what it does not have.
 
     In `presets.downloading_nothing` what a run would download is passed over; `show` says what that is.
     """
-    mesh = axes.make_mesh(asdict(config.mesh))
+    mesh = mesh or axes.make_mesh(asdict(config.mesh))
     for _, one in variants(config):
         for name, size in batches(one).items():
             axes.check_batch(name, size, mesh)

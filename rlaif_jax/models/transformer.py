@@ -195,7 +195,7 @@ class Transformer(nn.Module):
         params |= adapters(self.variables['params'])
         layer = {name: x for name, x in params.items() if '_L' in name}
 
-        # Every device looks up its share of D for the rows of all, and rows change places after: the table stays where it is.
+        # Every device looks up its share of D for the rows of all; then rows change places. The table stays where it is.
         x_BTD = constrain(params['embed_VD'].astype(dtype), 'VD')[constrain(token_BT, 'BT', TABLE)]
         x_BTD = constrain(constrain(x_BTD, 'BTD', TABLE), 'BTD')
         if c.embed_scale != 1:
