@@ -233,14 +233,15 @@ class _Stage:
                 'last_BC': row(jnp.int32, 2), 'preference_B': row(jnp.float32), 'weight_B': row(jnp.float32),
                 'full_B': row(bool),
             }  # fmt: skip
-            given = self._place(state['policy']), self._place(_scored(self._start(), cfg)), batch
+            start = jax.eval_shape(partial(_scored, cfg=cfg), self._start())
+            given = self._place(state['policy']), self._place(start), batch
         with jax.set_mesh(self.mesh):
             return step.lower(*given)
 
     def reads(self, read: Read) -> Program:
         """A call of a model that is not trained, or of the policy as it stands."""
-        cfg, resident = self.sizes[read.role], self.resident(read.role)
-        own = resident.get(read.role, resident.get('state', 0))
+        cfg, resident = self._sizes(read), self.resident(read.role)
+        own = self.bytes_of(self._read_params(read))
         rows, word = -(-read.rows // self.shares), _word(cfg)
         weights = count(cfg) * word / self.tensor
         kept = 2 * cfg.layers * max(cfg.kv_heads // self.tensor, 1) * cfg.head_dim * word  # bytes of a slot
@@ -273,15 +274,26 @@ class _Stage:
             lower=partial(self._lower_read, read),
         )
 
+    def _sizes(self, read: Read) -> transformer.Config:
+        cfg = self.sizes[read.role]
+        return replace(cfg, tied=True) if read.does == 'scores' else cfg  # it has no unembedding
+
+    def _read_params(self, read: Read) -> Any:
+        """The parameters of a model that reads: as they are trained, or frozen."""
+        cfg, how = self._sizes(read), self.line.training
+        if not how or read.role != 'policy':
+            return _frozen(cfg)
+        trained = jax.eval_shape(partial(training.trained, how.lora, cfg, key=jax.random.key(0)), _shapes(cfg))
+        return training.whole(_frozen(cfg), trained)
+
     def _lower_read(self, read: Read) -> jax.stages.Lowered:
-        cfg, row = self.sizes[read.role], partial(_rows, self.mesh, read.rows)
-        trained = self.line.training is not None and read.role == 'policy'
-        params = self._place(_shapes(cfg) if trained else _frozen(cfg))
+        cfg, row = self._sizes(read), partial(_rows, self.mesh, read.rows)
+        params = self._place(self._read_params(read))
         prefix = self._place(_cache(cfg, read.prefix)) if read.prefix else None
         T = padded([read.prompt + read.tail * read.branches])
         with jax.set_mesh(self.mesh):
             if read.does == 'scores':
-                held = {'trunk': params, 'head': self._place(heads.scalar_head(cfg.width))}
+                held = {'trunk': params, 'head': self._place(jax.eval_shape(partial(heads.scalar_head, cfg.width)))}
                 return reward_model.score_rows.lower(cfg, held, row(jnp.int32, T), row(bool, T))
             if read.does == 'answers':
                 tokens = row(jnp.int32, T), row(jnp.int32, T), row(jnp.int32, T), row(jnp.int32, read.branches)
