@@ -87,20 +87,6 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     return LM(config, params, tokenizer, str(path_or_hub_id))
 
 
-def load_value(
-    path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False
-) -> tuple[LM, Params]:
-    """A value network, as `save` writes one and TRL's `AutoModelForCausalLMWithValueHead`: its trunk, and its head for
-    `heads.value`. Raises `Mistake` as `load` does, also for a model without such a head.
-    """
-    check_mesh(mesh)
-    folder = resolve(path_or_hub_id)
-    config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
-    params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, value=True)
-    head = {name: params.pop(name) for name in VALUE}
-    return LM(config, params, tokenizer, str(path_or_hub_id)), head
-
-
 def fingerprint(path_or_hub_id: str | Path) -> str:
     """Ten hex digits for the model a name stands for now: its sizes, its tokenizer, its weights.
 

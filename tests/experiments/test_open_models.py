@@ -15,7 +15,6 @@ import pytest
 from experiments import judging, stages
 from experiments.scales import Data
 from launch import run as launcher
-from rlaif_jax.checkpoint import Checkpoints
 from rlaif_jax.data import files, hh, loader, tldr
 from rlaif_jax.generation import extend
 from rlaif_jax.models import hf
@@ -111,7 +110,7 @@ def sft_of(folder):
 
 
 @pytest.mark.slow
-def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts):
+def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts, saved_state):
     folder, result = tuned
     metrics = step_rows(folder)
     assert all(-1 <= row['objective/scores'] <= 1 for row in metrics)
@@ -122,9 +121,7 @@ def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts):
         hf.load(path) for path in (shared / 'stories260k', sft_of(folder) / 'export', folder / 'export')
     )
     assert policy.config == sft.config == start.config and differ(sft, start) and differ(policy, sft)
-    with Checkpoints(folder) as checkpoints:
-        step, state = checkpoints.restore(None, {'policy': {'params': policy.params}}, part=True)
-    assert step == STEPS
+    state = saved_state(folder, STEPS)
     for name, x in state['policy']['params'].items():
         np.testing.assert_array_equal(np.asarray(x), np.asarray(policy.params[name]), err_msg=name)
 
