@@ -25,10 +25,6 @@ from rlaif_jax.evaluation.length import LengthRatio, characters, logistic_at_equ
 from rlaif_jax.evaluation.statistics import Interval, share, votes
 from rlaif_jax.evaluation.versus import Config
 
-__all__ = [
-    'HarmJudge', 'HarmlessRate', 'compare_harmless', 'from_probability', 'harmless_rate', 'harmless_rate_at_length',
-]  # fmt: skip
-
 HarmJudge = Callable[[Sequence[Any], Sequence[str]], np.ndarray]
 
 

@@ -28,8 +28,6 @@ from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.versus import Judge
 
-__all__ = ['Rankings', 'by_scores', 'concordance', 'judge', 'kendall_w', 'read', 'votes']
-
 
 @dataclass(frozen=True, eq=False)
 class Rankings:

@@ -20,8 +20,6 @@ from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import tables
 
-__all__ = ['check_names', 'read', 'side_by_side', 'write']
-
 PROMPT = 'prompt_id', 'prompt'
 # Columns of text that are no policy's, in any case; and whatever is no text.
 OTHERS = (

@@ -16,12 +16,6 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 
-__all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'share',
-    't_quantile', 'votes', 'wilson',
-]  # fmt: skip
-
-
 FEWEST = 10  # votes for either side, of which a bootstrap makes an interval
 
 
