@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ from experiments.label import generation, toy
 from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
-from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
+from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within, nearest
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -146,8 +145,8 @@ class FromFile:
         """The column of preferences, and the others that may be meant. Raises `Mistake` for one that is not there."""
         labels = sorted(filter(generation, columns), key=generation)
         if self.column and self.column not in columns:
-            near = difflib.get_close_matches(self.column, labels or columns, 1, 0.0)
-            raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+            near = nearest(self.column, labels or columns)
+            raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near!r}?' if near else ''))
         column = self.column or (labels[-1] if labels else 'preference_prob')
         return column, [name for name in labels if name != column]
 

@@ -225,7 +225,7 @@ def _nearest(value: Any, hint: Any) -> str | None:
 
 
 def nearest(typed: str, paths: Iterable[str]) -> str | None:
-    """The path that is most like what somebody typed; None where there are no paths."""
+    """The path, or the name, that is most like what somebody typed; None where there are none."""
     return max(paths, key=functools.partial(_likeness, typed), default=None)
 
 

@@ -7,7 +7,6 @@ step is the whole position.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib.util
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlaif_jax import log
-from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
+from rlaif_jax.config import CONTENT, Mistake, dump, marked, nearest, parse
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.data.source import Source
@@ -303,5 +302,5 @@ def _path(name: str) -> Path:
     """The path that a name is, where it looks like one. Raises `Mistake` naming the nearest data set."""
     if name.lower().endswith(files.READABLE) or '/' in name or Path(name).exists():
         return typed(name)
-    near = difflib.get_close_matches(name, known(), 1, 0.0)
-    raise Mistake(f'no data set {name!r}; did you mean {near[0]}? A path of prompts or pairs will do, too')
+    near = nearest(name, known())
+    raise Mistake(f'no data set {name!r}; did you mean {near}? A path of prompts or pairs will do, too')
