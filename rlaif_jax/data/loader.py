@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from rlaif_jax import log
 from rlaif_jax.config import CONTENT, Mistake, dump, marked, nearest, parse
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
-from rlaif_jax.data.source import Source
+from rlaif_jax.data.source import Prompts, Source
 from rlaif_jax.paths import typed
 from rlaif_jax.shortening import shorten
 
@@ -111,25 +111,6 @@ def absent(name: str, pairs: bool = True) -> list[str]:
     posts = (tldr.Posts, *[tldr.Comparisons] * pairs)
     kinds = {'tldr': posts, 'hh_helpful': (hh.Helpful,), 'hh_harmless': (hh.Harmless,)}[name]
     return list(filter(None, map(published.absent, kinds)))
-
-
-@dataclass(frozen=True)
-class Prompts(Sequence):
-    """`make(row)` for the first `size` of the rows, each made when it is asked for."""
-
-    rows: Sequence[Any]
-    make: Callable[[Any], Prompt]
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not 0 <= index < self.size:
-            raise IndexError(f'prompt {index} of {self.size}')
-        return self.make(self.rows[index])
 
 
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
