@@ -25,7 +25,7 @@ from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.data.source import Prompts, Source
 from rlaif_jax.paths import typed
-from rlaif_jax.shortening import shorten
+from rlaif_jax.shortening import shortened
 
 TASKS = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}  # of published data sets
 SPLITS = ('train', 'validation', 'test')
@@ -114,19 +114,14 @@ def absent(name: str, pairs: bool = True) -> list[str]:
 
 
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
-    """The same prompts, those that do not fit shortened (`shortening`). To shorten takes several looks at a text, so what
-    they found is kept for the next epoch.
-
-    Raises `Mistake` when a prompt is read of which nothing fits.
+    """The same prompts, those that do not fit shortened (`shortening`). Raises `Mistake` when a prompt is read of which
+    nothing fits.
     """
-    shortened = functools.lru_cache(maxsize=10_000)(functools.partial(shorten, fits=fits))
 
     def fit(prompt: Prompt) -> Prompt:
         if fits(prompt.text):
             return prompt
-        if (text := shortened(prompt.text)) is None:
-            raise Mistake(f'prompt {prompt.id}: nothing of it fits; max_prompt leaves no room beside a chat template')
-        return replace(prompt, text=text)
+        return replace(prompt, text=shortened(prompt.text, fits, f'prompt {prompt.id}'))
 
     return Prompts(prompts, fit, len(prompts))
 

@@ -94,20 +94,28 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str
 
 
 def jitted(
-    step: Callable[..., Any],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     begin: Callable[[Any], Any],
     shapes: Any,
     mesh: Mesh,
+    parts: int,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`(init, step)` of one network whose parameters have these shapes, placed by their names: `init(params) -> state`,
-    `step(state, params, batch) -> (state, metrics)`. The state holds what is trained, at first `begin(params)`, and is
-    donated; what else the network consists of is read from `params`, which stay.
+    `step(state, params, batch) -> (state, metrics)`, down the `loss` of the batch in so many parts. The state holds what
+    is trained, at first `begin(params)`, and is donated; what else the network consists of is read from `params`, which
+    stay.
     """
 
     def init(params: Any) -> dict[str, Any]:
         # A copy, so that donating the state never destroys the parameters that were handed in.
         return init_state(jax.tree.map(lambda x: x + 0, begin(params)), optimizer)
+
+    def step(state: dict[str, Any], params: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        of_trained = lambda trained, batch: loss(whole(params, trained), batch)  # noqa: E731
+        grads, metrics = gradients(of_trained, state['params'], batch, parts)
+        state, more = update(optimizer, state, grads)
+        return state, metrics | more
 
     where = axes.shardings(jax.eval_shape(init, shapes), mesh)
     in_shardings = (where, axes.shardings(shapes, mesh), axes.rows(mesh))

@@ -77,7 +77,8 @@ def sft(
     more |= {} if steps is None else {'steps': steps}
     cfg = _fitting(_Supervised, more, lm, len(shown), epochs=1, response='max_new_tokens')
     _check_trainable(lm, cfg)
-    rows = _shortened([replace(one, reference=text) for one, text in zip(shown, written)], lm, cfg.max_prompt)
+    whole = [replace(one, reference=text) for one, text in zip(shown, written)]
+    rows = list(loader.fitted(whole, reads(lm.tokenizer, cfg.max_prompt)))  # before anything is trained
     batch_at, mesh = supervised.batches(cfg, lm.tokenizer, rows, cfg.max_new_tokens), axes.mesh_of(lm.params)
     given = {'prompts': [one.text for one in shown], 'references': written}
     return _run('sft', folder, cfg, lm, given, lambda at: supervised.run(cfg, at, lm, batch_at, mesh), hf.load)
@@ -142,7 +143,8 @@ def reinforce(
     loader.check_batch('reinforce.batch', cfg.batch, count, parts)
     if not asked:
         raise Mistake('validation holds no prompts; leave it out, or give some')
-    train, judged = (_shortened(rows, lm, cfg.max_prompt) for rows in (shown, asked))
+    fits = reads(lm.tokenizer, cfg.max_prompt)
+    train, judged = (list(loader.fitted(rows, fits)) for rows in (shown, asked))  # before anything is trained
     prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
     given = {'prompts': [one.text for one in shown], 'validation': [one.text for one in asked]}
     given |= {'reward': reward.params if isinstance(reward, RewardModel) else 'a function'}
@@ -171,11 +173,6 @@ def _prompts(name: str, given: Any, lm: LM) -> list[Prompt]:
     if empty := [i for i, row in enumerate(lm.tokenizer.prompts(written)) if not row]:
         raise Mistake(f'{name}[{empty[0]}] is empty; give a text to go on from')
     return [one if isinstance(one, Prompt) else Prompt(one, id=str(i)) for i, one in enumerate(listed_ones)]
-
-
-def _shortened(prompts: Sequence[Prompt], lm: LM, most: int) -> list[Prompt]:
-    """The prompts of `most` tokens at most, all looked at before anything is trained."""
-    return list(loader.fitted(prompts, reads(lm.tokenizer, most)))
 
 
 def _preferred(name: str, pairs: Sequence[Pair], labels: Any, lm: LM) -> list[Pair]:

@@ -12,13 +12,14 @@ import numpy as np
 import published_files
 import pytest
 
-from experiments import judging, stages
+from experiments import judging
 from experiments.scales import Data
 from launch import run as launcher
 from rlaif_jax.data import files, hh, loader, tldr
 from rlaif_jax.generation import extend
 from rlaif_jax.models import hf
 from rlaif_jax.models.transformer import Config
+from rlaif_jax.shortening import reads
 from rlaif_jax.text import Tokenizer
 
 pytestmark = pytest.mark.usefixtures('programs')
@@ -268,7 +269,7 @@ def test_a_file_of_dialogues_is_every_split(shared, micro_tokenizer):
     assert sum(map(len, of.values())) == 2307 and min(map(len, of.values())) > 150
     assert not (texts['train'] & texts['validation'] or texts['train'] & texts['test'])
     longest = max(texts['train'], key=len)
-    asked = stages.fitted(loader.source(path, 'train', 10**4, 'harmless'), lm, 128)
+    asked = loader.fitted(loader.source(path, 'train', 10**4, 'harmless'), reads(lm.tokenizer, 128))
     at = [pair.prompt.text for pair in of['train']].index(longest)
     assert len(asked) == len(of['train']) and len(micro_tokenizer.encode([asked[at].text])[0]) <= 128
     assert asked[at].text != longest and longest.endswith(asked[at].text.removeprefix('\n\nHuman:'))
