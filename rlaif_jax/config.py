@@ -45,9 +45,8 @@ FILE, CONTENT = {'file': True}, '# content of '
 Bindings = dict[str, Any]  # path: value
 
 COMMAND_LINE = 'command line'
-_BINDING = re.compile(
-    r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
-)  # loose, so that bind can name the nearest right path
+# Loose, so that bind can name the nearest right path.
+_BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)
 _BARE_WORD = re.compile(r'[\w./:~-]+')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")

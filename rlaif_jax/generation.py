@@ -48,9 +48,7 @@ class Sample(NamedTuple):
 
     token_BT: jax.Array  # int32, T = max_new_tokens
     mask_BT: jax.Array  # bool, True on the response's tokens
-    logp_BT: (
-        jax.Array
-    )  # nats, of each token under the distribution it was sampled from; 0 on padding and at temperature 0
+    logp_BT: jax.Array  # nats, under the distribution it was sampled from; 0 on padding and at temperature 0
     ended_B: jax.Array  # bool, False where the response was cut at max_new_tokens
 
 

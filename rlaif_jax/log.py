@@ -52,20 +52,26 @@ FIRST = 'compiling first'  # which takes longest; there is nothing else to tell 
 # Files
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part. Its OSErrors name it."""
+def write_whole(path: Path, data: str | bytes, put: Callable[[Path, Path], None] | None = None) -> None:
+    """Writes `path` so that a reader, or a crash, finds the old data or the new, never a part: `put` moves what is finished
+    to its place. Its OSErrors name the path.
+    """
     if not hosts.first():
         return
     partial = path.with_name(f'.{path.name}.partial')
+    # Lone surrogates become their escapes, which are valid JSON.
+    data = data if isinstance(data, bytes) else data.encode('utf-8', 'backslashreplace')
     try:
-        with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
-            file.write(text)
+        with open(partial, 'wb') as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        (put or os.replace)(partial, path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # a disk that gets full names none
         raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:
@@ -110,9 +116,8 @@ class Metrics:
             lambda board: board.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
         )
         self._wandb = Optional('W&B', 'wandb', wandb and wanted)
-        same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[
-            :16
-        ]  # one run a folder
+        # One run a folder.
+        same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
         self._wandb.open(
             lambda wandb: wandb.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import chat, hosts, paths
+from rlaif_jax import chat, hosts, log, paths
 from rlaif_jax.config import Mistake
 from rlaif_jax.paths import typed
 
@@ -338,7 +338,7 @@ def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) 
         data, changed = _wider(path, rows, more)
     elif into_table or of_table:
         data = _formatted(path, [row | dict(new) for row, new in zip(given, more, strict=True)])
-        leaf = _utf8 if into_table else _json_leaf
+        leaf = utf8 if into_table else _json_leaf
         odd = [name for row in given for name in row if not _same(_mapped(row[name], leaf), row[name])]
         changed = [*rows.strange, *odd, *(name for row in given for name in getattr(row, 'twice', ()))]
     else:
@@ -366,18 +366,11 @@ def _put(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], No
     if path.name.lower().endswith('.gz'):
         data = gzip.compress(data, mtime=0)  # equal rows, equal bytes
     path = Path(os.path.realpath(path))  # through a link the file behind it is written
-    partial = path.with_name(f'.{path.name}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        (put or os.replace)(partial, path)
+        log.write_whole(path, data, put)
     except OSError as error:
         raise Mistake(f'{path}: cannot be written ({error.strerror or error})') from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_writable(path: Path | str) -> None:
@@ -409,7 +402,7 @@ def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[b
             _in_parquet(table.select([i]), pa, pq)
         except pa.ArrowException:
             lacking.append(name)
-            array, mark = _column([_mapped(row[name], _utf8) for _, row in rows.located], pa, pq)
+            array, mark = _column([_mapped(row[name], utf8) for _, row in rows.located], pa, pq)
             table = table.set_column(i, pa.field(name, array.type, metadata=mark), array)
     for kind, column in zip(new.schema, new.columns):
         table = table.append_column(kind, column)
@@ -419,9 +412,9 @@ def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[b
 def _columns(rows: Sequence[Mapping[str, Any]], pa: Any, pq: Any) -> Any:
     """An Arrow table of rows."""
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [_mapped(row.get(name), _utf8) for row in rows] for name in names}
+    columns = {name: [_mapped(row.get(name), utf8) for row in rows] for name in names}
     arrays = [_column(values, pa, pq) for values in columns.values()]
-    fields = [pa.field(_utf8(name), array.type, metadata=mark) for name, (array, mark) in zip(names, arrays)]
+    fields = [pa.field(utf8(name), array.type, metadata=mark) for name, (array, mark) in zip(names, arrays)]
     return pa.Table.from_arrays([array for array, _ in arrays], schema=pa.schema(fields))
 
 
@@ -465,7 +458,7 @@ def _json_leaf(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _utf8(value: Any) -> Any:
+def utf8(value: Any) -> Any:
     """Text without halves of characters, which neither UTF-8 nor Parquet has; anything else as it is."""
     return re.sub('[\ud800-\udfff]', '\ufffd', value) if isinstance(value, str) else value
 

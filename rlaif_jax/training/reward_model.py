@@ -169,11 +169,11 @@ def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tup
     Raises `Mistake` for one of which nothing fits.
     """
     rows, fits = tokenizer.prompts(texts), reads(tokenizer, most)
-    for b in (long := [b for b, row in enumerate(rows) if len(row) > most]):
-        (rows[b],) = tokenizer.prompts(
-            [shortened(texts[b], fits, f'max_prompt = {most}: the prompt {texts[b][:60]!r}')]
-        )
-    return rows, [b in long for b in range(len(rows))]
+    long = [len(row) > most for row in rows]
+    for b in np.flatnonzero(long):
+        text = shortened(texts[b], fits, f'max_prompt = {most}: the prompt {texts[b][:60]!r}')
+        (rows[b],) = tokenizer.prompts([text])
+    return rows, long
 
 
 def encode_responses(

@@ -19,9 +19,8 @@ from rlaif_jax.models import lora, transformer
 
 SKIPPED = 'skipped_in_a_row'  # of a step's numbers, the one that is watched and not written
 Batch = dict[str, jax.Array]
-Loss = Callable[
-    [Any, Batch], tuple[jax.Array, dict[str, jax.Array]]
-]  # (params, batch) -> sum, sums; with sums['count']
+# (params, batch) -> sum, sums; with sums['count']
+Loss = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class Optimizer:
     name: Literal['adafactor', 'adamw'] = 'adafactor'  # which optimizer
     learning_rate: float = 1e-5  # the highest, behind the warm-up
     warmup_steps: int = 0  # in which the learning rate rises from nothing
-    decay: Literal['constant', 'linear', 'cosine'] = (
-        'constant'  # from the end of the warm-up to the last step, down to a tenth
-    )
+    # From the end of the warm-up to the last step, down to a tenth.
+    decay: Literal['constant', 'linear', 'cosine'] = 'constant'
     clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
     weight_decay: float = 0.0  # for adamw alone
     parameter_scale: bool = False  # adafactor's steps in proportion to each parameter's size
