@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
-from experiments.arms import Learner
 from experiments.label import generation, toy
 from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
+from experiments.stages import Rewarded
 from rlaif_jax import axes, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within, nearest
 from rlaif_jax.data import loader, trl
@@ -59,14 +59,14 @@ class RewardModels:
     def lengths(self) -> tuple[int, int]:
         return self.reward_model.max_prompt, self.reward_model.max_response
 
-    def learners(self) -> list[Learner]:
-        """Everything that is compared."""
-        return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+    def learners(self) -> dict[str, Rewarded]:
+        """Everything that is compared, by its name in reports."""
+        return {name: arms.rewarded(cfg, arm) for name, cfg, arm in arms.each(self)}
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}
-        for one in self.learners():
-            for line in one.rewarded().lines(shared(folder)):
+        for one in self.learners().values():
+            for line in one.lines(shared(folder)):
                 found.setdefault(line.folder, line)
         return [*found.values(), Line('evaluation', folder, 2 * self.test_pairs)]
 
@@ -74,7 +74,7 @@ class RewardModels:
         mesh, root, source = axes.make_mesh(asdict(self.mesh)), shared(folder), loader.find(self.data.source)
         test = {kind: source.pairs('test', self.test_pairs, self.task, kind == 'sure') for kind in ('sure', 'all')}
         rows, result, learners = [], {}, self.learners()
-        for name, made in ((one.name, one.rewarded()) for one in learners):
+        for name, made in learners.items():
             link(made.folder(root), folder if len(learners) == 1 else folder / 'models' / name)
             scorer = made.scorer(made.run(root, mesh), mesh)
             found = {kind: measured(scorer, pairs) for kind, pairs in test.items()}
