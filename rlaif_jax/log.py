@@ -158,17 +158,19 @@ def _open_lines(path: Path, start_step: int) -> TextIO:
         return open(os.devnull, 'w', encoding='utf-8')
     if path.exists():
         old = path.read_text(encoding='utf-8', errors='replace')
-        new = ''.join(line + '\n' for line in old.split('\n') if _is_before(line, start_step))
+        new = ''.join(line + '\n' for line, row in _rows(old) if row['step'] < start_step)
         if new != old:
             write_whole(path, new)
     return open(path, 'a', encoding='utf-8', errors='backslashreplace')
 
 
-def _is_before(line: str, start_step: int) -> bool:
-    try:
-        return json.loads(line)['step'] < start_step
-    except (ValueError, TypeError, KeyError):  # cut short when a process was killed, or not ours
-        return False
+def _rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics or samples, each with what it says; not those cut short by a crash, or not ours."""
+    for line in text.split('\n'):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get('step'), int):
+                yield line, row
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -180,15 +182,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / 'metrics.jsonl' if path.is_dir() else path
     if not path.is_file():
         raise Mistake(f'{path}: there are no metrics here; a run writes them to metrics.jsonl in its folder')
-    rows = []
-    for line in path.read_text(encoding='utf-8', errors='replace').split('\n'):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and 'step' in row:
-            rows.append(row)
-    return rows
+    return [row for _, row in _rows(path.read_text(encoding='utf-8', errors='replace'))]
 
 
 class Optional:

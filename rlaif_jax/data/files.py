@@ -83,11 +83,6 @@ def read_rows(path: Path | str) -> list[Row]:
     return [row for _, row in read(path).located]
 
 
-def located(path: Path | str) -> list[tuple[str, Row]]:
-    """`read_rows`, each with where it stands, as in `Rows`."""
-    return read(path).located
-
-
 def read(path: Path | str) -> Rows:
     """The rows of a file; there is one at least.
 
@@ -321,7 +316,10 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _formatted(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes | list[str]:
-    return _parquet(path, rows) if _suffix(path) == '.parquet' else [_json(row) for row in rows]
+    if _suffix(path) != '.parquet':
+        return [_json(row) for row in rows]
+    pa, pq = _arrow(path)
+    return _in_parquet(_columns(rows, pa, pq), pa, pq)
 
 
 def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -386,11 +384,6 @@ def check_writable(path: Path | str) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(_mapped(value, _json_leaf), ensure_ascii=False, allow_nan=False)
-
-
-def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    pa, pq = _arrow(path)
-    return _in_parquet(_columns(rows, pa, pq), pa, pq)
 
 
 def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[str]]:

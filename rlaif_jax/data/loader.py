@@ -106,10 +106,10 @@ def absent(name: str, pairs: bool = True) -> list[str]:
     """
     if not find(name).published:
         return []
-    from rlaif_jax.data import hh, published, tldr
+    from rlaif_jax.data import published
 
-    posts = (tldr.Posts, *[tldr.Comparisons] * pairs)
-    kinds = {'tldr': posts, 'hh_helpful': (hh.Helpful,), 'hh_harmless': (hh.Harmless,)}[name]
+    _, of_prompts, of_pairs = _kinds(name)
+    kinds = dict.fromkeys([of_prompts, *[of_pairs] * pairs])
     return list(filter(None, map(published.absent, kinds)))
 
 
@@ -184,35 +184,37 @@ def _simulated() -> dict[str, Source]:
 
 def _published(name: str, task: str) -> Source:
     def prompts(split: str, size: int, task: str = '') -> Sequence[Prompt]:
-        make, rows = _rows(name, split, 'source')
-        return Prompts(rows, make, min(size, len(rows)))
+        module, kind, _ = _kinds(name)
+        rows = _rows(kind, split)
+        return Prompts(rows, module.prompt, min(size, len(rows)))
 
     def pairs(split: str, size: int, task: str = '', confident: bool = False) -> list[Pair]:
-        make, rows = _rows(name, split, 'pairs')
+        module, _, kind = _kinds(name)
+        rows = _rows(kind, split)
         if confident and name == 'tldr':
-            from rlaif_jax.data import tldr
-
-            rows = filter(tldr.confident, rows)
-        return [make(row) for row in itertools.islice(rows, size)]
+            rows = filter(module.confident, rows)
+        return [module.pair(row) for row in itertools.islice(rows, size)]
 
     return Source(name, task, prompts, pairs, published=True)
 
 
-def _rows(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
-    """How a row of published data becomes a record, and the rows of a split."""
-    from rlaif_jax.data import hh, published, tldr  # TFDS takes a second to import
+def _kinds(name: str) -> tuple[Any, Any, Any]:
+    """The module of published data, which makes records of its rows; and the builders of its prompts and of its pairs."""
+    from rlaif_jax.data import hh, tldr  # TFDS takes a second to import
 
-    kind, make = {
-        ('tldr', 'source'): (tldr.Posts, tldr.prompt),
-        ('tldr', 'pairs'): (tldr.Comparisons, tldr.pair),
-        ('hh_helpful', 'source'): (hh.Helpful, hh.prompt),
-        ('hh_helpful', 'pairs'): (hh.Helpful, hh.pair),
-        ('hh_harmless', 'source'): (hh.Harmless, hh.prompt),
-        ('hh_harmless', 'pairs'): (hh.Harmless, hh.pair),
-    }[name, what]
+    return {
+        'tldr': (tldr, tldr.Posts, tldr.Comparisons),
+        'hh_helpful': (hh, hh.Helpful, hh.Helpful),
+        'hh_harmless': (hh, hh.Harmless, hh.Harmless),
+    }[name]
+
+
+def _rows(kind: Any, split: str) -> Sequence[Any]:
+    from rlaif_jax.data import published
+
     builder = published.prepare(kind)
     try:
-        return make, builder.as_data_source(split)
+        return builder.as_data_source(split)
     except (ValueError, KeyError) as error:
         there = ', '.join(kind.SPLITS)
         raise Mistake(

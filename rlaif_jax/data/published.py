@@ -120,7 +120,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         made: dict[str, list[dict[str, Any]]] = {split: [] for split in self.SPLITS}
         counts: Counter[str] = Counter()
         left_out = []
-        located = ((stem, *row) for stem, paths in found.items() for path in paths for row in files.located(path))
+        located = ((stem, *row) for stem, paths in found.items() for path in paths for row in files.read(path).located)
         for stem, where, row in located:
             if split := self.published(stem, row):
                 example = self.example(row, where)

@@ -115,10 +115,7 @@ def agreement(preference_B: np.ndarray, human_B: np.ndarray, *, confidence: floa
     found = share(hit_B, confidence)
     unscorable = int(np.isnan(preference_B).sum())
     return Agreement(
-        found.value,
-        found.low,
-        found.high,
-        found.n,
+        **vars(found),
         ties=int((hit_B == 0.5).sum()),
         unscorable=unscorable,
         undecided=len(hit_B) - found.n - unscorable,

@@ -149,7 +149,7 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
         ids.setdefault(one.text, []).append(one.id)
     ids |= {one.id: [one.id] for one in prompts}
     text_of = {one.id: one.text for one in prompts}
-    for where, row in files.located(path):
+    for where, row in files.read(path).located:
         prompt, rater = _prompt(row, where), str(trl.name_of(_column(row, 'rater', where)))
         if prompts and prompt not in ids:
             near = nearest(prompt, ids)[:80]

@@ -56,7 +56,7 @@ def read(
     Mistake, which names file and line: fewer than two policies, other policies than in the first row, a response that is
     no text, a "prompt_id" that comes again; a name that is no column of text.
     """
-    rows = files.located(path)
+    rows = files.read(path).located
     columns = {name: None for _, row in rows for name in row if name not in PROMPT}
     spoken = [name for name in columns if any(isinstance(row.get(name), str) for _, row in rows)]
     policies = names or [name for name in spoken if name.lower() not in OTHERS]

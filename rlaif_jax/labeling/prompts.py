@@ -192,9 +192,8 @@ class Asked:
     @property
     def digest(self) -> str:
         """Ten hex digits for both."""
-        return hashlib.sha256('\0'.join(t.digest for t in (self.verdict, self.rationale) if t).encode()).hexdigest()[
-            :10
-        ]
+        digests = [template.digest for template in (self.verdict, self.rationale) if template]
+        return hashlib.sha256('\0'.join(digests).encode()).hexdigest()[:10]
 
 
 def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:
