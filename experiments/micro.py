@@ -333,9 +333,7 @@ class Rows:
         if not row.room(len(context) + sum(map(len, responses)) + 3):
             return False
         trunk = row.grow(NO_PARENT, context, self.cfg.text_weight)
-        for (
-            tokens
-        ) in responses:  # the last token of the prompt starts each branch: it is where the first word is learned
+        for tokens in responses:  # each branch starts with the prompt's last token, where the first word is learned
             row.grow(trunk, [last, *tokens], self.cfg.verdict_weight, self.eos, self.cfg.verdict_weight)
         return True
 

@@ -49,9 +49,8 @@ class RewardModels:
     rating = human_share = None  # of arms that have no reward model without a policy
 
     def __post_init__(self) -> None:
-        if lacking := [
-            name for name in self.arms if name in arms.ARMS and {'rating', 'human_share'} & arms.needed([name])
-        ]:
+        known = [name for name in self.arms if name in arms.ARMS]
+        if lacking := [name for name in known if {'rating', 'human_share'} & arms.needed([name])]:
             raise ValueError(f'arms = {self.arms}: {lacking[0]} has no reward model without a policy')
         arms.check(self)
         check_within(self, 1, MOST, 'test_pairs')
@@ -111,9 +110,8 @@ class FromFile:
     """Labelled pairs in a file → a reward model that `AutoModelForSequenceClassification` reads."""
 
     policy: str  # the model it starts from
-    input: str = field(
-        default='', metadata=FILE
-    )  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
+    # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label.
+    input: str = field(default='', metadata=FILE)
     column: str = ''  # the soft label, P(the first is better); '' for `preference_prob`, the newest where several are
     task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints

@@ -22,8 +22,9 @@ import shutil
 import sys
 import threading
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,7 +40,7 @@ KEPT = 2  # whole steps
 UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager):
     """The saved states of the run in `folder`, the newest two of them.
 
     A state is a nested dict, tuple or namedtuple of arrays. Only the process that holds the folder's lock may save; any
@@ -148,9 +149,6 @@ class Checkpoints:
         if self._checkpointer is not None:
             self._checkpointer.close()
             self._checkpointer = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

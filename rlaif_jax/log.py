@@ -22,9 +22,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
-class Metrics:
+class Metrics(AbstractContextManager):
     """The metrics of one run, in `folder`: metrics.jsonl, samples.jsonl, TensorBoard's events, W&B if asked.
 
     Metrics of a step are of the one behind `step` others, samples are what it is like after `step` of them; what is known
@@ -144,9 +144,6 @@ class Metrics:
         self._samples.close()
         self._board.use(lambda board: board.close())
         self._wandb.use(lambda run: run.finish())
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -339,8 +339,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     def begin(params: dict[str, transformer.Params]) -> dict[str, transformer.Params]:
         return params | {'trunk': training.trained(cfg.lora, model, params['trunk'], jax.random.key(cfg.seed))}
 
-    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
-    return training.jitted(partial(batch_loss, model), optimizer, begin, shapes, mesh, cfg.parts)
+    return training.jitted(cfg, partial(batch_loss, model), begin, shapes, mesh)
 
 
 def run(

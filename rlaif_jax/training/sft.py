@@ -78,8 +78,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     def begin(params: transformer.Params) -> transformer.Params:
         return training.trained(cfg.lora, model, params, jax.random.key(cfg.seed))
 
-    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
-    return training.jitted(partial(loss, model), optimizer, begin, shapes, mesh, cfg.parts)
+    return training.jitted(cfg, partial(loss, model), begin, shapes, mesh)
 
 
 def run(

@@ -92,18 +92,14 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str
 
 
 def jitted(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    begin: Callable[[Any], Any],
-    shapes: Any,
-    mesh: Mesh,
-    parts: int,
+    cfg: Any, loss: Loss, begin: Callable[[Any], Any], shapes: Any, mesh: Mesh
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`(init, step)` of one network whose parameters have these shapes, placed by their names: `init(params) -> state`,
-    `step(state, params, batch) -> (state, metrics)`, down the `loss` of the batch in so many parts. The state holds what
-    is trained, at first `begin(params)`, and is donated; what else the network consists of is read from `params`, which
-    stay.
+    `step(state, params, batch) -> (state, metrics)`. The state holds what is trained, at first `begin(params)`, and is
+    donated; what else the network consists of is read from `params`, which stay. `cfg` is the stage's, of which the
+    optimizer, its steps and the parts of a batch are read.
     """
+    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
 
     def init(params: Any) -> dict[str, Any]:
         # A copy, so that donating the state never destroys the parameters that were handed in.
@@ -111,7 +107,7 @@ def jitted(
 
     def step(state: dict[str, Any], params: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         of_trained = lambda trained, batch: loss(whole(params, trained), batch)  # noqa: E731
-        grads, metrics = gradients(of_trained, state['params'], batch, parts)
+        grads, metrics = gradients(of_trained, state['params'], batch, cfg.parts)
         state, more = update(optimizer, state, grads)
         return state, metrics | more
 

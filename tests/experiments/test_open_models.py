@@ -16,7 +16,7 @@ from experiments import judging
 from experiments.scales import Data
 from launch import run as launcher
 from rlaif_jax.data import files, hh, loader, tldr
-from rlaif_jax.generation import extend
+from rlaif_jax.generation import Sampling, extend
 from rlaif_jax.models import hf
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.shortening import reads
@@ -163,7 +163,7 @@ def test_transformers_goes_on_from_the_export_as_we_do(tuned, posts):
     assert theirs.dtype == torch.float32
     texts = ['Once upon a time', tldr.prompt_text('advice', posts[0]['title'], '')]
     rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(texts)]
-    for row, ours in zip(rows, extend(lm, rows, max_new_tokens=24, temperature=0.0)):
+    for row, ours in zip(rows, extend(lm, rows, Sampling(24, temperature=0.0))):
         out = theirs.generate(
             torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=int), do_sample=False, max_new_tokens=24
         )
