@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
+from experiments.label import Asking
 from experiments.plan import variants
 from experiments.scales import Data, Dtype, Evaluation, Scale, of_task
 from experiments.stages import ByModel, ByRatings, Labelled, Optimised, Rewarded, Supervised
@@ -271,3 +272,11 @@ def learner(cfg: PolicyExperiment, name: str, arm: Arm) -> Learner:
     writer = optimised(cfg, ARMS['RLHF']) if arm.feedback == 'votes and labels' else None
     policy = optimised(cfg, arm, writer)
     return Learner(name, policy, writer if writer and policy.rewarded.ai else None)
+
+
+def askings(made: Iterable[Rewarded]) -> list[Asking]:
+    """What labelers can be asked ahead for reward models, each of it once: about the data's own pairs, not those that
+    policies write.
+    """
+    found = dict.fromkeys(labels for rewarded in made for labels in rewarded.labels if not labels.writers)
+    return [labels.asking() for labels in found]

@@ -7,10 +7,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from rlaif_jax.folder import shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config, Label
 from rlaif_jax.labeling.prompts import simulated
-from rlaif_jax.labeling.store import Store, store_in
+from rlaif_jax.labeling.store import Shard, Store, keeps, store_in
+from rlaif_jax.models import hf
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.text import Tokenizer
 
@@ -77,6 +78,35 @@ def store_of(folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """Pairs that are there, and how a labeler is asked about them."""
+
+    title: str
+    labeler: str
+    label: Config
+    pairs: Callable[[], Sequence[Pair]]  # reads them
+
+
+def label_shard(shard: Shard, askings: Sequence[Asking], store: Path, dtype: Dtype, mesh: Mesh) -> None:
+    """Makes the labels of a shard's share of all pairs, into its own store beside the one that all share."""
+    kept, counts = Store(store, shard), []
+    mesh = axes.make_mesh(asdict(mesh))
+    load = lru_cache(maxsize=1)(partial(hf.load, dtype=dtype, mesh=mesh, frozen=True))
+    for one in askings:
+        mine = shard.share(every := one.pairs())
+        preference.label_all(
+            one.labeler, one.label, mine, kept, dtype=dtype, mesh=mesh, load=load, title=f'{one.title}, shard {shard}',
+            note=toy(one.labeler),
+        )  # fmt: skip
+        counts.append((len(mine), len(every)))
+    made, of = map(sum, zip(*counts))
+    log.say(
+        f'shard {shard}: the labels of {made} of {of} pairs are there, in {kept.path}. The same command without shard puts '
+        'all together, and makes what is missing.'
+    )
+
+
+@dataclass(frozen=True)
 class File:
     """Pairs in a file → the same file with labels."""
 
@@ -101,12 +131,17 @@ class File:
     def asked(self) -> Config:
         return replace(self.label, task=self.task, technique=self.technique)
 
+    def askings(self) -> list[Asking]:
+        """What a labeler can be asked ahead."""
+        pairs = lambda: [entry.record for entry in trl.pairs(self.input, self.task) if entry.record is not None]  # noqa: E731
+        return [Asking('label', self.labeler, self.asked(), pairs)]
+
     def lines(self, folder: Path) -> list[Line]:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
         files.check_writable(self.output)
         output = Path(os.path.realpath(paths.typed(self.output)))
-        if output in (store_of(folder).resolve(), (folder / 'result.json').resolve()):
+        if keeps(store_of(folder).resolve(), output) or output == (folder / 'result.json').resolve():
             raise Mistake(f'output={self.output} is where the run keeps a file of its own; name another')
         if output.exists() and paths.typed(self.input).exists() and output.samefile(paths.typed(self.input)):
             raise Mistake(f'output={self.output} is the input; name another file')

@@ -12,12 +12,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from experiments.label import aligned, check_prompts, labels_line, store_of, written
+from experiments.label import Asking, aligned, check_prompts, labels_line, store_of, written
 from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import SAME
 from rlaif_jax.data import files, loader
+from rlaif_jax.data.records import Pair
 from rlaif_jax.data.source import Source
 from rlaif_jax.evaluation import report
 from rlaif_jax.evaluation.figures import figure_labelers
@@ -168,6 +169,14 @@ class Study:
         """Where pairs of a task are."""
         return loader.of_task(self.data.source, task)
 
+    def pairs_of(self, task: str) -> list[Pair]:
+        """What labelers are asked about."""
+        return self.data_of(task).pairs(self.split, self.pairs, task, self.confident)
+
+    def askings(self) -> list[Asking]:
+        """What labelers can be asked ahead."""
+        return [Asking(name, labeler, cfg, partial(self.pairs_of, cfg.task)) for name, labeler, cfg in self.cells()]
+
     def lines(self, folder: Path) -> list[Line]:
         for _, labeler, cfg in self.cells():
             check_prompts(labeler, cfg)
@@ -176,7 +185,7 @@ class Study:
     def run(self, folder: Path) -> dict[str, Any]:
         store = Store(store_of(folder))
         simulated = loader.find(self.data.source).simulated
-        chosen = {task: self.data_of(task).pairs(self.split, self.pairs, task, self.confident) for task in self.tasks}
+        chosen = {task: self.pairs_of(task) for task in self.tasks}
         reports, published, rows = [], {}, []
         mesh = axes.make_mesh(asdict(self.mesh))
         # Cells of one labeler are neighbours: it is loaded once.

@@ -9,9 +9,11 @@ from typing import Any
 
 from experiments import arms, judging, plan
 from experiments.arms import Learner
+from experiments.label import Asking
 from experiments.plan import Line
 from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
+from experiments.stages import ByModel
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
@@ -72,6 +74,11 @@ class Policies:
     def learners(self) -> list[Learner]:
         """Everything that is compared."""
         return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+
+    def askings(self) -> list[Asking]:
+        """What labelers can be asked ahead."""
+        policies = (one.policy for one in self.learners())
+        return arms.askings(policy.rewarded for policy in policies if isinstance(policy, ByModel))
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}

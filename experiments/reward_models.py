@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
-from experiments.label import generation, toy
+from experiments.label import Asking, generation, toy
 from experiments.plan import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from experiments.stages import Rewarded
@@ -61,6 +61,10 @@ class RewardModels:
     def learners(self) -> dict[str, Rewarded]:
         """Everything that is compared, by its name in reports."""
         return {name: arms.rewarded(cfg, arm) for name, cfg, arm in arms.each(self)}
+
+    def askings(self) -> list[Asking]:
+        """What labelers can be asked ahead."""
+        return arms.askings(self.learners().values())
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}

@@ -18,7 +18,7 @@ from typing import Any
 
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.label import check_prompts, labels_line, written
+from experiments.label import Asking, check_prompts, labels_line, written
 from experiments.plan import Line
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
@@ -147,6 +147,14 @@ class Labelled:
         """The data's own pairs."""
         return loader.pairs(self.source, self.label.task, self.split, self.pairs)
 
+    def asking(self) -> Asking:
+        """What its labeler is asked about the data's own pairs."""
+        return Asking(self.title, self.labeler, self.label, self.read)
+
+    @property
+    def title(self) -> str:
+        return f'labels of {Path(self.labeler).name}'
+
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
         """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
 
@@ -154,7 +162,7 @@ class Labelled:
             pairs = sampled() if self.writers else self.read()
             labels = preference.label_all(
                 self.labeler, self.label, pairs, Store(store_in(root)), dtype=self.dtype, mesh=mesh,
-                title=f'labels of {Path(self.labeler).name}', note=loader.find(self.source).note,
+                title=self.title, note=loader.find(self.source).note,
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, label) for pair, label in zip(pairs, labels)]
             files.write_rows(folder / LABELS, rows)
@@ -190,11 +198,16 @@ class Rewarded:
         """The held-out labels that choose among checkpoints; None where votes do."""
         return None if self.human else replace(self.ai, split='validation', pairs=self.held_out, writers='')
 
+    @property
+    def labels(self) -> tuple[Labelled, ...]:
+        """All labels that it learns from, or is chosen by."""
+        return tuple(filter(None, (self.ai, self.choosing)))
+
     def lines(self, root: Path) -> list[Line]:
         cfg, models = self.reward_model, {'policy': self.start.policy}
         length = cfg.max_prompt + 2 * cfg.max_response
         before = [] if self.from_base else self.start.lines(root)
-        for labels in filter(None, (self.ai, self.choosing)):
+        for labels in self.labels:
             before += labels.lines(root)
         votes = counted(self.source, self.human, lambda: loader.pairs(self.source, self.task, 'train', self.human))
         labels = self.ai.count() if self.ai else 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import os
 import re
 import shlex
@@ -18,16 +17,16 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.label import Asking
+    from rlaif_jax.labeling.store import Shard
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
-REFUSALS = {  # what a system may say to any reading or writing, whatever was asked of it beforehand
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
-    errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
-}  # fmt: skip
-RESERVED = ('experiment', 'scale')  # bindings that choose the config rather than change it
+RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
     'test_samples.md': 'what each wrote to the same prompts, side by side',
@@ -48,7 +47,9 @@ FEW = 64  # pairs, which is the batch that a reward model has by default
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped, 75 another process is lost (try again)."""
+    """The program. Returns its exit status: 0 done, 2 bad input, 130 stopped, 74 the disk or the network is at fault, 75
+    another process is lost. After all but 0 and 2 the same command may be given again.
+    """
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')  # what does not fit a model we say ourselves
     from jax.errors import JaxRuntimeError
 
@@ -70,17 +71,19 @@ def main(arguments: list[str] | None = None) -> int:
         check_here()
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
-        hosts.start(flags.hosts)
+        hosts.start('off' if flags.shard else flags.hosts)
         if flags.wandb and hosts.first() and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
         with sharing(stages_of(flags, folder)):
-            return dry_run(name, config, text, folder) if flags.dry_run else run(name, config, text, folder)
-    except hosts.Elsewhere:
-        return 2
+            if flags.dry_run:
+                return dry_run(name, config, text, folder, flags.shard)
+            return run_shard(name, config, folder, flags.shard) if flags.shard else run(name, config, text, folder)
+    except hosts.Elsewhere as mistake:
+        return mistake.status
     except Mistake as mistake:
         log.error(str(mistake))
-        return 2
+        return mistake.status
     except hosts.Lost as lost:
         log.error(f'{lost}; the same command goes on from what is saved')
         return LOST
@@ -91,8 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.error(f'another process is gone, or failed ({reason}); the same command goes on from what is saved')
         return LOST
     except OSError as error:
-        log.error(refused(error))
-        return 2
+        return refuse(error)
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on from the last checkpoint, or begins where there is none')
         return 130
@@ -108,55 +110,68 @@ def check_here() -> None:
         raise Mistake('the folder that you are in was removed; cd to one that is there') from None
 
 
-def refused(error: OSError) -> str:
-    """What the system would not do, in a sentence. Raises an error that is none of `REFUSALS` again."""
-    if error.errno not in REFUSALS:
+def refuse(error: OSError) -> int:
+    """Says what the system would not do. Returns the exit status; raises an error that is of another kind again."""
+    from rlaif_jax import config, log
+
+    if not config.refused(error):
         raise error
-    return f'{error.filename or "a file"}: {error.strerror}; put that right, and the same command goes on'
+    told = f'{error.filename or "a file"}: {error.strerror or error}; put that right, and the same command goes on'
+    log.error(told)
+    return config.refusal(error, told).status
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog='launch/run.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    out.add_argument('--experiment', help='what to run; --list shows all')
-    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
-    out.add_argument('--seed', type=int, help='of everything random (default: 0)')
+    out = new_parser('launch/run.py', __doc__)
+    add_choice(out, 'runs/EXPERIMENT-SCALE-sSEED')
+    add_one_run(out)
     out.add_argument(
-        '--workdir', help='the run folder (default: runs/EXPERIMENT-SCALE-sSEED); what the run makes lies in it'
+        '--shard', metavar='I/N', help='make every Nth label, from the Ith on, beside other jobs, and stop'
     )
-    out.add_argument(
-        '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
-    )
-    out.add_argument(
-        '--bindings',
-        action='append',
-        default=[],
-        metavar='FILE.gin',
-        help='a file of bindings; config.gin of a run repeats it',
-    )
-    out.add_argument(
-        '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
-    )
-    out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
-    out.add_argument(
-        '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR; off: alone',
-    )  # fmt: skip
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
-    out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
         '--explain', action='append', metavar='PATH',
         help='print what a field of the config means, or all fields below it; several with commas between',
     )  # fmt: skip
+    return out
+
+
+def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_choice(out: argparse.ArgumentParser, folder: str) -> None:
+    """Adds what says which config is run and where, of one run or of several; `folder` is the default of --workdir."""
+    out.add_argument('--experiment', help='what to run; launch/run.py --list shows all')
+    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
+    out.add_argument('--workdir', help=f'the folder (default: {folder}); what is made lies in it')
+    out.add_argument(
+        '--stages', help='where runs find and leave what they share (default: runs/stages, or WORKDIR/stages)'
+    )
+    out.add_argument(
+        '--bindings', action='append', default=[], metavar='FILE.gin',
+        help='a file of bindings; config.gin of a run repeats it',
+    )  # fmt: skip
+    out.add_argument(
+        '--hosts', choices=('auto', 'off'), default='auto',
+        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR; off: alone',
+    )  # fmt: skip
     out.add_argument(
         'binding', nargs='*', default=[], metavar='path.to.field=value', help='change one field of the config'
     )
-    return out
+
+
+def add_one_run(out: argparse.ArgumentParser) -> None:
+    """Adds the rest of what a run is told, now or by a job."""
+    out.add_argument('--seed', type=int, help='of everything random (default: 0)')
+    out.add_argument(
+        '--manual_dir', help='folder of published data sets that you fetched yourself, such as DIR/hh_harmless/'
+    )
+    out.add_argument('--data_dir', help='where prepared data sets lie (default: rlaif_jax/data in the user’s cache)')
+    out.add_argument('--wandb', action='store_true', help='log to Weights & Biases too (pip install wandb)')
 
 
 def read_flags(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -181,13 +196,14 @@ def read_flags(parser: argparse.ArgumentParser, arguments: list[str] | None = No
 
 
 def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
-    """The experiment's name, its config, and the text that repeats it. The command line wins over files, later files
-    over earlier.
+    """The experiment's name, its config, and the text that repeats it, of which a shard is no part. The command line wins
+    over files, later files over earlier. What else they say of `flags` is noted there.
     """
     import experiments
     from experiments.scales import scale
-    from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding
+    from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.data.loader import contents
+    from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
 
     in_files: dict[str, Any] = {}
@@ -195,11 +211,13 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         try:
             in_files |= parse(typed(file).read_text(encoding='utf-8-sig'), file)
         except OSError as error:
-            raise Mistake(f'--bindings={file}: {error.strerror or error}') from None
+            raise refusal(error, f'--bindings={file}: {error.strerror or error}') from None
         except UnicodeDecodeError:
             raise Mistake(f'--bindings={file}: not a text file') from None
     typed = dict(parse_binding(text) for text in flags.binding)
     chosen = {name: str(typed.pop(name, in_files.pop(name, '')) or '') for name in RESERVED}
+    shard = flags.shard or chosen['shard']
+    flags.shard = Shard.parse(str(shard)) if shard else None
     name, scale_name = flags.experiment or chosen['experiment'], flags.scale or chosen['scale'] or 'micro'
     if not name:
         raise Mistake(f'which experiment? --experiment=NAME, one of: {", ".join(experiments.experiments())}')
@@ -289,9 +307,10 @@ def start_jax() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
-def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
+def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None) -> int:
     """Print everything about the run that can be known without running it."""
     from experiments import plan
+    from experiments.label import store_of
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
 
@@ -299,7 +318,36 @@ def dry_run(name: str, config: Any, text: str, folder: Path) -> int:
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)
+        if shard:
+            of = ', '.join(dict.fromkeys(one.title for one in ahead(name, config, shard)))
+            log.say(
+                f'shard {shard}: of all this its share of the labels alone ({of}), in {shard.store(store_of(folder))}'
+            )
     log.say('dry run: nothing was run, nothing was written')
+    return 0
+
+
+def ahead(name: str, config: Any, shard: Shard) -> list[Asking]:
+    """What labelers can be asked before anything else is made. Raises `Mistake` where that is nothing."""
+    from rlaif_jax.config import Mistake
+
+    if found := config.askings() if hasattr(config, 'askings') else []:
+        return found
+    raise Mistake(f'shard={shard}: {name} asks no labeler about pairs that are there before it starts; leave shard out')
+
+
+def run_shard(name: str, config: Any, folder: Path, shard: Shard) -> int:
+    """Make a shard's labels for the run in `folder`, which it leaves alone: so all shards may run at once, and anywhere."""
+    start_jax()
+    from experiments import label, plan
+    from rlaif_jax import stopping
+    from rlaif_jax.models.presets import downloading_nothing
+
+    with stopping.stop_on_signal(loop=False):
+        with downloading_nothing():  # of models that others need
+            plan.check(config, folder)
+            askings = ahead(name, config, shard)
+        label.label_shard(shard, askings, label.store_of(folder), config.dtype, config.mesh)
     return 0
 
 

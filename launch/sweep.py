@@ -6,8 +6,9 @@
 A binding to a list is swept, unless its field is a tuple and takes the list as its value. Lists are crossed with each
 other and with --sweep=NAME, the points of sweep_NAME() beside the experiment; --zip takes them side by side instead. A
 point is a run of launch/run.py in a folder of its own, in the sweep's folder; its stages are those of all other runs.
-The same command again, with more values too, runs what is not finished. --backend=print is for a queue of your own: a
-line a point, to run anywhere on this file system; once all have run, the command without it prints the table.
+The same command again, with more values too, runs what is not finished. --backend=slurm or sky writes a job a point, as
+launch/submit.py does, and runs nothing but with --go. --backend=print is for a queue of your own: a line a point, to run
+anywhere on this file system. Once all have run, the command without it prints the table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/sweep.py` puts launch/, not the root, on the path
 
 from launch import run as launcher  # noqa: E402
-from launch import sweep_table  # noqa: E402
+from launch import submit, sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
 from rlaif_jax import hosts, log, paths, stopping  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
@@ -55,7 +56,7 @@ class Point:
     """One run of a sweep. Nothing of it exists on disk until it is started."""
 
     bindings: Bindings  # what the sweep changes, as the config keeps it; the seed among them
-    arguments: tuple[str, ...]  # of launch/run.py
+    arguments: tuple[str, ...]  # of launch/run.py, but for the folders
     folder: Path
     config: Any
     text: str  # the whole config, as config.gin has it
@@ -98,60 +99,48 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         if flags.backend == 'print':
             print('\n'.join(shell(point, runner) for point in plan(flags)[1]))
             return 0
+        if flags.backend in submit.CLUSTERS:
+            return hand_over(flags, arguments)
         hosts.start(flags.hosts)
         folder, found = plan(flags)
-        if hosts.count() > 1 and flags.parallel > 1:
+        if hosts.count() > 1 and (flags.parallel or 1) > 1:
             raise Mistake(
                 f'--parallel={flags.parallel}: {hosts.count()} processes run one point after the other, together'
             )
         with lock(folder):
-            failed = run_points(found, flags.parallel, runner)
+            failed = run_points(found, flags.parallel or 1, runner)
             return report(folder, found, failed, flags.figures)
-    except hosts.Elsewhere:
-        return 2
+    except hosts.Elsewhere as mistake:
+        return mistake.status
     except Mistake as mistake:
         log.error(str(mistake))
-        return 2
+        return mistake.status
     except hosts.Lost as lost:
         log.error(f'{lost}; the same command goes on')
         return launcher.LOST
     except OSError as error:
-        log.error(launcher.refused(error))
-        return 2
+        return launcher.refuse(error)
     except KeyboardInterrupt:
         log.error('stopped; the same command goes on with what is not finished')
         return 130
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        prog='launch/sweep.py',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    out.add_argument('--experiment', help='what to run; launch/run.py --list shows all')
+    out = launcher.new_parser('launch/sweep.py', __doc__)
+    launcher.add_choice(out, 'runs/sweeps/EXPERIMENT-SCALE-NAME')
     out.add_argument('--sweep', metavar='NAME', help='the points of sweep_NAME(), beside the experiment')
     out.add_argument('--zip', action='store_true', help='first values of all lists together, then the second ones, ...')
-    out.add_argument('--scale', help='which models, data and sizes (default: micro)')
     out.add_argument('--seed', metavar='SEED|[SEED,...]', help='one for all points, or a list to sweep')
     out.add_argument(
-        '--workdir',
-        help='the folder of the sweep (default: runs/sweeps/EXPERIMENT-SCALE-NAME); what the points make lies in it',
-    )
-    out.add_argument(
-        '--stages', help='where points find and leave what they share (default: runs/stages, or WORKDIR/stages)'
-    )
-    out.add_argument('--bindings', action='append', default=[], metavar='FILE.gin', help='for all points')
-    out.add_argument(
-        '--hosts', choices=('auto', 'off'), default='auto',
-        help='auto: with the other processes of an srun, a slice, Open MPI, or RLAIF_COORDINATOR, together; off: alone',
+        '--backend', choices=['local', *submit.CLUSTERS, 'print'], default='local',
+        help='local: run; slurm, sky: a job for a cluster; print: the commands, run nothing',
     )  # fmt: skip
-    out.add_argument('--backend', choices=['local', 'print'], default='local', help='print: the commands, run nothing')
     out.add_argument('--dry_run', action='store_const', dest='backend', const='print', help='as --backend=print')
-    out.add_argument('--parallel', type=int, default=1, help='so many runs at once (on one GPU they share its memory)')
+    out.add_argument(
+        '--parallel', type=int, help='so many runs at once (default: 1, where they share a machine; all of a job)'
+    )
     out.add_argument('--figures', help='a,b,...: columns of the table, named as in sweep.csv')
-    out.add_argument('binding', nargs='*', default=[], metavar='path.to.field=value', help='a value, or a list of them')
+    submit.add_job(out.add_argument_group('with --backend=slurm or sky'))
     return out
 
 
@@ -165,7 +154,7 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     if not flags.experiment:
         raise Mistake(f'which experiment? --experiment=NAME, one of: {", ".join(experiments.experiments())}')
     experiment = experiments.find(flags.experiment)
-    if flags.parallel < 1:
+    if flags.parallel is not None and flags.parallel < 1:
         raise Mistake(f'--parallel={flags.parallel}: at least one run at a time')
     typed = [parse_binding(text) for text in flags.binding]
     typed += [parse_binding(f'{SEED}={flags.seed}')] if flags.seed is not None else []
@@ -242,7 +231,12 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
     found = {}
     for bindings in sweep:
         changes = [argument(path, value) for path, value in bindings.items()]
-        _, config, text = launcher.read_config(launcher.read_flags(launcher.parser(), [*always, *changes]))
+        flags = launcher.read_flags(launcher.parser(), [*always, *changes])
+        _, config, text = launcher.read_config(flags)
+        if flags.shard:
+            raise Mistake(
+                f'shard={flags.shard}: a point of a sweep leaves figures, and a shard none; run it by launch/run.py'
+            )
         exact = parse(text)  # 0 typed for a float is 0.0 there: one point, one name
         bindings = {path: value if path == SEED else exact.get(path, value) for path, value in bindings.items()}
         here = folder / slug(bindings)
@@ -250,8 +244,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
             open_folder(here, text, same(config))
-        arguments = (*always, *changes, f'--workdir={here}', f'--stages={stages}')
-        found[here] = Point(bindings, arguments, here, config, text, stages)
+        found[here] = Point(bindings, (*always, *changes), here, config, text, stages)
     return list(found.values())
 
 
@@ -279,12 +272,61 @@ def digest(anything: Any) -> str:
 
 def command(point: Point, runner: Path = RUN) -> list[str]:
     """The command line that runs a point, from the folder in which the sweep was started."""
-    return [sys.executable, os.path.relpath(runner), *point.arguments]
+    folders = [f'--workdir={point.folder}', f'--stages={point.stages}']
+    return [sys.executable, os.path.relpath(runner), *point.arguments, *folders]
 
 
 def shell(point: Point, runner: Path = RUN) -> str:
     """A line of shell that runs a point from anywhere."""
     return f'cd {shlex.quote(os.getcwd())} && {shlex.join(command(point, runner))}'
+
+
+# Jobs
+
+
+def hand_over(flags: argparse.Namespace, arguments: list[str] | None) -> int:
+    """Write the points that are not finished as a job of a cluster, and hand it over with --go."""
+    folder, points = plan(flags)
+    typed = sys.argv[1:] if arguments is None else arguments
+    here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    here.add_argument('--backend')
+    here.add_argument('--parallel')
+    submit.add_job(here)
+    table = submit.command('sweep.py', here.parse_known_args(typed)[1])
+    number = {point: i for i, point in enumerate(points)}
+    left = [point for point in points if result(point.folder) is None or getattr(point.config, 'always', False)]
+    if not left:
+        log.say(f'all {len(points)} points have finished; the table:')
+        log.say(f'  {table}', whole=True)
+        return 0
+    jobs = submit.Jobs(
+        folder.name,
+        folder,
+        [submit.Task(point.arguments, point.folder, point.stages) for point in points],
+        [[number[point] for point in wave] for wave in waves(left)],
+        submit.command('sweep.py', typed),
+        parallel=flags.parallel,
+        then=f'Once all have ended, the table: {table}',
+    )
+    return submit.hand_over(jobs, flags.backend, flags)
+
+
+def waves(points: Sequence[Point]) -> list[list[Point]]:
+    """Points in the order in which a cluster may run them, all of a wave at once: no two of a wave need a stage that none
+    before has made. On several machines they could not wait for each other, as file locks may be lacking.
+    """
+    found: list[list[Point]] = []
+    waiting, made = list(points), set()
+    while waiting:
+        wave, making = [], set()
+        for point in waiting:
+            if making.isdisjoint(needed := point.unmade() - made):
+                wave.append(point)
+                making |= needed
+        found.append(wave)
+        waiting = [point for point in waiting if point not in wave]
+        made |= making
+    return found
 
 
 # Running

@@ -13,7 +13,6 @@ Just before the rename the size of every file goes into `sizes.json`: a step who
 copy that was stopped, say, is seen as damaged and not loaded. (Bits flipped in a file of the right size may not be.)
 """
 
-import errno
 import functools
 import json
 import logging
@@ -31,7 +30,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from rlaif_jax import hosts
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, refusal, refused
 from rlaif_jax.log import say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
@@ -129,8 +128,8 @@ class Checkpoints(AbstractContextManager):
             self._checkpointer.wait_until_finished()
         except (OSError, ValueError) as error:  # a full disk, a folder taken away
             self._written = None
-            reason = _brief(error)
-            raise Mistake(f'{self.folder}: the checkpoint of step {step} could not be written: {reason}') from error
+            told = f'{self.folder}: the checkpoint of step {step} could not be written: {_brief(error)}'
+            raise refusal(error.__cause__ or error, told) from error
         if hosts.first():
             oldest = self._whole()[-KEPT:][0]
             for old in [old for old in self._all_steps() if old < oldest]:
@@ -228,10 +227,7 @@ def _brief(error: Exception) -> str:
     error = error.__cause__ or error  # Orbax wraps TensorStore's reason in pages of its settings
     told = f'{type(error).__name__}: {error}'
     # Where the system refused, its word is the reason, and all else is how far it had come.
-    system = (
-        os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-    )
-    return next((word for word in system if word in told), told.partition('\n')[0][:600])
+    return os.strerror(code) if (code := refused(error)) else told.partition('\n')[0][:600]
 
 
 @functools.cache

@@ -12,6 +12,7 @@ tuple of pairs.
 import ast
 import dataclasses
 import difflib
+import errno
 import functools
 import hashlib
 import inspect
@@ -19,6 +20,7 @@ import io
 import itertools
 import json
 import numbers
+import os
 import re
 import shlex
 import sys
@@ -55,6 +57,34 @@ _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
 
 class Mistake(ValueError):
     """An error for the person who typed something: its text says what was wrong, where, and the nearest right thing."""
+
+    status = 2  # of a program that it ends: the same command would meet it again
+
+
+class Passing(Mistake):
+    """One of the surroundings, which may be over the next time: a full disk, a network that is away."""
+
+    status = 74  # EX_IOERR of sysexits.h
+
+
+# What a system may say to any reading or writing, whatever was asked of it beforehand: what may pass, and what stays.
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+LASTING = (
+    errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EMFILE,
+    errno.ENFILE,
+)  # fmt: skip
+
+
+def refused(error: Exception) -> int | None:
+    """Which of these an error is: by its number or, where a library wrapped it, by the system's words. None for another."""
+    if number := getattr(error, 'errno', None):
+        return number if number in PASSING + LASTING else None
+    return next((number for number in PASSING + LASTING if os.strerror(number) in str(error)), None)
+
+
+def refusal(error: Exception, text: str) -> Mistake:
+    """What to raise, with this text, where the system did not read or write: `Passing` where that may pass."""
+    return (Passing if refused(error) in PASSING else Mistake)(text)
 
 
 MOST = 2**31 - 1  # the largest number that every library below counts with; beyond it two seeds would be one run

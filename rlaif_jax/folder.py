@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif_jax import hosts, paths
-from rlaif_jax.config import CONTENT, Mistake, differences, digest
+from rlaif_jax.config import CONTENT, Mistake, Passing, differences, digest, refusal
 from rlaif_jax.log import say, say_once, to_json, write_whole
 
 try:
@@ -178,12 +178,12 @@ def own_lock(folder: Path, wait: bool, hope: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.lock', 'a+', encoding='utf-8')
     except OSError as error:  # no permission, a file where a folder should be, a full disk
-        raise Mistake(f'{folder}: nothing can be written here ({error.strerror}); {hope}') from None
+        raise refusal(error, f'{folder}: nothing can be written here ({error.strerror}); {hope}') from None
     with file:
         if not hold(file, folder, wait=False):
             holder = _holder(file)
             if not wait:
-                raise Mistake(f'{folder}: process {holder} is writing here; wait for it, or stop it')
+                raise Passing(f'{folder}: process {holder} is writing here; wait for it, or stop it')
             say(f'{folder}: process {holder} is making this; waiting for it')
             hold(file, folder)
         file.truncate(0)

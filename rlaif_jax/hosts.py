@@ -46,7 +46,11 @@ class Lost(Exception):
 
 
 class Elsewhere(Mistake):
-    """A `Mistake` of the first process, which has said it."""
+    """A `Mistake` of the first process, which has said it. It ends all with the same status."""
+
+    def __init__(self, text: str, status: int = Mistake.status):
+        super().__init__(text)
+        self.status = status
 
 
 def start(how: str = 'auto', environ: Mapping[str, str] = os.environ) -> None:
@@ -163,12 +167,13 @@ def told(decide: Callable[[], T]) -> T:
     if not first():
         kind, value = json.loads(_hear(name))
         if kind == 'mistake':
-            raise Elsewhere(value)
+            text, status = value
+            raise Elsewhere(text, status)
         return value
     try:
         value = decide()
     except Mistake as mistake:
-        _tell(name, json.dumps(('mistake', str(mistake))))
+        _tell(name, json.dumps(('mistake', (str(mistake), mistake.status))))
         raise
     _tell(name, text := json.dumps(('value', value)))
     return json.loads(text)[1]

@@ -85,10 +85,19 @@ def _there(text: str) -> bool:
 
 def cache() -> Path | None:
     """The user's folder for what can be made again, `$XDG_CACHE_HOME` or `~/.cache`; None where there is no home."""
-    if given := os.environ.get('XDG_CACHE_HOME'):
+    return _of_user('XDG_CACHE_HOME', '.cache')
+
+
+def settings() -> Path | None:
+    """The user's folder for what programs are told once, `$XDG_CONFIG_HOME` or `~/.config`; None where there is no home."""
+    return _of_user('XDG_CONFIG_HOME', '.config')
+
+
+def _of_user(variable: str, name: str) -> Path | None:
+    if given := os.environ.get(variable):
         return Path(os.path.expanduser(given))
     try:
-        return Path.home() / '.cache'
+        return Path.home() / name
     except RuntimeError:  # a container's user whom nobody knows
         return None
 

@@ -74,7 +74,7 @@ TWO = """
 import os
 import numpy as np
 from rlaif_jax import axes, hosts, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, Passing
 
 hosts.start()
 me = hosts.index()
@@ -90,13 +90,14 @@ assert hosts.anyone(lambda: me == 1) and not hosts.anyone(lambda: False)
 
 
 def wrong():
-    raise Mistake('the first knows better')
+    raise Passing('the first knows better')
 
 
 try:
     hosts.told(wrong)
 except Mistake as mistake:
     assert str(mistake) == 'the first knows better' and isinstance(mistake, hosts.Elsewhere) == (me == 1)
+    assert mistake.status == Passing.status
 else:
     raise AssertionError
 

@@ -176,3 +176,78 @@ def test_the_main_job_ends_well_anywhere(place, tmp_path):
     assert result['comparisons']['d-RLAIF vs SFT']['raters']['n'] == 16
     assert 'β = 0.05' in (folder / 'export' / 'README.md').read_text(encoding='utf-8')
     assert (folder / 'training.png').stat().st_size > 1000
+
+
+# A disk of 2 MB that is full, and then is not, for each in turn of those that write.
+FULL = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from rlaif_jax import log
+from rlaif_jax.checkpoint import Checkpoints
+from rlaif_jax.config import Passing, refusal
+from rlaif_jax.data import files
+from rlaif_jax.folder import finish, lock
+from rlaif_jax.labeling.store import Store
+from rlaif_jax.models import hf
+
+disk, lm = Path(sys.argv[1]), hf.load(sys.argv[2])
+for number in range(5):
+    (disk / str(number)).mkdir()
+filled = disk / 'filled'
+
+def labels():
+    Store(disk / '0' / 'labels.jsonl').append({'a': {'status': 'ok', 'rationale': 'x' * 5000}})
+
+def checkpoint():
+    with Checkpoints(disk / '1') as checkpoints:
+        checkpoints.save(1, {'a': jnp.arange(10_000.0)})
+
+def export():
+    hf.save(lm, disk / '2' / 'export')
+
+def output():
+    files.write_rows(disk / '3' / 'out.jsonl', [{'a': 'x' * 5000}])
+
+def result():
+    with lock(disk / '4'):
+        finish(disk / '4', {'a': 'x' * 5000})
+
+def metrics():
+    with log.Metrics(disk / '4', wandb=False) as metrics:
+        for step in range(200):
+            metrics.write(step, {'a': 1.0})
+
+for write in (labels, checkpoint, export, output, result, metrics):
+    with open(filled, 'wb', buffering=0) as file:
+        for size in (65536, 4096, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                pass
+    try:
+        write()
+        print(write.__name__, 'was written', flush=True)
+    except Passing as passing:
+        print(write.__name__, passing.status, flush=True)
+    except OSError as error:
+        print(write.__name__, refusal(error, '').status, flush=True)
+    filled.unlink()
+    write()
+"""
+
+
+def test_a_disk_that_was_full_may_be_tried_again(tmp_path, models):
+    mount = 'mount -t tmpfs -o size=2m none "$1" || exit 99; shift; exec "$@"'
+    own = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c', mount, 'sh', tmp_path]
+    try:
+        if subprocess.run([*own, 'true'], capture_output=True).returncode:
+            pytest.skip('no disk of our own to fill')
+    except FileNotFoundError:
+        pytest.skip('no unshare here')
+    command = [*own, sys.executable, '-c', FULL, tmp_path, models / 'policy']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=120)
+    said = [line for line in done.stdout.splitlines() if line.split()[0] in FULL]
+    names = ('labels', 'checkpoint', 'export', 'output', 'result', 'metrics')
+    assert said == [f'{name} 74' for name in names] and done.returncode == 0, (done.stdout, done.stderr)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax import chat, hosts, log, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, refusal
 from rlaif_jax.paths import typed
 
 Row = dict[str, Any]  # column: value
@@ -101,7 +101,7 @@ def read(path: Path | str) -> Rows:
     try:
         rows = _read_table(path, suffix) if suffix in ('.parquet', '.arrow') else _read_json(path)
     except OSError as error:
-        raise Mistake(f'{path}: cannot be read ({error.strerror or error})') from error
+        raise refusal(error, f'{path}: cannot be read ({error.strerror or error})') from error
     if not rows.located:
         raise Mistake(f'{path} is empty; there must be one row at least')
     for where, row in rows.located:
@@ -368,7 +368,7 @@ def _put(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], No
         path.parent.mkdir(parents=True, exist_ok=True)
         log.write_whole(path, data, put)
     except OSError as error:
-        raise Mistake(f'{path}: cannot be written ({error.strerror or error})') from error
+        raise refusal(error, f'{path}: cannot be written ({error.strerror or error})') from error
 
 
 def check_writable(path: Path | str) -> None:

@@ -28,12 +28,13 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from rlaif_jax import log, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import LASTING, Mistake, Passing, refusal, refused
 from rlaif_jax.data import files
 from rlaif_jax.folder import own_lock
 
 HUB = 'https://huggingface.co/datasets/'
 SECONDS = 60  # without an answer from the network
+LATER = (408, 425, 429)  # what a server answers that wants to be asked again, besides errors of its own
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise Mistake(f'{folder}: data cannot be prepared here ({error}); set RLAIF_DATA_DIR') from error
+            raise refusal(error, f'{folder}: data cannot be prepared here ({error}); set RLAIF_DATA_DIR') from error
 
 
 @contextlib.contextmanager
@@ -253,7 +254,7 @@ def find(kind: type[Builder], manual: Path, downloads: Path) -> dict[str, list[P
     except Mistake as mistake:
         there = sorted(path.name for path in home.iterdir()) if home.is_dir() else []
         here = f' (in {home} there is {_listed(there)})' if there else ''
-        raise Mistake(
+        raise type(mistake)(
             f'{kind.name}: not on this machine{here}, and {mistake}.\nFetch {_listed(first.files)}\nfrom {first.address}/\n'
             f'into {home}/ and give --manual_dir={manual}'
         ) from None
@@ -288,13 +289,15 @@ def fetch(url: str, path: Path) -> None:
             promised = response.headers.get('Content-Length')
         size = partial.stat().st_size
         if promised and size != int(promised):
-            raise Mistake(f'{url} broke off after {size:,} of {int(promised):,} bytes')
+            raise Passing(f'{url} broke off after {size:,} of {int(promised):,} bytes')
         os.replace(partial, path)
     except urllib.error.HTTPError as error:
+        kind = Passing if error.code >= 500 or error.code in LATER else Mistake
         with error:  # it holds the connection
-            raise Mistake(f'{url} cannot be fetched ({error.code}, {error.reason})') from None
+            raise kind(f'{url} cannot be fetched ({error.code}, {error.reason})') from None
     except (OSError, http.client.HTTPException) as error:
-        raise Mistake(f'{url} cannot be fetched ({getattr(error, "reason", None) or error})') from None
+        kind = Mistake if refused(error) in LASTING else Passing  # most of what a network says passes
+        raise kind(f'{url} cannot be fetched ({getattr(error, "reason", None) or error})') from None
     finally:
         partial.unlink(missing_ok=True)
 

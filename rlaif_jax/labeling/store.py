@@ -6,28 +6,31 @@
 
 A store is a text file to which whole lines of JSON are added, `{"key": …, "status": …, …}`, and which nothing rewrites.
 A key stands for everything that a label depends on, so another labeler, template or pair is another key and nothing is
-ever stale. The first line with a key counts. Hence independent runs may write a file each, and the files put one behind
-the other (`cat`) are a store again; runs on one machine may write the same file. Of the processes of one run the first
-reads and writes it, and tells the others.
+ever stale. The first line with a key counts. Hence independent jobs may write a file each, a `Shard`, and whoever reads
+one reads those beside it, too; put one behind the other (`cat`) they are a store again. Runs on one machine may write
+the same file. Of the processes of one run the first reads and writes it, and tells the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from rlaif_jax import hosts, log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, Passing, refusal
 from rlaif_jax.folder import hold
 from rlaif_jax.stopping import stop_on_signal
 
 Record = dict[str, Any]  # plain JSON
+T = TypeVar('T')
 
 _ENOUGH = 50  # labels, before their unscorable share says something
 _START = b'{"key": "'  # of every line
@@ -42,8 +45,48 @@ def key(*parts: str) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One of `of` jobs that label the same pairs and know nothing of each other: its share of them, and its own store."""
+
+    number: int  # from 1
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that '3/16' says. Raises `Mistake` for any other text, and for a number beyond the last."""
+        found = re.fullmatch(r'([0-9]{1,9})/([0-9]{1,9})', text)
+        if not found:
+            raise Mistake(f'shard={text}: which one, of how many? Write shard=3/16 for the third of sixteen')
+        number, of = map(int, found.groups())
+        if not 1 <= number <= of:
+            nearest = f'shard=1/{max(of, 1)} is the first' if number < 1 or of < 1 else f'shard={of}/{of} is the last'
+            raise Mistake(f'shard={text}: {nearest}')
+        return cls(number, of)
+
+    def __str__(self) -> str:
+        return f'{self.number}/{self.of}'
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Those of the items that are its own: all shares together are all items, each once, and they are as long, or one
+        item longer than others.
+        """
+        return items[self.number - 1 :: self.of]
+
+    def store(self, path: Path) -> Path:
+        """The file that it alone writes, beside the store that all share: `labels-03-of-16.jsonl`."""
+        return path.with_name(f'{path.stem}-{self.number:0{len(str(self.of))}}-of-{self.of}{path.suffix}')
+
+
+def keeps(store: Path, path: Path) -> bool:
+    """Whether a file is the store or, by its name, that of one of its shards."""
+    names = re.escape(store.stem) + '(-[0-9]+-of-[0-9]+)?' + re.escape(store.suffix)
+    return path.parent == store.parent and bool(re.fullmatch(names, path.name))
+
+
 class Store:
-    """The labels in the file `path`, which is made where it is absent: `{key: record}`, read whole into memory.
+    """The labels in the file `path`, which is made where it is absent, and in those of shards beside it: `{key: record}`,
+    read whole into memory. A `shard` reads the same files, and writes its own.
 
     Every reading and writing holds the file's lock, so any number of processes may share it (a `Store` is for one
     thread). Where the system or the file system has no locks it says so, and one process at a time may write.
@@ -55,10 +98,11 @@ class Store:
     Raises `Mistake` for what is not a label store, and where the system lets it not be read or written.
     """
 
-    def __init__(self, path: Path | str):
-        self.path = Path(path)
+    def __init__(self, path: Path | str, shard: Shard | None = None):
+        self._shared = Path(path)
+        self.path = shard.store(self._shared) if shard else self._shared  # which this store adds to
         self._records: dict[str, Record] = {}
-        self._bytes = self._lines = 0  # how far the file has been read
+        self._come: dict[Path, tuple[int, int]] = {}  # how far each file has been read: bytes, lines
         self._own: set[str] = set()  # of the records, those that this run added, and not another one meanwhile
         self.refresh()
 
@@ -103,13 +147,21 @@ class Store:
             self._own |= new.keys()
 
     def refresh(self) -> None:
-        """Reads what other runs added."""
+        """Reads what other runs added, here and in the files beside."""
 
         def read() -> None:
             with self._open():
                 pass
+            for path in sorted(self._shared.parent.iterdir()):
+                if path != self.path and path.is_file() and keeps(self._shared, path):
+                    self._look(path)
 
         hosts.told(read)
+
+    def where(self) -> str:
+        """The files that it reads, in words."""
+        beside = sum(path != self.path for path in self._come)
+        return f'{self.path}' + f' and {beside} beside it' * bool(beside)
 
     def share(self, keys: Iterable[str]) -> None:
         """Has every process of this run hold for these keys what the first one does, which alone has the file. What they
@@ -121,7 +173,7 @@ class Store:
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
         """The file, locked, mended, read to its end."""
-        try:
+        with _explained(self.path):
             if self.path.exists() and not self.path.is_file():
                 raise Mistake(f'{self.path} is not a file; name one, such as {self.path / "labels.jsonl"}')
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,20 +181,11 @@ class Store:
                 hold(file, self.path)
                 self._read(file)
                 yield file
-        except OSError as error:
-            reason = error.strerror or error
-            hope = 'put that right, or name another file; what is stored is kept'
-            raise Mistake(f'{self.path}: labels cannot be kept here ({reason}); {hope}') from error
 
     def _read(self, file: BinaryIO) -> None:
         """Takes in every line from where the last reading ended, and mends the end of the file."""
-        size = file.seek(0, os.SEEK_END)
-        if size < self._bytes:
-            raise Mistake(f'{self.path} was cut or replaced while labels were added to it; start again')
-        file.seek(self._bytes)
-        *lines, tail = file.read().split(b'\n')
-        found, last = [_parse(line) for line in lines], _parse(tail)
-        damaged = [number for number, record in enumerate(found, self._lines + 1) if record is None]
+        found, size, tail = self._unread(file, self.path)
+        last = _parse(tail)
         ours = any(found) if found else last or _START.startswith(tail[: len(_START)])
         if not self._records and not ours:
             raise Mistake(f'{self.path} is not a label store: no line of it is a label; name another file')
@@ -150,17 +193,49 @@ class Store:
             file.write(b'\n')
             file.flush()
             found.append(last)
-            size += 1
+            size += len(tail) + 1
         elif tail:
-            size -= len(tail)
             file.truncate(size)
             log.say(f'{self.path}: dropped the last line, which a crash cut short ({len(tail)} bytes)')
-        if damaged:
+        self._take(self.path, found, size)
+
+    def _look(self, path: Path) -> None:
+        """The same of a file that another job writes, perhaps now: its end is that job's to mend."""
+        with _explained(path), open(path, 'rb') as file:
+            found, size, tail = self._unread(file, path)
+        self._take(path, found, size)
+        if last := _parse(tail):
+            self._records.setdefault(last.pop('key'), last)
+
+    def _unread(self, file: BinaryIO, path: Path) -> tuple[list[Record | None], int, bytes]:
+        """The lines since the last reading of `path`, None for damaged ones; where they end; what stands behind."""
+        come, _ = self._come.get(path, (0, 0))
+        if file.seek(0, os.SEEK_END) < come:
+            raise Passing(f'{path} was cut or replaced while labels were added to it; start again')
+        file.seek(come)
+        *lines, tail = (data := file.read()).split(b'\n')
+        return [_parse(line) for line in lines], come + len(data) - len(tail), tail
+
+    def _take(self, path: Path, found: Sequence[Record | None], size: int) -> None:
+        """Keeps what was found in a file up to `size` bytes, and says what is damaged."""
+        _, lines = self._come.get(path, (0, 0))
+        if damaged := [number for number, record in enumerate(found, lines + 1) if record is None]:
             which = f'line {damaged[0]}' + f' and {len(damaged) - 1} more' * (len(damaged) > 1)
-            log.say(f'{self.path}: skipped {which}, damaged; asked for again when needed')
+            log.say(f'{path}: skipped {which}, damaged; asked for again when needed')
         for record in filter(None, found):
             self._records.setdefault(record.pop('key'), record)
-        self._bytes, self._lines = size, self._lines + len(found)
+        self._come[path] = size, lines + len(found)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Says of what the system refuses that labels are what it is about."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        hope = 'put that right, or name another file; what is stored is kept'
+        raise refusal(error, f'{path}: labels cannot be kept here ({reason}); {hope}') from error
 
 
 def complete(
@@ -196,7 +271,7 @@ def complete(
     store.share(first)
     todo = [i for key, i in first.items() if key not in store]
     old_bad = [i for key, i in first.items() if key in store and _unscorable(store.get(key))]
-    there = f'{len(first) - len(todo)} of {len(first)} are in {store.path} ({len(old_bad)} unscorable)'
+    there = f'{len(first) - len(todo)} of {len(first)} are in {store.where()} ({len(old_bad)} unscorable)'
     log.say(f'{title}: {there}, {len(todo)} to make')
     if not todo:
         return [store.get(key) for key in keys]

@@ -23,7 +23,7 @@ import safetensors.numpy
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, foreign, hosts, paths
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, refusal
 from rlaif_jax.models import families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import Absent, resolve
@@ -173,7 +173,8 @@ def _writing(directory: str | Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise Mistake(f'{directory}: the model could not be written ({reason}); what lay there is as it was') from error
+        told = f'{directory}: the model could not be written ({reason}); what lay there is as it was'
+        raise refusal(error, told) from error
 
 
 def write_json(path: Path, value: Any) -> None:

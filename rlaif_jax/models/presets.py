@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from rlaif_jax import foreign
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import LASTING, Mistake, Passing, refused
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.paths import cache, typed
 
@@ -158,17 +158,21 @@ def _download(hub_id: str) -> Path:
     except errors.RepositoryNotFoundError:
         raise Mistake(f'{hub_id}: no such model on the hub (or it is private; log in with `hf auth login`)') from None
     except Exception as error:  # of the hub's library, of those it fetches with, or of the file system
-        reason = f'{type(error).__name__}: {error}'.split('\n')[0][:200]
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        reason, kind = f'{type(error).__name__}: {error}'.split('\n')[0][:200], Mistake
+        if refused(error) in (errno.ENOSPC, errno.EDQUOT):
             why = f'no space is left in {cache}; free some, or set HF_HOME to a folder on another disk, {instead}'
+            kind = Passing
         elif isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
             why = f'the hub cannot be reached, and not all of it is in {cache}; try again with a network, {instead}'
             if Path(hub_id).parent.is_dir():  # so that it may well have meant a folder
                 why = f'there is no directory {hub_id} here, and {why}'
+            elif not constants.HF_HUB_OFFLINE:  # which nobody wants to be over
+                kind = Passing
         elif isinstance(error, errors.EntryNotFoundError | errors.RevisionNotFoundError):
             why = f'the hub lacks a part of it ({reason}); name another model, {instead}'
         elif isinstance(error, errors.HFValidationError):
             why = f'that is no name of a model on the hub ({reason})'
         else:
             why = f'the download broke off ({reason}); the same command goes on with it, {instead}'
-        raise Mistake(f'{hub_id}: could not be downloaded: {why}') from error
+            kind = Mistake if refused(error) in LASTING else Passing
+        raise kind(f'{hub_id}: could not be downloaded: {why}') from error

@@ -8,9 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import find as experiment
 from experiments import label
+from experiments.scales import scale
 from launch import run as launcher
+from rlaif_jax import axes
+from rlaif_jax.config import bind
 from rlaif_jax.data import files, trl
+from rlaif_jax.labeling.store import Store
 
 ROWS = [
     {'prompt': 'POST: my boss lies to me.\n\nTL;DR:', 'chosen': ' my boss lies.', 'rejected': ' boss.', 'mine': 1},
@@ -206,3 +211,118 @@ def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_ask
         f'output={tmp_path / target}', 'technique=base_0shot',
     ) == 2  # fmt: skip
     assert target in capsys.readouterr().err and not calls and [p.name for p in tmp_path.iterdir()] == ['in.jsonl']
+
+
+# Shards
+
+
+def command(folder, name, labeler, *more):
+    return [
+        '--experiment=label', f'--workdir={folder / name}', f'labeler={labeler}', f'input={folder / "in.jsonl"}',
+        f'output={folder / name}.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+    ]  # fmt: skip
+
+
+def stored(folder):
+    """Every line of every store."""
+    texts = [path.read_text(encoding='utf-8') for path in sorted(folder.rglob('labels*.jsonl'))]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def test_shards_of_a_file_one_of_them_broken_off_are_what_one_job_makes(tmp_path, labeler, calls, monkeypatch, capsys):
+    rows = [ROWS[1]] + [ROWS[0] | {'chosen': f' my boss lies{"." * (i % 9)} {i}.'} for i in range(40)]
+    files.write_rows(tmp_path / 'in.jsonl', rows)
+    assert run(*command(tmp_path, 'one', labeler)) == 0 and len(calls) == 40
+    calls.clear()
+    shards = [command(tmp_path, 'many', labeler, f'shard={number}/4') for number in (1, 2, 3, 4)]
+    append = Store.append
+
+    def crash(self, records):
+        append(self, records)
+        raise RuntimeError('the power is out')
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Store, 'append', crash)
+        run(*shards[2])
+    assert len(calls) == 8
+    capsys.readouterr()
+    for shard in shards:
+        assert run(*shard) == 0
+        assert '10 of 40 pairs' in ' '.join(capsys.readouterr().out.split())
+    assert len(calls) == 40
+    names = sorted(path.name for path in (tmp_path / 'many').rglob('*') if path.is_file())
+    assert (
+        names == [f'labels-{number}-of-4.jsonl' for number in (1, 2, 3, 4)] and not (tmp_path / 'many.jsonl').exists()
+    )
+    assert run(*command(tmp_path, 'many', labeler)) == 0 and len(calls) == 40  # puts all together
+    ours, theirs = ({row['key']: row for row in stored(tmp_path / name)} for name in ('one', 'many'))
+    assert ours.keys() == theirs.keys() and len(ours) == len(stored(tmp_path / 'many')) == 40
+    one, many = (files.read_rows(tmp_path / f'{name}.jsonl') for name in ('one', 'many'))
+    for a, b in zip(one, many, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():  # batches are others, and so is rounding
+            near = pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+            assert b[name] == near, name
+
+
+def test_a_shard_is_alone_whatever_surrounds_it(tmp_path, labeler, monkeypatch):
+    """As a task of many that one `srun` starts."""
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    monkeypatch.setenv('RLAIF_PROCESSES', '2')  # and not the others, which is a mistake of whoever looks
+    assert run(*command(tmp_path, 'many', labeler, '--dry_run')) == 2
+    assert run(*command(tmp_path, 'many', labeler, '--dry_run', 'shard=1/2')) == 0
+
+
+def test_what_shards_lack_is_made_by_whoever_puts_them_together(tmp_path, labeler, calls):
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    assert run(*command(tmp_path, 'many', labeler, '--shard=2/2')) == 0 and len(calls) == 1
+    assert run(*command(tmp_path, 'many', labeler)) == 0 and len(calls) == 2
+    assert run(*command(tmp_path, 'many', labeler, 'shard=3/3')) == 0 and len(calls) == 2  # a shard of none of them
+
+
+@pytest.mark.parametrize('shard, nearest', [('0/16', '1/16'), ('17/16', '16/16'), ('x', '3/16')])
+def test_a_shard_that_is_none_is_named_and_nothing_is_run(tmp_path, labeler, calls, capsys, shard, nearest):
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    assert run(*command(tmp_path, 'many', labeler, f'shard={shard}')) == 2
+    assert f'shard={nearest}' in capsys.readouterr().err and not (tmp_path / 'many').exists() and not calls
+
+
+def test_a_plan_says_which_shard_it_is_of_and_who_asks_nobody_has_none(tmp_path, labeler, capsys):
+    files.write_rows(tmp_path / 'in.jsonl', ROWS)
+    assert run(*command(tmp_path, 'many', labeler, 'shard=2/12', '--dry_run')) == 0
+    assert 'labels-02-of-12.jsonl' in ''.join(capsys.readouterr().out.split('\n'))
+    assert not (tmp_path / 'many').exists()
+    for name in ('tldr_rlhf', 'tldr_direct', 'tldr_combined', 'tldr_sft'):
+        for more in ([], ['--dry_run']):
+            assert run(name, f'--workdir={tmp_path / name}', 'shard=1/2', *more) == 2
+            assert f'shard=1/2: {name} ' in capsys.readouterr().err and not (tmp_path / name).exists()
+
+
+def test_shards_of_an_experiment_make_the_labels_that_its_stages_need_and_nothing_else(tmp_path, labeler, calls):
+    changes = {
+        'labeler': str(labeler), 'data.pairs': 12, 'data.held_out': 6, 'label.technique': 'base_0shot',
+        'label.least_mass': 0.0, 'label.batch': 8, 'reward_model.batch': 4,
+    }  # fmt: skip
+    for number in (1, 2, 3):
+        bindings = [f'{path}={value}' for path, value in changes.items()]
+        assert run('tldr_rlaif', f'--workdir={tmp_path}', f'shard={number}/3', *bindings) == 0
+        assert len(calls) == 6 * number
+    kept = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*') if path.is_file())
+    assert kept == [Path('stages', f'labels-{number}-of-3.jsonl') for number in (1, 2, 3)]
+    (learner,) = bind(experiment('tldr_rlaif')(scale('micro')), changes).learners()
+    stages = learner.policy.rewarded.labels
+    assert [len(one.run(tmp_path / 'stages', axes.make_mesh())) for one in stages] == [12, 6] and len(calls) == 18
+
+
+def test_shards_of_a_study_are_those_of_each_cell(tmp_path, labeler, calls):
+    bindings = [
+        f'labelers=["{labeler}"]', 'techniques=["base_0shot", "detailed_0shot"]', 'pairs=6', 'label.batch=8',
+        'label.least_mass=0.0',
+    ]  # fmt: skip
+    for number in (1, 2):
+        assert (
+            run('labeling_techniques', f'--workdir={tmp_path}', f'shard={number}/2', 'tasks=["helpful"]', *bindings)
+            == 0
+        )
+    assert len(calls) == 12
+    assert run('labeling_techniques', f'--workdir={tmp_path}', 'tasks=["helpful"]', *bindings) == 0 and len(calls) == 12

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax.config import Mistake
-from rlaif_jax.labeling.store import Store, complete, key
+from rlaif_jax.labeling.store import Shard, Store, complete, key
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -298,7 +298,7 @@ def test_reading_a_store_does_not_bring_jax():
 KILLED = """
 import os, random, signal, sys, time
 import rlaif_jax.checkpoint
-from rlaif_jax.labeling.store import Store, complete, key
+from rlaif_jax.labeling.store import Shard, Store, complete, key
 
 def make(indices):
     with open(sys.argv[2], 'ab') as file:
@@ -338,6 +338,113 @@ def test_killed_at_any_moment_it_ends_as_if_never_killed(path, tmp_path):
     assert kills >= 5
     assert path.read_bytes() == whole.read_bytes() and len(lines(path)) == 200
     assert set(asked) == set(range(200)) and len(asked) <= 400 + 4 * kills  # at most the batch in flight is lost
+
+
+# Shards
+
+
+def test_shares_are_all_items_each_once_and_as_long_as_each_other():
+    for count in range(20):
+        for of in range(1, 24):
+            shares = [Shard(number, of).share(range(count)) for number in range(1, of + 1)]
+            assert sorted(i for share in shares for i in share) == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_shard_is_read_as_it_is_written():
+    assert (Shard.parse('3/16'), Shard.parse('03/16')) == (Shard(3, 16),) * 2
+    assert str(Shard.parse('3/16')) == '3/16' and Shard(1, 1).share('ab') == 'ab'
+    for text, nearest in (
+        ('0/16', '1/16'), ('17/16', '16/16'), ('0/0', '1/1'), ('x', '3/16'), ('3', '3/16'), ('3/16/2', '3/16'),
+        ('-1/16', '3/16'), ('1.5/16', '3/16'), ('٣/16', '3/16'),
+    ):  # fmt: skip
+        with pytest.raises(Mistake, match=f'shard={nearest}'):
+            Shard.parse(text)
+
+
+def test_every_shard_has_a_file_of_its_own(path):
+    files = [Shard(number, of).store(path) for of in range(1, 30) for number in range(1, of + 1)]
+    assert len({path, *files}) == len(files) + 1 and {file.parent for file in files} == {path.parent}
+    assert Shard(3, 16).store(path).name == 'labels-03-of-16.jsonl'
+
+
+def test_who_reads_a_store_reads_its_shards_too_and_adds_to_its_own_file_alone(path):
+    one, two = Shard(1, 2), Shard(2, 2)
+    whole = Store(path)
+    Store(path, one).append({'a': record(1), 'b': record(2)})
+    Store(path, two).append({'c': record(3)})
+    (path.parent / 'labels-of-mine.jsonl').write_text('of somebody', encoding='utf-8')
+    assert len(whole) == 0
+    for store in (whole, Store(path), Store(path, one), Store(path, Shard(1, 4))):
+        store.refresh()
+        assert {k: store.get(k) for k in 'abc'} == {'a': record(1), 'b': record(2), 'c': record(3)}
+        assert store.added == 0
+    before = {file: file.read_bytes() for file in path.parent.iterdir()}
+    whole.append({'a': record(9), 'd': record(4)})
+    assert Store(path, two).get('d') == record(4)
+    after = {file: file.read_bytes() for file in path.parent.iterdir()}
+    assert [file for file in after if after[file] != before.get(file)] == [path]
+    assert [line['key'] for line in lines(path)] == ['d']
+
+
+def test_what_another_shard_left_unfinished_is_not_touched(path):
+    """It may be writing now. A line that lacks its end alone is a label."""
+    file = Shard(1, 2).store(path)
+    Store(path, Shard(1, 2)).append({'a': record(1), 'b': record(2)})
+    data = file.read_bytes()
+    start = data.index(b'\n') + 1
+    store = Store(path.parent / 'labels.jsonl')
+    for end in range(start, len(data) + 1):
+        file.write_bytes(data[:end])
+        found = Store(path)
+        assert len(found) == 1 + (end >= len(data) - 1) and file.read_bytes() == data[:end]
+    store.refresh()  # it has read up to the end of a line, and goes on from there
+    Store(path, Shard(1, 2)).append({'c': record(3)})
+    store.refresh()
+    assert [store.get(k) for k in 'abc'] == [record(1), record(2), record(3)]
+
+
+# Forks a process for each of four shards of forty keys, all at once, and kills each of them with its batches half made.
+SHARDS = """
+import os, signal, sys, time
+import rlaif_jax.checkpoint
+from rlaif_jax.labeling.store import Shard, Store, complete, key
+
+def make(indices):
+    time.sleep(0.05)
+    return [{'status': 'ok', 'text': 'å' * 2000} for i in indices]
+
+keys = [key(str(i)) for i in range(40)]
+
+def start(shard):
+    if worker := os.fork():
+        return worker
+    complete(Store(sys.argv[1], shard), shard.share(keys), make, batch=1)
+    os._exit(0)
+
+shards = [Shard(number, 4) for number in range(1, 5)]
+workers = [start(shard) for shard in shards]
+time.sleep(0.2)
+for worker in workers:
+    os.kill(worker, signal.SIGKILL)
+statuses = [os.waitpid(worker, 0)[1] for worker in workers]
+there = len(Store(sys.argv[1]))
+workers = [start(shard) for shard in shards]
+statuses += [os.waitpid(worker, 0)[1] for worker in workers]
+print(there, *statuses, file=sys.stderr)
+"""
+
+
+def test_shards_that_are_killed_and_started_again_are_one_store(path):
+    path.parent.mkdir()
+    arguments = [sys.executable, '-W', 'ignore', '-c', SHARDS, path]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, encoding='utf-8', timeout=60)
+    there, *statuses = map(int, done.stderr.split())
+    assert 0 < there < 40 and statuses == [signal.SIGKILL] * 4 + [0] * 4
+    found = [line['key'] for file in path.parent.glob('labels-*-of-4.jsonl') for line in lines(file)]
+    keys = [key(str(i)) for i in range(40)]
+    assert sorted(found) == sorted(keys)  # nothing is lost, and nothing made twice
+    assert [r['status'] for r in complete(Store(path), keys, None, batch=4)] == ['ok'] * 40
 
 
 # complete

@@ -480,11 +480,18 @@ def test_a_full_disk_is_said_with_the_file(command, tmp_path, monkeypatch, capsy
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, 'fsync', full)
-    assert launcher.main(command(tmp_path / 'run')) == 2
+    assert launcher.main(command(tmp_path / 'run')) == 74
     assert 'run/config.gin: No space left' in ''.join(capsys.readouterr().err.split('\n'))
 
 
-@pytest.mark.parametrize('name, status', [('ENOSPC', 2), ('EACCES', 2), ('EISDIR', 2), ('ENOENT', None)])
+@pytest.mark.parametrize(
+    'name, status',
+    [
+        *((name, 74) for name in ('ENOSPC', 'EDQUOT', 'EIO', 'ESTALE', 'ETIMEDOUT')),
+        *((name, 2) for name in ('EACCES', 'EROFS', 'EISDIR', 'EFBIG')),
+        ('ENOENT', None),
+    ],
+)
 def test_what_the_system_refuses_at_any_moment_is_said(name, status, command, tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(getattr(errno, name), 'of the system', 'some/file')

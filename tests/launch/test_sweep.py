@@ -189,6 +189,7 @@ BAD = {  # what is typed -> what is said
     '--seed=[0] --scale=mikro': "no scale 'mikro'; did you mean micro?",
     '--seed=[0] --bindings=/nowhere.gin': '--bindings=/nowhere.gin: No such file',
     '--seed=[0] --parallel=0': '--parallel=0: at least one',
+    '--seed=[0] shard=1/2': 'shard=1/2: a point',
     '--sed=[0]': 'no flag --sed; did you mean --seed?',
     '--experimnt=tldr_sft --seed=[0]': 'no flag --experimnt; did you mean --experiment?',
 }
