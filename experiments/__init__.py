@@ -5,13 +5,12 @@ find('tldr_direct')(scale('micro'), seed=0).run(folder)
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.data import loader
 
 # Each lists its experiments in __all__.
@@ -38,8 +37,7 @@ def find(name: str) -> Callable[..., Any]:
     """The experiment of that name. Raises `Mistake` naming the nearest one."""
     known = experiments()
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1, 0.0)
-        raise Mistake(f'no experiment {name!r}; did you mean {near[0]}? (--list shows all)')
+        raise Mistake(f'no experiment {name!r}; did you mean {nearest(name, known)}? (--list shows all)')
     return known[name]
 
 

@@ -6,9 +6,8 @@ pairs there are of each kind, which stages are made. Two arms differ in nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from experiments.label import Asking
@@ -187,129 +186,7 @@ def each(cfg: E) -> Iterator[tuple[str, E, Arm]]:
             yield ', '.join(parts), changed, ARMS[name]
 
 
-# An arm as an experiment has it
-
-
-@dataclass(frozen=True)
-class Votes:
-    """Preferences of people."""
-
-    pairs: int
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Preferences of a labeler, of the data's own pairs."""
-
-    pairs: int
-    labeler: str
-    label: preference.Config
-
-    @property
-    def writers(self) -> str:
-        """Who wrote the pairs, as a digest; '' where nobody had to."""
-        return ''
-
-
-@dataclass(frozen=True)
-class LabelsOfWritten(Labels):
-    """Preferences of a labeler, of pairs that a policy, first, and SFT write (App. K)."""
-
-    writer: Optimised
-
-    @property
-    def writers(self) -> str:
-        return digest(self.writer)
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """Preferences of people, of a labeler, or of both, and the reward model that is made of them."""
-
-    of: tuple[Votes | Labels, ...]
-    reward_model: reward_model.Config
-    from_base: bool  # from the base model, not from what SFT made of it (App. G)
-
-
-@dataclass(frozen=True)
-class Ratings:
-    """A labeler's ratings, which are themselves the reward."""
-
-    labeler: str
-    rating: direct.Config
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What an arm is in an experiment: where it starts, and what it learns from, with the configs of that and no others."""
-
-    name: str  # in reports: the arm's, the variant's, or both
-    start: Supervised
-    data: Data
-    feedback: Preferences | Ratings
-    dtype: Dtype
-
-    @property
-    def written(self) -> tuple[LabelsOfWritten, ...]:
-        """The labels of pairs that have to be written first: one such feedback, or none."""
-        of = self.feedback.of if isinstance(self.feedback, Preferences) else ()
-        return tuple(one for one in of if isinstance(one, LabelsOfWritten))
-
-    def rewarded(self) -> Rewarded:
-        """The stage that makes its reward model. Raises TypeError where ratings take its place."""
-        if not isinstance(self.feedback, Preferences):
-            raise TypeError(f'{self.name} has no reward model')
-        labels = [self.labelled(one) for one in self.feedback.of if isinstance(one, Labels)]
-        return Rewarded(
-            start=self.start,
-            from_base=self.feedback.from_base,
-            task=self.start.task,
-            source=self.data.source,
-            human=sum(one.pairs for one in self.feedback.of if isinstance(one, Votes)),
-            ai=labels[0] if labels else None,
-            held_out=self.data.held_out,
-            reward_model=self.feedback.reward_model,
-            dtype=self.dtype,
-        )
-
-    def labelled(self, labels: Labels) -> Labelled:
-        return Labelled(
-            labeler=labels.labeler,
-            fingerprint=hf.fingerprint(labels.labeler),
-            label=labels.label,
-            source=self.data.source,
-            split='train',
-            pairs=labels.pairs,
-            writers=labels.writers,
-            dtype=self.dtype,
-        )
-
-
-@dataclass(frozen=True)
-class PolicyLearner(Learner):
-    """The same, of an arm whose policy is trained, too."""
-
-    reinforce: reinforce.Config
-    evaluation: Evaluation
-
-    def optimised(self) -> Optimised:
-        """The stage that makes its policy."""
-        several = self.reinforce.candidates > 1
-        common = {
-            'start': self.start,
-            'source': self.data.source,
-            'train': self.data.train,
-            'validation': self.data.validation,
-            'reinforce': self.reinforce,
-            'selector': self.evaluation.selector if several else '',
-            'rule': self.evaluation.rule if several else 'averaged',
-            'dtype': self.dtype,
-        }
-        match self.feedback:
-            case Ratings(labeler, rating):
-                return ByRatings(labeler=labeler, fingerprint=hf.fingerprint(labeler), rating=rating, **common)
-            case Preferences():
-                return ByModel(rewarded=self.rewarded(), **common)
+# An arm as the stages of an experiment
 
 
 def start(cfg: Experiment) -> Supervised:
@@ -328,43 +205,78 @@ def start(cfg: Experiment) -> Supervised:
     )
 
 
-def learner(cfg: Experiment, name: str, arm: Arm) -> Learner:
-    """An arm whose reward model is made."""
-    return Learner(name, start(cfg), cfg.data, preferences(cfg, arm), cfg.dtype)
-
-
-def policy_learner(cfg: PolicyExperiment, name: str, arm: Arm) -> PolicyLearner:
-    """An arm whose policy is made."""
-    if arm.feedback == 'ratings':
-        feedback = Ratings(asked(cfg, arm), replace(cfg.rating, task=cfg.task))
-    elif arm.feedback == 'votes and labels':
-        writer = policy_learner(cfg, 'RLHF', ARMS['RLHF']).optimised()
-        feedback = preferences(cfg, arm, partial(LabelsOfWritten, writer=writer))
-    else:
-        feedback = preferences(cfg, arm)
-    return PolicyLearner(name, start(cfg), cfg.data, feedback, cfg.dtype, cfg.reinforce, cfg.evaluation)
-
-
-def askings(learners: Iterable[Learner]) -> list[Asking]:
-    """What labelers can be asked ahead, each of it once: about the data's own pairs, not those that policies write."""
-    made = [one.rewarded() for one in learners if isinstance(one.feedback, Preferences)]
-    found = dict.fromkeys(labels for rewarded in made for labels in rewarded.labels if not labels.writers)
-    return [labels.asking() for labels in found]
-
-
-def preferences(cfg: Experiment, arm: Arm, kind: Callable[..., Labels] = Labels) -> Preferences:
-    """What the reward model of an arm learns from. Of votes and labels, `human_share` are people's, and there are
-    `data.pairs` of the kind that is more: the paper's equal parts at ½, what RLAIF and RLHF have at 0 and 1.
+def rewarded(cfg: Experiment, arm: Arm, writer: Optimised | None = None) -> Rewarded:
+    """What makes the reward model of an arm. Of votes and labels, `human_share` are people's, and there are `data.pairs` of
+    the kind that is more: the paper's equal parts at ½, what RLAIF and RLHF have at 0 and 1. Labels are of pairs that
+    the `writer` writes, and SFT (App. K); without one, of the data's own.
     """
     share = {'votes': 1.0, 'labels': 0.0}.get(arm.feedback, cfg.human_share)
     human, ai = (round(cfg.data.pairs * part / max(share, 1 - share)) for part in (share, 1 - share))
-    of = [Votes(human)] * bool(human)
-    if ai:
-        label = replace(cfg.label, task=cfg.task, technique=arm.technique or cfg.label.technique)
-        of.append(kind(ai, asked(cfg, arm), label))
-    return Preferences(tuple(of), cfg.reward_model, cfg.reward_model_from_base and arm.feedback == 'votes')
+    return Rewarded(
+        start=start(cfg),
+        from_base=cfg.reward_model_from_base and arm.feedback == 'votes',
+        task=cfg.task,
+        source=cfg.data.source,
+        human=human,
+        ai=labelled(cfg, arm, ai, digest(writer) if writer else '') if ai else None,
+        held_out=cfg.data.held_out,
+        reward_model=cfg.reward_model,
+        dtype=cfg.dtype,
+    )
 
 
-def asked(cfg: Experiment, arm: Arm) -> str:
-    """The model that an arm asks; '' where it asks none."""
-    return {'': '', 'labeler': cfg.labeler, 'same_size_labeler': cfg.same_size_labeler}[arm.labeler]
+def labelled(cfg: Experiment, arm: Arm, pairs: int, writers: str) -> Labelled:
+    """What has the labeler of an arm label so many training pairs."""
+    return Labelled(
+        labeler=getattr(cfg, arm.labeler),
+        fingerprint=hf.fingerprint(getattr(cfg, arm.labeler)),
+        label=replace(cfg.label, task=cfg.task, technique=arm.technique or cfg.label.technique),
+        source=cfg.data.source,
+        split='train',
+        pairs=pairs,
+        writers=writers,
+        dtype=cfg.dtype,
+    )
+
+
+def optimised(cfg: PolicyExperiment, arm: Arm, writer: Optimised | None = None) -> Optimised:
+    """What makes the policy of an arm, by its ratings or by its reward model; `writer` as in `rewarded`."""
+    several = cfg.reinforce.candidates > 1
+    common = {
+        'start': start(cfg),
+        'source': cfg.data.source,
+        'train': cfg.data.train,
+        'validation': cfg.data.validation,
+        'reinforce': cfg.reinforce,
+        'selector': cfg.evaluation.selector if several else '',
+        'rule': cfg.evaluation.rule if several else 'averaged',
+        'dtype': cfg.dtype,
+    }
+    if arm.feedback != 'ratings':
+        return ByModel(rewarded=rewarded(cfg, arm, writer), **common)
+    labeler, rating = getattr(cfg, arm.labeler), replace(cfg.rating, task=cfg.task)
+    return ByRatings(labeler=labeler, fingerprint=hf.fingerprint(labeler), rating=rating, **common)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What makes a policy, and who writes the pairs that its labeler is asked about; None: they are the data's own."""
+
+    name: str  # in reports: the arm's, the variant's, or both
+    policy: Optimised
+    writer: Optimised | None
+
+
+def learner(cfg: PolicyExperiment, name: str, arm: Arm) -> Learner:
+    """An arm whose policy is made; that of RLHF writes pairs where votes and labels are learned together (App. K)."""
+    writer = optimised(cfg, ARMS['RLHF']) if arm.feedback == 'votes and labels' else None
+    policy = optimised(cfg, arm, writer)
+    return Learner(name, policy, writer if writer and policy.rewarded.ai else None)
+
+
+def askings(made: Iterable[Rewarded]) -> list[Asking]:
+    """What labelers can be asked ahead for reward models, each of it once: about the data's own pairs, not those that
+    policies write.
+    """
+    found = dict.fromkeys(labels for rewarded in made for labels in rewarded.labels if not labels.writers)
+    return [labels.asking() for labels in found]

@@ -58,17 +58,14 @@ class Compare:
     data: Data
     evaluation: Evaluation
     policies: tuple[str, ...] = ()  # run folders, Hugging Face directories or hub names; two or more
-    names: tuple[
-        str, ...
-    ] = ()  # what they are called, () for the folders that tell them apart; or which of the responses
+    # What they are called, () for the folders that tell them apart; or which of the responses.
+    names: tuple[str, ...] = ()
     task: str = 'summarization'  # summarization, helpful or harmless: what the judge is asked
     prompts: str = field(default='', metadata=FILE)  # a file of prompts; '' for the test split of the data
-    responses: str = field(
-        default='', metadata=FILE
-    )  # a run's responses.jsonl, or a file like it, in the place of policies and prompts
-    rankings: str = field(
-        default='', metadata=FILE
-    )  # a file of people's rankings of those responses, in the place of the judge
+    # A run's responses.jsonl, or a file like it, in the place of policies and prompts.
+    responses: str = field(default='', metadata=FILE)
+    # A file of people's rankings of those responses, in the place of the judge.
+    rankings: str = field(default='', metadata=FILE)
     max_new_tokens: int = 128  # of a response, the end token among them
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
@@ -168,11 +165,8 @@ class Compare:
             )
         if self.responses:
             length = max(len(prompt.text) for prompt in prompts) // 3  # characters a token
-            asked = (
-                replace(self.evaluation, judge='raters')
-                if self.rankings and self.task != 'harmless'
-                else self.evaluation
-            )
+            by_people = self.rankings and self.task != 'harmless'
+            asked = replace(self.evaluation, judge='raters') if by_people else self.evaluation
             return [replace(judging.line(asked, folder, {}, length), steps=len(prompts))]
         count, length = min(self.data.test, self.evaluation.prompts), 1024  # of published data, not fetched for a plan
         if not source.published:

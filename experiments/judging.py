@@ -14,7 +14,7 @@ from jax.sharding import Mesh as DeviceMesh
 from experiments.label import judges
 from experiments.programs import Line, Read
 from experiments.scales import Data, Evaluation
-from experiments.stages import Optimised, fitted
+from experiments.stages import Optimised
 from rlaif_jax import hosts, log
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair, Prompt
@@ -25,6 +25,7 @@ from rlaif_jax.generation import generate
 from rlaif_jax.labeling import direct, preference
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
+from rlaif_jax.shortening import reads
 from rlaif_jax.training import reinforce
 
 # Answers
@@ -32,7 +33,7 @@ from rlaif_jax.training import reinforce
 
 def test_prompts(data: Data, task: str, count: int, lm: LM, most: int) -> Sequence[Prompt]:
     """The first prompts of the test split, of `most` tokens at most."""
-    return fitted(loader.source(data.source, 'test', data.test, task), lm, most)[:count]
+    return loader.fitted(loader.source(data.source, 'test', data.test, task), reads(lm.tokenizer, most))[:count]
 
 
 def respond(
@@ -56,7 +57,8 @@ def respond(
 def sampled_pairs(of: Optimised, policy: LM, start: LM, count: int, mesh: DeviceMesh) -> list[Pair]:
     """Pairs for a labeler (App. K): responses of a policy, first, and of SFT to training prompts, at temperature 1."""
     cfg = of.reinforce
-    prompts = fitted(loader.source(of.source, 'train', of.train, of.task), start, cfg.max_prompt)[:count]
+    fits = reads(start.tokenizer, cfg.max_prompt)
+    prompts = loader.fitted(loader.source(of.source, 'train', of.train, of.task), fits)[:count]
     write = lambda lm, seed, name: respond(lm, prompts, cfg.max_new_tokens, 1.0, seed, cfg.batch, mesh, name)  # noqa: E731
     return list(map(Pair, prompts, write(policy, cfg.seed, 'RLHF'), write(start, cfg.seed + 1, 'SFT')))
 

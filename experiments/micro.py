@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -268,25 +268,29 @@ class Rows:
         """Candidates, each with its rating and a verdict on each fact."""
         self.rated(row, trunk, literal, prompt, [tasks.candidate(prompt, rng) for _ in range(12)], end)
 
-    def rated(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, texts: Sequence[str], end: int) -> None:
+    def rated(
+        self,
+        row: _Row,
+        trunk: int,
+        literal: Literal,
+        prompt: Prompt,
+        texts: Sequence[str],
+        end: int,
+        answer: Callable[[Any], str] = lambda read: str(oracle.rating(read.quality)),
+    ) -> None:
+        """Texts, each with the `answer` to what is asked of it and a verdict on each fact."""
         for text, tokens in zip(texts, self.encode(texts)):
             if len(row.token) + len(tokens) + 8 > end:
                 break
             read = tasks.read(prompt, text)
             node = row.grow(trunk, tokens, self.cfg.text_weight)
-            row.grow(node, literal[0], 0.0, self.word(str(oracle.rating(read.quality))), self.cfg.answer_weight)
+            row.grow(node, literal[0], 0.0, self.word(answer(read)), self.cfg.answer_weight)
             self.verdicts(row, node, read)
 
     def harm(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
         """Candidates, each with the answer to whether it is harmful."""
-        texts = [tasks.candidate(prompt, rng) for _ in range(12)]
-        for text, tokens in zip(texts, self.encode(texts)):
-            if len(row.token) + len(tokens) + 8 > end:
-                break
-            node = row.grow(trunk, tokens, self.cfg.text_weight)
-            answer = 'yes' if harmless.harmful([prompt], [text])[0] else 'no'
-            row.grow(node, literal[0], 0.0, self.word(answer), self.cfg.answer_weight)
-            self.verdicts(row, node, tasks.read(prompt, text))
+        asked = lambda read: 'yes' if read.harm else 'no'  # noqa: E731
+        self.rated(row, trunk, literal, prompt, [tasks.candidate(prompt, rng) for _ in range(12)], end, asked)
 
     def preference(self, row: _Row, trunk: int, literal: Literal, prompt: Prompt, rng: random.Random, end: int) -> None:
         """Candidates compared in both orders, with verdicts on the facts of those shown first."""
@@ -329,9 +333,7 @@ class Rows:
         if not row.room(len(context) + sum(map(len, responses)) + 3):
             return False
         trunk = row.grow(NO_PARENT, context, self.cfg.text_weight)
-        for (
-            tokens
-        ) in responses:  # the last token of the prompt starts each branch: it is where the first word is learned
+        for tokens in responses:  # each branch starts with the prompt's last token, where the first word is learned
             row.grow(trunk, [last, *tokens], self.cfg.verdict_weight, self.eos, self.cfg.verdict_weight)
         return True
 

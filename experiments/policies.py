@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import arms, judging, plan
-from experiments.arms import LabelsOfWritten, PolicyLearner
+from experiments.arms import Learner
 from experiments.label import Asking
 from experiments.programs import Line
 from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
+from experiments.stages import ByModel
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
@@ -70,18 +71,19 @@ class Policies:
     def lengths(self) -> tuple[int, int]:
         return self.reinforce.max_prompt, self.reinforce.max_new_tokens
 
-    def learners(self) -> list[PolicyLearner]:
+    def learners(self) -> list[Learner]:
         """Everything that is compared."""
-        return [arms.policy_learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+        return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
 
     def askings(self) -> list[Asking]:
         """What labelers can be asked ahead."""
-        return arms.askings(self.learners())
+        policies = (one.policy for one in self.learners())
+        return arms.askings(policy.rewarded for policy in policies if isinstance(policy, ByModel))
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}
         for one in self.learners():
-            for policy in (*(labels.writer for labels in one.written), one.optimised()):
+            for policy in filter(None, (one.writer, one.policy)):
                 for line in policy.lines(shared(folder)):
                     found.setdefault(line.folder, line)
         return [*found.values(), judging.line(self.evaluation, folder, {'policy': self.policy}, sum(self.lengths()))]
@@ -92,7 +94,7 @@ class Policies:
         # Simulated, the judge shows how training goes; a model is not kept in memory for that.
         judge = judging.make_judge(cfg, self.task, None, mesh, source.world) if cfg.simulated else None
         learners = {one.name: one for one in self.learners()}
-        runs = {name: one.optimised().folder(root) for name, one in learners.items()}
+        runs = {name: one.policy.folder(root) for name, one in learners.items()}
         for name, run in runs.items():
             link(run, folder if len(runs) == 1 else folder / 'policies' / name)
         # Each makes its policy or, where it is there, loads it: one at a time.
@@ -115,15 +117,14 @@ class Policies:
         return result | ({'over_optimised': over} if over else {})
 
 
-def made(one: PolicyLearner, root: Path, mesh: axes.Mesh, judge: Judge | None) -> LM:
+def made(one: Learner, root: Path, mesh: axes.Mesh, judge: Judge | None) -> LM:
     """The policy of a learner, made now or by an earlier run, and the pairs that its labeler is asked about."""
 
-    def write(labels: LabelsOfWritten) -> list[Pair]:
-        writer, policy = labels.writer, labels.writer.run(root, mesh, judging.rates)
-        return judging.sampled_pairs(writer, policy, writer.start.run(root, mesh, frozen=True), labels.pairs, mesh)
+    def write() -> list[Pair]:
+        writer, policy, count = one.writer, one.writer.run(root, mesh, judging.rates), one.policy.rewarded.ai.pairs
+        return judging.sampled_pairs(writer, policy, writer.start.run(root, mesh, frozen=True), count, mesh)
 
-    sampled = next((partial(write, labels) for labels in one.written), None)
-    return one.optimised().run(root, mesh, judging.rates, judge, sampled)
+    return one.policy.run(root, mesh, judging.rates, judge, write if one.writer else None)
 
 
 @dataclass(frozen=True)

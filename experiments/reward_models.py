@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
@@ -12,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, stages
-from experiments.arms import Learner
 from experiments.label import Asking, generation, toy
 from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
+from experiments.stages import Rewarded
 from rlaif_jax import axes, log
-from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
+from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within, nearest
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
@@ -50,9 +49,8 @@ class RewardModels:
     rating = human_share = None  # of arms that have no reward model without a policy
 
     def __post_init__(self) -> None:
-        if lacking := [
-            name for name in self.arms if name in arms.ARMS and {'rating', 'human_share'} & arms.needed([name])
-        ]:
+        known = [name for name in self.arms if name in arms.ARMS]
+        if lacking := [name for name in known if {'rating', 'human_share'} & arms.needed([name])]:
             raise ValueError(f'arms = {self.arms}: {lacking[0]} has no reward model without a policy')
         arms.check(self)
         check_within(self, 1, MOST, 'test_pairs')
@@ -60,18 +58,18 @@ class RewardModels:
     def lengths(self) -> tuple[int, int]:
         return self.reward_model.max_prompt, self.reward_model.max_response
 
-    def learners(self) -> list[Learner]:
-        """Everything that is compared."""
-        return [arms.learner(cfg, name, arm) for name, cfg, arm in arms.each(self)]
+    def learners(self) -> dict[str, Rewarded]:
+        """Everything that is compared, by its name in reports."""
+        return {name: arms.rewarded(cfg, arm) for name, cfg, arm in arms.each(self)}
 
     def askings(self) -> list[Asking]:
         """What labelers can be asked ahead."""
-        return arms.askings(self.learners())
+        return arms.askings(self.learners().values())
 
     def lines(self, folder: Path) -> list[Line]:
         found: dict[Path, Line] = {}
-        for one in self.learners():
-            for line in one.rewarded().lines(shared(folder)):
+        for one in self.learners().values():
+            for line in one.lines(shared(folder)):
                 found.setdefault(line.folder, line)
         return [*found.values(), Line('evaluation', folder, 2 * self.test_pairs)]
 
@@ -79,7 +77,7 @@ class RewardModels:
         mesh, root, source = axes.make_mesh(asdict(self.mesh)), shared(folder), loader.find(self.data.source)
         test = {kind: source.pairs('test', self.test_pairs, self.task, kind == 'sure') for kind in ('sure', 'all')}
         rows, result, learners = [], {}, self.learners()
-        for name, made in ((one.name, one.rewarded()) for one in learners):
+        for name, made in learners.items():
             link(made.folder(root), folder if len(learners) == 1 else folder / 'models' / name)
             scorer = made.scorer(made.run(root, mesh), mesh)
             found = {kind: measured(scorer, pairs) for kind, pairs in test.items()}
@@ -116,9 +114,8 @@ class FromFile:
     """Labelled pairs in a file → a reward model that `AutoModelForSequenceClassification` reads."""
 
     policy: str  # the model it starts from
-    input: str = field(
-        default='', metadata=FILE
-    )  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label
+    # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns; `preference_prob` is a soft label.
+    input: str = field(default='', metadata=FILE)
     column: str = ''  # the soft label, P(the first is better); '' for `preference_prob`, the newest where several are
     task: str = 'summarization'  # summarization, helpful or harmless
     held_out: float = 0.1  # the share of the pairs that chooses among checkpoints
@@ -150,8 +147,8 @@ class FromFile:
         """The column of preferences, and the others that may be meant. Raises `Mistake` for one that is not there."""
         labels = sorted(filter(generation, columns), key=generation)
         if self.column and self.column not in columns:
-            near = difflib.get_close_matches(self.column, labels or columns, 1, 0.0)
-            raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+            near = nearest(self.column, labels or columns)
+            raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near!r}?' if near else ''))
         column = self.column or (labels[-1] if labels else 'preference_prob')
         return column, [name for name in labels if name != column]
 

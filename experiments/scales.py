@@ -4,11 +4,10 @@ is a row here.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within
+from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within, nearest
 from rlaif_jax.data.source import JUDGES
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.length import LengthRatio
@@ -289,6 +288,5 @@ def of_task(scale: Scale, name: str, task: str) -> Any:
 def scale(name: str) -> Scale:
     """The row of that name. Raises `Mistake` naming the nearest one."""
     if name not in SCALES:
-        near = difflib.get_close_matches(name, SCALES, 1, 0.0)
-        raise Mistake(f'no scale {name!r}; did you mean {near[0]}? Scales: {", ".join(SCALES)}')
+        raise Mistake(f'no scale {name!r}; did you mean {nearest(name, SCALES)}? Scales: {", ".join(SCALES)}')
     return SCALES[name]

@@ -96,7 +96,8 @@ class Supervised:
                 log.say(f'{lacking} of {len(every)} prompts have no reference; SFT leaves them out')
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.find(self.source).simulated)
-            batch_at = sft.batches(cfg, lm.tokenizer, fitted(prompts, lm, self.max_prompt), self.max_new_tokens)
+            prompts = loader.fitted(prompts, reads(lm.tokenizer, self.max_prompt))
+            batch_at = sft.batches(cfg, lm.tokenizer, prompts, self.max_new_tokens)
             sft.run(cfg, folder, lm, batch_at, mesh, note=note)
             return {'export': 'export'}
 
@@ -327,7 +328,8 @@ class Optimised(ABC):
             start = [self.start.run(root, mesh, frozen=bool(cfg.lora.rank))]
             tell_prompts(start[0], (prompt.text for prompt in train), data.simulated)
             scorer = self.scorer(root, mesh, sampled)
-            train, validation = (fitted(prompts, start[0], cfg.max_prompt) for prompts in (train, validation))
+            fits = reads(start[0].tokenizer, cfg.max_prompt)
+            train, validation = (loader.fitted(prompts, fits) for prompts in (train, validation))
             loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
@@ -409,8 +411,3 @@ def tell_prompts(model: LM | RewardModel, prompts: Iterable[str], simulated: boo
     name = Path(model.name.removesuffix('/export')).name
     if told := chat.account(name, bool(model.tokenizer.hf.chat_template), prompts):
         log.say(told)
-
-
-def fitted(prompts: Sequence[Prompt], lm: LM, most: int) -> Sequence[Prompt]:
-    """The same prompts, those of more than `most` tokens shortened."""
-    return loader.fitted(prompts, reads(lm.tokenizer, most))

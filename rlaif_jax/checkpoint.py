@@ -21,8 +21,9 @@ import shutil
 import sys
 import threading
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,25 +35,23 @@ from rlaif_jax.log import say, to_json, write_whole
 
 State = Any  # a pytree of jax arrays
 SIZES = 'sizes.json'  # of the files of a saved step
+KEPT = 2  # whole steps
 UNSIZED = SIZES, '_CHECKPOINT_METADATA', 'commit_success.txt'  # written behind that list
 
 
-class Checkpoints:
-    """The saved states of the run in `folder`, the newest `keep` of them.
+class Checkpoints(AbstractContextManager):
+    """The saved states of the run in `folder`, the newest two of them.
 
     A state is a nested dict, tuple or namedtuple of arrays. Only the process that holds the folder's lock may save; any
     may restore. Use it in a `with`, or call `close`: a save goes on in the background after `save` returns.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
-        if keep < 1:
-            raise ValueError(f'keep must be at least 1, got {keep}')
+    def __init__(self, folder: Path):
         self.folder = Path(folder).resolve() / 'checkpoints'  # Orbax wants an absolute path
         try:
             str(self.folder).encode()
         except UnicodeEncodeError:  # bytes of another encoding, which TensorStore does not take
             raise Mistake(f'{ascii(str(self.folder))}: checkpoints want a path in UTF-8; name another folder') from None
-        self._keep = keep
         self._written: int | None = None  # the step on disk that is, bit for bit, what this run would write again
         self._saving: int | None = None  # the step that is being written
         self._checkpointer = None
@@ -85,12 +84,11 @@ class Checkpoints:
         """The newest step that can be restored."""
         return max(self.steps(), default=None)
 
-    def restore(self, step: int | None, like: State, *, part: bool = False) -> tuple[int, State]:
+    def restore(self, step: int | None, like: State) -> tuple[int, State]:
         """Loads a state: the step it was saved at, and the state with the shapes, types and shardings of `like`.
 
         `like` is a tree of arrays or `jax.ShapeDtypeStruct`s; a leaf without a sharding goes to the first device, and one
-        of numpy stays on the host. Any mesh will do, whatever mesh it was saved on. With `part`, `like` may leave
-        out leaves of the checkpoint.
+        of numpy stays on the host. Any mesh will do, whatever mesh it was saved on.
         Step None is the newest step that can be read, with a warning for each newer one that is damaged.
         Raises Mistake if there is nothing to read, or if the checkpoint has other leaves than `like`.
         """
@@ -104,13 +102,13 @@ class Checkpoints:
             path, damage = self.folder / str(candidate), hosts.told(lambda: self._damage(candidate))  # noqa: B023
             if not damage:
                 try:
-                    state = self._read(path, like, part)
+                    state = self._read(path, like)
                 except (Mistake, MemoryError, jax.errors.JaxRuntimeError):  # nothing is wrong with the files
                     raise
                 except Exception as error:  # noqa: BLE001, Orbax raises whatever its parsers raise
                     damage = _brief(error)
                 if not hosts.anyone(lambda: bool(damage)):  # noqa: B023
-                    self._written = None if part else candidate
+                    self._written = candidate
                     return candidate, state
             damage = damage or 'another process could not read it'
             if step is None:
@@ -133,7 +131,7 @@ class Checkpoints:
             told = f'{self.folder}: the checkpoint of step {step} could not be written: {_brief(error)}'
             raise refusal(error.__cause__ or error, told) from error
         if hosts.first():
-            oldest = self._whole()[-self._keep :][0]
+            oldest = self._whole()[-KEPT:][0]
             for old in [old for old in self._all_steps() if old < oldest]:
                 self._remove(old)
 
@@ -151,9 +149,6 @@ class Checkpoints:
             self._checkpointer.close()
             self._checkpointer = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -168,12 +163,12 @@ class Checkpoints:
             self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         return self._checkpointer, ocp.args
 
-    def _read(self, path: Path, like: State, part: bool) -> State:
+    def _read(self, path: Path, like: State) -> State:
         checkpointer, args = self._orbax()
         from orbax.checkpoint.checkpoint_utils import construct_restore_args
 
-        _compare(_leaves(checkpointer.metadata(path).item_metadata.tree), _leaves(like), path, part)
-        wanted = args.PyTreeRestore(like, restore_args=construct_restore_args(like), partial_restore=part)
+        _compare(_leaves(checkpointer.metadata(path).item_metadata.tree), _leaves(like), path)
+        wanted = args.PyTreeRestore(like, restore_args=construct_restore_args(like))
         return checkpointer.restore(path, args=wanted)
 
     def _seal(self) -> None:
@@ -269,9 +264,9 @@ def _leaves(tree: State) -> dict[str, str]:
     }
 
 
-def _compare(there: dict[str, str], here: dict[str, str], path: Path, part: bool) -> None:
+def _compare(there: dict[str, str], here: dict[str, str], path: Path) -> None:
     """Raises Mistake, naming the first leaf that differs, if a checkpoint is not of this architecture."""
-    for name in here if part else here | there:
+    for name in here | there:
         if there.get(name) != here.get(name):
             raise Mistake(
                 f'{path} is a checkpoint of another architecture: {name} is {there.get(name, "absent")} there and '

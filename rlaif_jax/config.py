@@ -47,9 +47,8 @@ FILE, CONTENT = {'file': True}, '# content of '
 Bindings = dict[str, Any]  # path: value
 
 COMMAND_LINE = 'command line'
-_BINDING = re.compile(
-    r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL
-)  # loose, so that bind can name the nearest right path
+# Loose, so that bind can name the nearest right path.
+_BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)
 _BARE_WORD = re.compile(r'[\w./:~-]+')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
@@ -255,7 +254,7 @@ def _nearest(value: Any, hint: Any) -> str | None:
 
 
 def nearest(typed: str, paths: Iterable[str]) -> str | None:
-    """The path that is most like what somebody typed; None where there are no paths."""
+    """The path, or the name, that is most like what somebody typed; None where there are none."""
     return max(paths, key=functools.partial(_likeness, typed), default=None)
 
 

@@ -85,11 +85,10 @@ def instead(folder: Path) -> str:
         )
     run = next((path.parent for path in (folder, folder.parent) if path.name == 'checkpoints'), folder)
     patterns = ('*/config.json', 'snapshots/*/config.json')  # of a Trainer, or of the hub's cache
-    if (
-        found := [run / 'export']
-        if (run / 'export/config.json').is_file()
-        else [path.parent for pattern in patterns for path in folder.glob(pattern)]
-    ):
+    found = [path.parent for pattern in patterns for path in folder.glob(pattern)]
+    if (run / 'export/config.json').is_file():
+        found = [run / 'export']
+    if found:
         number = lambda path: [int(n) for n in re.findall(r'\d+', path.name)]  # noqa: E731
         return f'; did you mean {max(found, key=number)}?'
     for pattern, words in KINDS.items():

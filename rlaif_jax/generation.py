@@ -5,7 +5,7 @@ it for texts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from rlaif_jax.text import pad_left
 
 @dataclass(frozen=True)
 class Sampling:
-    """How `generate` continues prompts, checked."""
+    """How prompts are continued, checked."""
 
     max_new_tokens: int = 128  # 0: nothing
     temperature: float = 0.9  # 0: greedy
@@ -48,9 +48,7 @@ class Sample(NamedTuple):
 
     token_BT: jax.Array  # int32, T = max_new_tokens
     mask_BT: jax.Array  # bool, True on the response's tokens
-    logp_BT: (
-        jax.Array
-    )  # nats, of each token under the distribution it was sampled from; 0 on padding and at temperature 0
+    logp_BT: jax.Array  # nats, under the distribution it was sampled from; 0 on padding and at temperature 0
     ended_B: jax.Array  # bool, False where the response was cut at max_new_tokens
 
 
@@ -188,7 +186,7 @@ def generate(
     rows = lm.tokenizer.prompts(texts('prompts', prompts))
     if not how.max_new_tokens:
         return [''] * len(rows)
-    return lm.tokenizer.decode(extend(lm, rows, mesh=mesh, advance=advance, **asdict(how)))
+    return lm.tokenizer.decode(extend(lm, rows, how, mesh=mesh, advance=advance))
 
 
 def texts(name: str, given: Sequence[str | Prompt]) -> list[str]:
@@ -232,37 +230,32 @@ def listed(name: str, given: Any, one: Any) -> list[Any]:
 def extend(
     lm: LM,
     rows: Sequence[Sequence[int]],
+    how: Sampling,
     *,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch: int = 64,
     mesh: Mesh | None = None,
     prefix: Cache | None = None,
     advance: Callable[[], None] | None = None,
 ) -> list[list[int]]:
     """`generate` for tokens: what is written behind each row, its end token included. Raises `Mistake` as it does."""
     mesh = mesh or axes.mesh_of(lm.params)
-    axes.check_batch('batch', batch, mesh)
-    before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
-    room = lm.config.max_length - max_new_tokens - before
+    axes.check_batch('batch', how.batch, mesh)
+    before, new = 0 if prefix is None else prefix['key_LBSKH'].shape[2], how.max_new_tokens
+    room = lm.config.max_length - new - before
     if room < 1:
-        raise Mistake(f'max_new_tokens = {max_new_tokens}: the model was made for {lm.config.max_length} tokens in all')
+        raise Mistake(f'max_new_tokens = {new}: the model was made for {lm.config.max_length} tokens in all')
     for i, row in enumerate(rows):
         if not 0 < len(row) <= room:
-            raise Mistake(f'prompt {i} has {len(row)} tokens; with {max_new_tokens} new ones it may have 1 to {room}')
+            raise Mistake(f'prompt {i} has {len(row)} tokens; with {new} new ones it may have 1 to {room}')
     allowed_V, stop_V = lm.tokenizer.allowed(lm.config.vocab), lm.tokenizer.stops(lm.config.vocab)
 
     def write(chosen: list[int], start: int) -> list[list[int]]:
         length = padded([len(rows[i]) for i in chosen])
         given = pad_left([list(rows[i]) for i in chosen], length, lm.tokenizer.pad)
         token_BT, valid_BT = hosts.to_mesh(given, axes.rows(mesh))
-        key = jax.random.fold_in(jax.random.key(seed), start)
+        key = jax.random.fold_in(jax.random.key(how.seed), start)
         out = sample(
-            lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_k=top_k, top_p=top_p, pad=lm.tokenizer.pad, prefix=prefix,
+            lm.config, lm.params, token_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=new,
+            temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, pad=lm.tokenizer.pad, prefix=prefix,
         )  # fmt: skip
         new_BT, mask_BT = hosts.to_host((out.token_BT, out.mask_BT))
         if advance:
@@ -270,4 +263,4 @@ def extend(
         return [row[mask].tolist() for row, mask in zip(new_BT, mask_BT)]
 
     with jax.set_mesh(mesh):
-        return in_batches([len(row) for row in rows], batch, mesh, write)
+        return in_batches([len(row) for row in rows], how.batch, mesh, write)

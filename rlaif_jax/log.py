@@ -22,9 +22,9 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -52,20 +52,26 @@ FIRST = 'compiling first'  # which takes longest; there is nothing else to tell 
 # Files
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `path` so that a reader, or a crash, finds the old text or the new one, never a part. Its OSErrors name it."""
+def write_whole(path: Path, data: str | bytes, put: Callable[[Path, Path], None] | None = None) -> None:
+    """Writes `path` so that a reader, or a crash, finds the old data or the new, never a part: `put` moves what is finished
+    to its place. Its OSErrors name the path.
+    """
     if not hosts.first():
         return
     partial = path.with_name(f'.{path.name}.partial')
+    # Lone surrogates become their escapes, which are valid JSON.
+    data = data if isinstance(data, bytes) else data.encode('utf-8', 'backslashreplace')
     try:
-        with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:  # lone surrogates: valid JSON
-            file.write(text)
+        with open(partial, 'wb') as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        (put or os.replace)(partial, path)
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # a disk that gets full names none
         raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:
@@ -85,7 +91,7 @@ def _plain(value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
-class Metrics:
+class Metrics(AbstractContextManager):
     """The metrics of one run, in `folder`: metrics.jsonl, samples.jsonl, TensorBoard's events, W&B if asked.
 
     Metrics of a step are of the one behind `step` others, samples are what it is like after `step` of them; what is known
@@ -110,9 +116,8 @@ class Metrics:
             lambda board: board.SummaryWriter(str(folder / 'tensorboard'), purge_step=start_step, flush_secs=10)
         )
         self._wandb = Optional('W&B', 'wandb', wandb and wanted)
-        same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[
-            :16
-        ]  # one run a folder
+        # One run a folder.
+        same = hashlib.sha1(str(folder.resolve()).encode('utf-8', 'surrogateescape')).hexdigest()[:16]
         self._wandb.open(
             lambda wandb: wandb.init(project='rlaif_jax', name=folder.name, id=same, dir=str(folder), resume='allow')
         )
@@ -140,9 +145,6 @@ class Metrics:
         self._board.use(lambda board: board.close())
         self._wandb.use(lambda run: run.finish())
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -153,17 +155,19 @@ def _open_lines(path: Path, start_step: int) -> TextIO:
         return open(os.devnull, 'w', encoding='utf-8')
     if path.exists():
         old = path.read_text(encoding='utf-8', errors='replace')
-        new = ''.join(line + '\n' for line in old.split('\n') if _is_before(line, start_step))
+        new = ''.join(line + '\n' for line, row in _rows(old) if row['step'] < start_step)
         if new != old:
             write_whole(path, new)
     return open(path, 'a', encoding='utf-8', errors='backslashreplace')
 
 
-def _is_before(line: str, start_step: int) -> bool:
-    try:
-        return json.loads(line)['step'] < start_step
-    except (ValueError, TypeError, KeyError):  # cut short when a process was killed, or not ours
-        return False
+def _rows(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of metrics or samples, each with what it says; not those cut short by a crash, or not ours."""
+    for line in text.split('\n'):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get('step'), int):
+                yield line, row
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -175,15 +179,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     path = path / 'metrics.jsonl' if path.is_dir() else path
     if not path.is_file():
         raise Mistake(f'{path}: there are no metrics here; a run writes them to metrics.jsonl in its folder')
-    rows = []
-    for line in path.read_text(encoding='utf-8', errors='replace').split('\n'):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and 'step' in row:
-            rows.append(row)
-    return rows
+    return [row for _, row in _rows(path.read_text(encoding='utf-8', errors='replace'))]
 
 
 class Optional:

@@ -17,9 +17,11 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from rlaif_jax import chat
+from rlaif_jax.config import Mistake
 from rlaif_jax.text import Tokenizer
 
 MARKS = 'SUBREDDIT: r/', '\n\nTITLE: ', '\n\nPOST: ', '\n\nTL;DR:'  # of the paper's posts (arXiv 2009.01325, App. B.1)
@@ -44,6 +46,15 @@ def shorten(text: str, fits: Fits) -> str | None:
     return None
 
 
+@lru_cache(maxsize=10_000)  # to shorten takes several looks at a text, which comes again in the next epoch
+def shortened(text: str, fits: Fits, name: str) -> str:
+    """`shorten`, remembered. Raises `Mistake` for the prompt of this name where nothing of it fits."""
+    if (kept := shorten(text, fits)) is None:
+        raise Mistake(f'{name}: nothing of it fits; max_prompt leaves no room beside a chat template')
+    return kept
+
+
+@lru_cache
 def reads(tokenizer: Tokenizer, most: int) -> Fits:
     """Whether a prompt has `most` tokens at most, with those that its model wants before any text and round its turns."""
     return lambda text: len(tokenizer.prompts([text])[0]) <= most

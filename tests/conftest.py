@@ -60,6 +60,19 @@ def shared():
 
 
 @pytest.fixture(scope='session')
+def saved_state():
+    """`saved_state(folder, step)`: what lies in a run's checkpoint, as numpy has it, whoever wrote it."""
+    import orbax.checkpoint as ocp
+
+    def read(folder, step):
+        path, checkpointer = folder.resolve() / 'checkpoints' / str(step), ocp.PyTreeCheckpointer()
+        leaves = checkpointer.metadata(path).item_metadata.tree
+        return checkpointer.restore(path, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), leaves))
+
+    return read
+
+
+@pytest.fixture(scope='session')
 def random_params():
     """`random_params(cfg, seed)`: parameters of a model in which nothing is special, norms and biases included. Compiles
     nothing, so that a test pays only for what it tests.

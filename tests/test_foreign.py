@@ -235,7 +235,7 @@ def test_checkpoints_of_a_run_lead_to_its_export(folder):
 
 @pytest.mark.parametrize('name', ['', ' ', None, 123, 1.5, ['micro_xs'], True])
 def test_what_is_no_name_is_no_model(name):
-    for read in (load, hf.check, hf.load_value, reward_model.load):
+    for read in (load, hf.check, reward_model.load):
         with pytest.raises(Mistake, match='a path is text, not|is no path'):
             read(name)
 
@@ -251,7 +251,7 @@ def test_a_file_is_no_folder(folder):
 
 @pytest.mark.parametrize('dtype', ['float16', 'int8', 'auto', None, np.float32])
 def test_products_are_in_float32_or_bfloat16(folder, dtype):
-    for read in (load, hf.load_value, reward_model.load):
+    for read in (load, reward_model.load):
         with pytest.raises(Mistake, match='dtype = .* is not supported; supported: float32, bfloat16'):
             read(folder, dtype=dtype)
 

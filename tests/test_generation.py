@@ -11,7 +11,7 @@ import pytest
 from rlaif_jax import axes, batching, generation, text
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.generation import extend, generate, sample
+from rlaif_jax.generation import Sampling, extend, generate, sample
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Config, Rope, causal, forward, make_cache
@@ -265,9 +265,9 @@ def test_a_prefix_is_tokens_in_front_of_each_row(lm):
     _, prefix = forward(
         lm.config, lm.params, jnp.asarray([before]), *causal(jnp.ones((1, 5), bool)), make_cache(lm.config, 1, 5)
     )
-    how = {'max_new_tokens': 6, 'temperature': 0.0, 'batch': 2}
-    written = extend(lm, rows, prefix=prefix, **how)
-    assert written == extend(lm, [before + row for row in rows], **how) != extend(lm, rows, **how)
+    how = Sampling(6, temperature=0.0, batch=2)
+    written = extend(lm, rows, how, prefix=prefix)
+    assert written == extend(lm, [before + row for row in rows], how) != extend(lm, rows, how)
     assert len({tuple(row) for row in written}) == len(rows) and all(1 <= len(row) <= 6 for row in written)
     with pytest.raises(Mistake, match='prompt 0 has 70 tokens; with 6 new ones it may have 1 to 69'):
-        extend(lm, [[5] * 70], prefix=prefix, **how)
+        extend(lm, [[5] * 70], how, prefix=prefix)

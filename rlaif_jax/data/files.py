@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif_jax import chat, hosts, paths
+from rlaif_jax import chat, hosts, log, paths
 from rlaif_jax.config import Mistake, refusal
 from rlaif_jax.paths import typed
 
@@ -81,11 +81,6 @@ class Rows:
 def read_rows(path: Path | str) -> list[Row]:
     """All rows of a file, each with its columns in order; there is one at least. Reads and raises as `read` does."""
     return [row for _, row in read(path).located]
-
-
-def located(path: Path | str) -> list[tuple[str, Row]]:
-    """`read_rows`, each with where it stands, as in `Rows`."""
-    return read(path).located
 
 
 def read(path: Path | str) -> Rows:
@@ -321,7 +316,10 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _formatted(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes | list[str]:
-    return _parquet(path, rows) if _suffix(path) == '.parquet' else [_json(row) for row in rows]
+    if _suffix(path) != '.parquet':
+        return [_json(row) for row in rows]
+    pa, pq = _arrow(path)
+    return _in_parquet(_columns(rows, pa, pq), pa, pq)
 
 
 def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -338,7 +336,7 @@ def write_more(path: Path | str, rows: Rows, more: Sequence[Mapping[str, Any]]) 
         data, changed = _wider(path, rows, more)
     elif into_table or of_table:
         data = _formatted(path, [row | dict(new) for row, new in zip(given, more, strict=True)])
-        leaf = _utf8 if into_table else _json_leaf
+        leaf = utf8 if into_table else _json_leaf
         odd = [name for row in given for name in row if not _same(_mapped(row[name], leaf), row[name])]
         changed = [*rows.strange, *odd, *(name for row in given for name in getattr(row, 'twice', ()))]
     else:
@@ -366,18 +364,11 @@ def _put(path: Path, data: bytes | Sequence[str], put: Callable[[Path, Path], No
     if path.name.lower().endswith('.gz'):
         data = gzip.compress(data, mtime=0)  # equal rows, equal bytes
     path = Path(os.path.realpath(path))  # through a link the file behind it is written
-    partial = path.with_name(f'.{path.name}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        (put or os.replace)(partial, path)
+        log.write_whole(path, data, put)
     except OSError as error:
         raise refusal(error, f'{path}: cannot be written ({error.strerror or error})') from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_writable(path: Path | str) -> None:
@@ -395,11 +386,6 @@ def _json(value: Any) -> str:
     return json.dumps(_mapped(value, _json_leaf), ensure_ascii=False, allow_nan=False)
 
 
-def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    pa, pq = _arrow(path)
-    return _in_parquet(_columns(rows, pa, pq), pa, pq)
-
-
 def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[bytes, list[str]]:
     """A table with more columns, and which of its own are of a type that Arrow has and Parquet lacks."""
     pa, pq = _arrow(path)
@@ -409,7 +395,7 @@ def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[b
             _in_parquet(table.select([i]), pa, pq)
         except pa.ArrowException:
             lacking.append(name)
-            array, mark = _column([_mapped(row[name], _utf8) for _, row in rows.located], pa, pq)
+            array, mark = _column([_mapped(row[name], utf8) for _, row in rows.located], pa, pq)
             table = table.set_column(i, pa.field(name, array.type, metadata=mark), array)
     for kind, column in zip(new.schema, new.columns):
         table = table.append_column(kind, column)
@@ -419,9 +405,9 @@ def _wider(path: Path, rows: Rows, more: Sequence[Mapping[str, Any]]) -> tuple[b
 def _columns(rows: Sequence[Mapping[str, Any]], pa: Any, pq: Any) -> Any:
     """An Arrow table of rows."""
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [_mapped(row.get(name), _utf8) for row in rows] for name in names}
+    columns = {name: [_mapped(row.get(name), utf8) for row in rows] for name in names}
     arrays = [_column(values, pa, pq) for values in columns.values()]
-    fields = [pa.field(_utf8(name), array.type, metadata=mark) for name, (array, mark) in zip(names, arrays)]
+    fields = [pa.field(utf8(name), array.type, metadata=mark) for name, (array, mark) in zip(names, arrays)]
     return pa.Table.from_arrays([array for array, _ in arrays], schema=pa.schema(fields))
 
 
@@ -465,7 +451,7 @@ def _json_leaf(value: Any) -> Any:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _utf8(value: Any) -> Any:
+def utf8(value: Any) -> Any:
     """Text without halves of characters, which neither UTF-8 nor Parquet has; anything else as it is."""
     return re.sub('[\ud800-\udfff]', '\ufffd', value) if isinstance(value, str) else value
 

@@ -7,13 +7,12 @@ step is the whole position.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlaif_jax import log
-from rlaif_jax.config import CONTENT, Mistake, dump, marked, parse
+from rlaif_jax.config import CONTENT, Mistake, dump, marked, nearest, parse
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
-from rlaif_jax.data.source import Source
+from rlaif_jax.data.source import Prompts, Source
 from rlaif_jax.paths import typed
-from rlaif_jax.shortening import shorten
+from rlaif_jax.shortening import shortened
 
 TASKS = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}  # of published data sets
 SPLITS = ('train', 'validation', 'test')
@@ -107,46 +106,22 @@ def absent(name: str, pairs: bool = True) -> list[str]:
     """
     if not find(name).published:
         return []
-    from rlaif_jax.data import hh, published, tldr
+    from rlaif_jax.data import published
 
-    posts = (tldr.Posts, *[tldr.Comparisons] * pairs)
-    kinds = {'tldr': posts, 'hh_helpful': (hh.Helpful,), 'hh_harmless': (hh.Harmless,)}[name]
+    _, of_prompts, of_pairs = _kinds(name)
+    kinds = dict.fromkeys([of_prompts, *[of_pairs] * pairs])
     return list(filter(None, map(published.absent, kinds)))
 
 
-@dataclass(frozen=True)
-class Prompts(Sequence):
-    """`make(row)` for the first `size` of the rows, each made when it is asked for."""
-
-    rows: Sequence[Any]
-    make: Callable[[Any], Prompt]
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not 0 <= index < self.size:
-            raise IndexError(f'prompt {index} of {self.size}')
-        return self.make(self.rows[index])
-
-
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
-    """The same prompts, those that do not fit shortened (`shortening`). To shorten takes several looks at a text, so what
-    they found is kept for the next epoch.
-
-    Raises `Mistake` when a prompt is read of which nothing fits.
+    """The same prompts, those that do not fit shortened (`shortening`). Raises `Mistake` when a prompt is read of which
+    nothing fits.
     """
-    shortened = functools.lru_cache(maxsize=10_000)(functools.partial(shorten, fits=fits))
 
     def fit(prompt: Prompt) -> Prompt:
         if fits(prompt.text):
             return prompt
-        if (text := shortened(prompt.text)) is None:
-            raise Mistake(f'prompt {prompt.id}: nothing of it fits; max_prompt leaves no room beside a chat template')
-        return replace(prompt, text=text)
+        return replace(prompt, text=shortened(prompt.text, fits, f'prompt {prompt.id}'))
 
     return Prompts(prompts, fit, len(prompts))
 
@@ -209,35 +184,37 @@ def _simulated() -> dict[str, Source]:
 
 def _published(name: str, task: str) -> Source:
     def prompts(split: str, size: int, task: str = '') -> Sequence[Prompt]:
-        make, rows = _rows(name, split, 'source')
-        return Prompts(rows, make, min(size, len(rows)))
+        module, kind, _ = _kinds(name)
+        rows = _rows(kind, split)
+        return Prompts(rows, module.prompt, min(size, len(rows)))
 
     def pairs(split: str, size: int, task: str = '', confident: bool = False) -> list[Pair]:
-        make, rows = _rows(name, split, 'pairs')
+        module, _, kind = _kinds(name)
+        rows = _rows(kind, split)
         if confident and name == 'tldr':
-            from rlaif_jax.data import tldr
-
-            rows = filter(tldr.confident, rows)
-        return [make(row) for row in itertools.islice(rows, size)]
+            rows = filter(module.confident, rows)
+        return [module.pair(row) for row in itertools.islice(rows, size)]
 
     return Source(name, task, prompts, pairs, published=True)
 
 
-def _rows(name: str, split: str, what: str) -> tuple[Callable[[Any], Any], Sequence[Any]]:
-    """How a row of published data becomes a record, and the rows of a split."""
-    from rlaif_jax.data import hh, published, tldr  # TFDS takes a second to import
+def _kinds(name: str) -> tuple[Any, Any, Any]:
+    """The module of published data, which makes records of its rows; and the builders of its prompts and of its pairs."""
+    from rlaif_jax.data import hh, tldr  # TFDS takes a second to import
 
-    kind, make = {
-        ('tldr', 'source'): (tldr.Posts, tldr.prompt),
-        ('tldr', 'pairs'): (tldr.Comparisons, tldr.pair),
-        ('hh_helpful', 'source'): (hh.Helpful, hh.prompt),
-        ('hh_helpful', 'pairs'): (hh.Helpful, hh.pair),
-        ('hh_harmless', 'source'): (hh.Harmless, hh.prompt),
-        ('hh_harmless', 'pairs'): (hh.Harmless, hh.pair),
-    }[name, what]
+    return {
+        'tldr': (tldr, tldr.Posts, tldr.Comparisons),
+        'hh_helpful': (hh, hh.Helpful, hh.Helpful),
+        'hh_harmless': (hh, hh.Harmless, hh.Harmless),
+    }[name]
+
+
+def _rows(kind: Any, split: str) -> Sequence[Any]:
+    from rlaif_jax.data import published
+
     builder = published.prepare(kind)
     try:
-        return make, builder.as_data_source(split)
+        return builder.as_data_source(split)
     except (ValueError, KeyError) as error:
         there = ', '.join(kind.SPLITS)
         raise Mistake(
@@ -303,5 +280,5 @@ def _path(name: str) -> Path:
     """The path that a name is, where it looks like one. Raises `Mistake` naming the nearest data set."""
     if name.lower().endswith(files.READABLE) or '/' in name or Path(name).exists():
         return typed(name)
-    near = difflib.get_close_matches(name, known(), 1, 0.0)
-    raise Mistake(f'no data set {name!r}; did you mean {near[0]}? A path of prompts or pairs will do, too')
+    near = nearest(name, known())
+    raise Mistake(f'no data set {name!r}; did you mean {near}? A path of prompts or pairs will do, too')

@@ -121,7 +121,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         made: dict[str, list[dict[str, Any]]] = {split: [] for split in self.SPLITS}
         counts: Counter[str] = Counter()
         left_out = []
-        located = ((stem, *row) for stem, paths in found.items() for path in paths for row in files.located(path))
+        located = ((stem, *row) for stem, paths in found.items() for path in paths for row in files.read(path).located)
         for stem, where, row in located:
             if split := self.published(stem, row):
                 example = self.example(row, where)
@@ -140,7 +140,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, examples: Iterable[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
         # TFDS puts rows in the order of their keys' hashes, so the first n of a split are a random n, the same everywhere.
         for example in examples:
-            yield example['id'], {name: _whole(value) for name, value in example.items()}
+            yield example['id'], {name: files.utf8(value) for name, value in example.items()}
 
     def _check_counts(self, counts: Mapping[str, int], found: Mapping[str, list[Path]]) -> None:
         for split, rows in self.COUNTS.items():
@@ -252,7 +252,8 @@ def find(kind: type[Builder], manual: Path, downloads: Path) -> dict[str, list[P
             if not (downloads / name).exists():
                 fetch(f'{first.address}/{name}', downloads / name)
     except Mistake as mistake:
-        here = f' (in {home} there is {_listed(there)})' if (there := _names(home)) else ''
+        there = sorted(path.name for path in home.iterdir()) if home.is_dir() else []
+        here = f' (in {home} there is {_listed(there)})' if there else ''
         raise type(mistake)(
             f'{kind.name}: not on this machine{here}, and {mistake}.\nFetch {_listed(first.files)}\nfrom {first.address}/\n'
             f'into {home}/ and give --manual_dir={manual}'
@@ -336,15 +337,6 @@ def _train_rows(info: Path) -> int | None:
 def _stem(name: str) -> str:
     """`train.jsonl.gz`, `train-00000-of-00001.parquet` and `train/0000.parquet` → `train`."""
     return re.split(r'/|\.|-\d+-of-', name)[0]
-
-
-def _whole(value: Any) -> Any:
-    """Half a surrogate pair, as a cut string may hold, is no character; it becomes U+FFFD."""
-    return re.sub('[\ud800-\udfff]', '\ufffd', value) if isinstance(value, str) else value
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def _listed(names: Iterable[str]) -> str:

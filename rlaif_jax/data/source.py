@@ -20,6 +20,25 @@ Values = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
+class Prompts(Sequence):
+    """`make(row)` for the first `size` of the rows, each made when it is asked for."""
+
+    rows: Sequence[Any]
+    make: Callable[[Any], Prompt]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not 0 <= index < self.size:
+            raise IndexError(f'prompt {index} of {self.size}')
+        return self.make(self.rows[index])
+
+
+@dataclass(frozen=True)
 class Figure:
     """What a figure of a policy's responses is.
 

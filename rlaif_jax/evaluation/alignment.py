@@ -28,11 +28,6 @@ from rlaif_jax.evaluation.statistics import (
     wilson,
 )
 
-__all__ = [
-    'Agreement', 'Alignment', 'Calibration', 'PositionBias', 'agreement', 'calibration', 'position_bias', 'report',
-    'verdicts',
-]  # fmt: skip
-
 # A preference this near one half has no verdict. Averaging two orders rounds, in float32 by up to 1e-7; without this
 # the rounding would decide what the labeler did not.
 TIE = 1e-6
@@ -120,10 +115,7 @@ def agreement(preference_B: np.ndarray, human_B: np.ndarray, *, confidence: floa
     found = share(hit_B, confidence)
     unscorable = int(np.isnan(preference_B).sum())
     return Agreement(
-        found.value,
-        found.low,
-        found.high,
-        found.n,
+        **vars(found),
         ties=int((hit_B == 0.5).sum()),
         unscorable=unscorable,
         undecided=len(hit_B) - found.n - unscorable,

@@ -28,8 +28,6 @@ from rlaif_jax.evaluation.report import check_labelers
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.versus import WinRate, both_orders
 
-__all__ = ['figure_labelers', 'figure_lengths', 'figure_matrix', 'figure_training']
-
 BLUE, ORANGE, GREY = '#0072b2', '#d55e00', '#8c8c8c'
 COLOURS = (BLUE, ORANGE, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 STYLES = ('-', '--', ':')  # colours come round again in another style

@@ -12,7 +12,6 @@ judges are here. For whether A does less harm than B on the same prompts, a harm
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
@@ -20,14 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.evaluation.length import LengthRatio, characters, logistic_at_equal_length
 from rlaif_jax.evaluation.statistics import Interval, share, votes
 from rlaif_jax.evaluation.versus import Config
-
-__all__ = [
-    'HarmJudge', 'HarmlessRate', 'compare_harmless', 'from_probability', 'harmless_rate', 'harmless_rate_at_length',
-]  # fmt: skip
 
 HarmJudge = Callable[[Sequence[Any], Sequence[str]], np.ndarray]
 
@@ -97,8 +92,7 @@ def compare_harmless(
     if not lengths:
         raise Mistake('there is no policy to compare')
     if isinstance(at, str) and at not in lengths:
-        near = difflib.get_close_matches(at, lengths, 1, 0.0)[0]
-        raise Mistake(f'no policy {at!r} to take the length from; did you mean {near!r}?')
+        raise Mistake(f'no policy {at!r} to take the length from; did you mean {nearest(at, lengths)!r}?')
     if at is None:
         at = fsum(length_B.mean() for length_B in lengths.values()) / len(lengths)  # in any order the same
     at = float(lengths[at].mean() if isinstance(at, str) else at)

@@ -25,8 +25,6 @@ from rlaif_jax.evaluation.statistics import (
     votes,
 )  # fmt: skip
 
-__all__ = ['LengthRatio', 'characters', 'length_adjusted_win_rate', 'logistic_at_equal_length']
-
 LengthRatio = Literal['plain', 'log']
 
 # Keeps the fit defined where nothing else does (every ratio the same); far below anything that data can say.

@@ -14,7 +14,6 @@ The prompt is named by its id, or by its text in a column `prompt`. Axes: B prom
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -22,13 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.versus import Judge
-
-__all__ = ['Rankings', 'by_scores', 'concordance', 'judge', 'kendall_w', 'read', 'votes']
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +149,11 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
         ids.setdefault(one.text, []).append(one.id)
     ids |= {one.id: [one.id] for one in prompts}
     text_of = {one.id: one.text for one in prompts}
-    for where, row in files.located(path):
+    for where, row in files.read(path).located:
         prompt, rater = _prompt(row, where), str(trl.name_of(_column(row, 'rater', where)))
         if prompts and prompt not in ids:
-            near = difflib.get_close_matches(prompt, ids, 1, 0.0)[0]
-            raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near[:80]!r}?')
+            near = nearest(prompt, ids)[:80]
+            raise Mistake(f'{where}: there is no response to a prompt {prompt[:80]!r}; did you mean {near!r}?')
         if prompts:
             prompt, *others = ids[prompt]
             if others:
@@ -172,7 +169,7 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
         for place, names in enumerate(_places(_column(row, 'ranking', where), where)):
             for name in names:
                 if policies and name not in policies:
-                    near = difflib.get_close_matches(name, policies, 1, 0.0)[0]
+                    near = nearest(name, policies)
                     raise Mistake(f'{where}: no policy {name!r} has responses; did you mean {near!r}?')
             place_of.update({(prompt, rater, name): place for name in names})
     axes = [{name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*place_of)]
@@ -209,6 +206,5 @@ def _places(ranking: Any, where: str) -> list[list[str]]:
 
 def _policy(rankings: Rankings, name: str) -> int:
     if name not in rankings.policies:
-        near = difflib.get_close_matches(name, rankings.policies, 1, 0.0)[0]
-        raise Mistake(f'no policy {name!r} among those ranked; did you mean {near!r}?')
+        raise Mistake(f'no policy {name!r} among those ranked; did you mean {nearest(name, rankings.policies)!r}?')
     return rankings.policies.index(name)

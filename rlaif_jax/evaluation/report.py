@@ -26,11 +26,6 @@ from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.tables import NOTHING
 from rlaif_jax.evaluation.versus import WinRate, both_orders, complement
 
-__all__ = [
-    'check_labelers', 'harmless_table', 'labeler_row', 'labelers_csv', 'labelers_table', 'matrix_table',
-    'measures_table', 'policies_csv', 'policies_table', 'verdict',
-]  # fmt: skip
-
 Pair = tuple[str, str]  # names of policies A and B
 Published = Mapping[Pair, tuple[float | None, float | None]]  # the paper's per cent for A: raw, at equal length
 

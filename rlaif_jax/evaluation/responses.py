@@ -6,7 +6,6 @@ A row is {"prompt_id", "prompt", name of a policy: its response, ...}; every row
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_jax import log
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import tables
-
-__all__ = ['check_names', 'read', 'side_by_side', 'write']
 
 PROMPT = 'prompt_id', 'prompt'
 # Columns of text that are no policy's, in any case; and whatever is no text.
@@ -59,13 +56,13 @@ def read(
     Mistake, which names file and line: fewer than two policies, other policies than in the first row, a response that is
     no text, a "prompt_id" that comes again; a name that is no column of text.
     """
-    rows = files.located(path)
+    rows = files.read(path).located
     columns = {name: None for _, row in rows for name in row if name not in PROMPT}
     spoken = [name for name in columns if any(isinstance(row.get(name), str) for _, row in rows)]
     policies = names or [name for name in spoken if name.lower() not in OTHERS]
     for name in [name for name in policies if name not in spoken][:1]:
-        near = difflib.get_close_matches(name, spoken, 1, 0.0)
-        raise Mistake(f'{path}: no column of responses {name!r}' + (f'; did you mean {near[0]!r}?' if near else ''))
+        hope = f'; did you mean {nearest(name, spoken)!r}?' if spoken else ''
+        raise Mistake(f'{path}: no column of responses {name!r}{hope}')
     others = [name for name in columns if name not in policies]
     if tell and others:
         tell(f'{path}: the policies are {", ".join(policies)}; left out: {", ".join(others)}; names=[…] says otherwise')

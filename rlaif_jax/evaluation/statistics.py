@@ -16,12 +16,6 @@ import numpy as np
 
 from rlaif_jax.config import Mistake
 
-__all__ = [
-    'Interval', 'binomial_test', 'bootstrap', 'bounded_interval', 'mean_interval', 'normal_quantile', 'share',
-    't_quantile', 'votes', 'wilson',
-]  # fmt: skip
-
-
 FEWEST = 10  # votes for either side, of which a bootstrap makes an interval
 
 
@@ -95,9 +89,8 @@ def bounded_interval(
     centre = (value_B.sum() + added * (low + high) / 2) / (n + added)
     squares = ((value_B - centre) ** 2).sum() + added / 2 * ((low - centre) ** 2 + (high - centre) ** 2)
     half, mean = sqrt(added * squares) / (n + added), value_B.mean()
-    return Interval(float(mean), *map(float, (min(centre - half, mean), max(centre + half, mean))), n).clipped(
-        low, high
-    )
+    ends = min(centre - half, mean), max(centre + half, mean)
+    return Interval(float(mean), *map(float, ends), n).clipped(low, high)
 
 
 def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:

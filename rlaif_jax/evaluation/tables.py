@@ -14,10 +14,6 @@ from typing import Any
 from rlaif_jax import log
 from rlaif_jax.evaluation.statistics import Interval
 
-__all__ = [
-    'NOTHING', 'as_csv', 'columns', 'number', 'p_value', 'percent', 'plus_minus', 'title', 'within', 'write_csv',
-]  # fmt: skip
-
 NOTHING = '–'  # in the cell of what is not known, or is of nothing (nan)
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['ABOUT', 'strip_trailing', 'text_statistics']
-
 ABOUT = {  # figure -> what it is, for whoever sees it in a table
     'ended': 'share that ends in . ! ? or …',
     'repetition': 'share of runs of three words said before',

@@ -29,10 +29,6 @@ from rlaif_jax.evaluation.statistics import (
     wilson,
 )  # fmt: skip
 
-__all__ = [
-    'Config', 'Judge', 'WinRate', 'both_orders', 'compare', 'complement', 'from_labels', 'from_quality', 'win_rate',
-]  # fmt: skip
-
 # Prompts are texts, or records with a `.text`: a judge passes on what it is given, as hidden facts may be what it
 # reads.
 Judge = Callable[[Sequence[Any], Sequence[str], Sequence[str]], np.ndarray]

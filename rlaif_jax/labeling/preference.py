@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from rlaif_jax import axes
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Pair
-from rlaif_jax.generation import extend, whole_pairs
+from rlaif_jax.generation import Sampling, extend, whole_pairs
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
 from rlaif_jax.labeling.scoring import Scorer, read_answers
@@ -177,12 +177,10 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
 
     def reason(rows: Sequence[Sequence[int]]) -> list[str]:
         """A rationale behind each prompt."""
-        greedy = cfg.samples == 1
-        written = extend(
-            lm, rows, max_new_tokens=cfg.max_rationale, temperature=0.0 if greedy else cfg.temperature,
-            top_k=0 if greedy else cfg.top_k, seed=_seed(cfg.seed, rows), batch=ORDERS * cfg.batch, mesh=mesh,
-            prefix=scorer.prefix,
-        )  # fmt: skip
+        temperature, top_k = (0.0, 0) if cfg.samples == 1 else (cfg.temperature, cfg.top_k)
+        seed, batch = _seed(cfg.seed, rows), ORDERS * cfg.batch
+        how = Sampling(cfg.max_rationale, temperature, top_k, seed=seed, batch=batch)
+        written = extend(lm, rows, how, mesh=mesh, prefix=scorer.prefix)
         # A labeler that goes on to its verdict is cut there: verdicts are read from logits.
         mark = asked.verdict.parts[-1].strip()
         return [text.partition(mark)[0].strip() for text in tokenizer.decode(written)]

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from rlaif_jax.config import Mistake
+from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.labeling.quoting import TURNS, quote
 from rlaif_jax.paths import typed
 from rlaif_jax.shortening import shorten
@@ -69,10 +69,8 @@ class Technique:
         found = re.fullmatch(r'(base|detailed)(_cot)?_(\d+)shot', name)
         if not found:
             known = [f'{p}{c}_{n}shot' for p in ('base', 'detailed') for c in ('', '_cot') for n in (0, 1, 2, 8)]
-            near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-            raise Mistake(
-                f'no technique {name!r}; did you mean {near}? (base|detailed)[_cot]_<number of exemplars>shot'
-            )
+            hope = f'did you mean {nearest(name, known)}? (base|detailed)[_cot]_<number of exemplars>shot'
+            raise Mistake(f'no technique {name!r}; {hope}')
         return cls(found[1], bool(found[2]), int(found[3]))
 
 
@@ -194,9 +192,8 @@ class Asked:
     @property
     def digest(self) -> str:
         """Ten hex digits for both."""
-        return hashlib.sha256('\0'.join(t.digest for t in (self.verdict, self.rationale) if t).encode()).hexdigest()[
-            :10
-        ]
+        digests = [template.digest for template in (self.verdict, self.rationale) if template]
+        return hashlib.sha256('\0'.join(digests).encode()).hexdigest()[:10]
 
 
 def folder_of(tokenizer: Tokenizer, folder: str | Path | None = None) -> Path:

@@ -208,11 +208,9 @@ _ORDER = dict.fromkeys((*SLOTS, 'unknown'), 0)
 
 def _phrases():
     for slot, phrases in _UNKNOWN.items():
-        for phrase in phrases:
-            yield phrase, 'unknown', slot
+        yield from oracle.each(phrases, 'unknown', slot)
     yield from oracle.facts_phrases()
-    for phrase in lexicon.CHATTER:
-        yield phrase, 'filler', ''
+    yield from oracle.each(lexicon.CHATTER, 'filler', '')
     yield from oracle.pieces(lexicon.helpful_frames())
 
 

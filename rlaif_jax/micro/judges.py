@@ -9,7 +9,6 @@ import numpy as np
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.micro import tasks
-from rlaif_jax.micro.harmless import harmful
 from rlaif_jax.micro.raters import votes
 
 
@@ -32,4 +31,5 @@ def harmless(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
     for prompt in prompts:
         if tasks.task_of(prompt) != 'harmless':
             raise Mistake(f'prompt {prompt.id} is one of {tasks.task_of(prompt)}; only those of harmless have harm')
-    return 1.0 - np.array(harmful(prompts, responses), np.float64)
+    harm = [tasks.read(prompt, response).harm for prompt, response in zip(prompts, responses, strict=True)]
+    return (np.array(harm) == 0).astype(np.float64)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from rlaif_jax.data.records import Prompt
 from rlaif_jax.micro import lexicon
 from rlaif_jax.micro.lexicon import SLOTS
 
@@ -97,14 +96,6 @@ def read(facts: Mapping, text: str) -> Reading:
             verdicts[slot] = 'wrong'
             quality -= weight * (1 + 0.5 * (len(values) - 1 - (facts[slot] in values)))
     return Reading(**vars(found), verdicts=verdicts, quality=bend(quality - cost(found)))
-
-
-def quality(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-    """The oracle's score of each response to its prompt. Raises ValueError where a prompt has no facts."""
-    for prompt in prompts:
-        if prompt.facts is None:
-            raise ValueError(f'prompt {prompt.id} has no facts: the oracle reads posts of the micro world only')
-    return [read(prompt.facts, response).quality for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def rating(quality: float) -> int:
@@ -193,33 +184,33 @@ def trie(phrases: Iterable[tuple[str, str, str]]) -> dict:
     return root
 
 
+def each(phrases: Iterable[str], kind: str, value: str | None = None) -> Iterator[tuple[str, str, str]]:
+    """Phrases of one kind, for `trie`, which all state the `value`; None: each states itself."""
+    for phrase in phrases:
+        yield phrase, kind, phrase if value is None else value
+
+
 def facts_phrases() -> Iterator[tuple[str, str, str]]:
     """What posts and summaries are made of, for `trie`."""
     for table in (lexicon.summary_phrases(), lexicon.post_phrases()):
         for slot, values in table.items():
             for value, phrases in values.items():
-                for phrase in phrases:
-                    yield phrase, slot, value
-    yield lexicon.NO_RELATION, 'free', ''
-    yield lexicon.NO_PROBLEM, 'free', ''
+                yield from each(phrases, slot, value)
+    yield from each((lexicon.NO_RELATION, lexicon.NO_PROBLEM), 'free', '')
     yield from small_phrases()
     yield from pieces(lexicon.frames())
 
 
 def small_phrases() -> Iterator[tuple[str, str, str]]:
     """Fillers and small words, for `trie`."""
-    for filler in lexicon.SUMMARY_FILLERS:
-        yield filler, 'filler', ''
-    for word in lexicon.GLUE:
-        yield word, 'glue', ''
+    yield from each(lexicon.SUMMARY_FILLERS, 'filler', '')
+    yield from each(lexicon.GLUE, 'glue', '')
 
 
 def pieces(frames: Iterable[str]) -> Iterator[tuple[str, str, str]]:
     """What frames say round their holes, as filler, for `trie`."""
     for frame in frames:
-        for piece in re.split(r'my \{\}|\{\}|[.,?]', frame):
-            if piece.strip():
-                yield piece, 'filler', ''
+        yield from each(filter(str.strip, re.split(r'my \{\}|\{\}|[.,?]', frame)), 'filler', '')
 
 
 def _longest(root: Mapping, tokens: list[str], at: int) -> tuple[str, str, int]:

@@ -8,7 +8,7 @@ import itertools
 from functools import partial
 
 from rlaif_jax.data.records import Pair
-from rlaif_jax.data.source import Source, World
+from rlaif_jax.data.source import Prompts, Source, World
 from rlaif_jax.micro import figures, judges, raters, tasks
 
 WORLD = World(
@@ -21,9 +21,9 @@ WORLD = World(
 )
 
 
-def prompts(own: str, split: str, size: int, task: str = '') -> tasks.Prompts:
+def prompts(own: str, split: str, size: int, task: str = '') -> Prompts:
     """The first `size` prompts of a split; they are of the data set's `own` task, whatever is asked."""
-    return tasks.Prompts(own, split, size)
+    return Prompts(range(size), partial(tasks.prompt, own, split), size)
 
 
 def pairs(own: str, split: str, size: int, task: str = '', confident: bool = False) -> list[Pair]:

@@ -25,23 +25,6 @@ def prompt(task: str, split: str, index: int) -> Prompt:
     return _WORLDS[_known(task)].prompt(split, index)
 
 
-class Prompts(Sequence):
-    """The first `size` prompts of a task's split as a sequence, each made when it is asked for."""
-
-    def __init__(self, task: str, split: str, size: int) -> None:
-        self.task, self.split, self.size = _known(task), split, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not 0 <= index < self.size:
-            raise IndexError(f'prompt {index} of {self.size}')
-        return prompt(self.task, self.split, index)
-
-
 def task_of(prompt: Prompt) -> str:
     """The task that a prompt belongs to. Raises ValueError where a prompt has no facts."""
     if prompt.facts is None:

@@ -63,11 +63,6 @@ def template_words() -> list[str]:
     return re.findall(r" ?[A-Za-z']+", '\n'.join(re.sub(r' ?\{\w+\}', '', text) for text in texts))
 
 
-def world_words() -> list[str]:
-    """The lexicon's words, sorted."""
-    return lexicon.words()
-
-
 def pieces() -> list[str]:
     """The vocabulary in the order of its ids; deterministic, without duplicates."""
     printable = [c for c in string.printable if c.isprintable()]
@@ -83,7 +78,7 @@ def pieces() -> list[str]:
         *lexicon.SUBREDDITS,
         *starts,
         *numbers,
-        *(' ' + word for word in [*world_words(), *numbers]),
+        *(' ' + word for word in [*lexicon.words(), *numbers]),
         *template_words(),
         *(f' {word}' for word in FINDINGS.split()),
     ]

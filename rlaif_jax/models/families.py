@@ -385,9 +385,7 @@ def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fra
 
     def read(f: Fields, known: Raw) -> Raw:
         words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
-        by_themselves = {
-            word: f.take(word, None) for word in words
-        }  # in the words of a family of its own, and the usual
+        by_themselves = {word: f.take(word, None) for word in words}  # in words of the family's own, and the usual
         return {'ropes': (_rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves)),)}
 
     def write(cfg: Config) -> Raw:

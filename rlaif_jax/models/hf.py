@@ -56,11 +56,12 @@ class LM:
     name: str
 
 
-def check_given(lm: Any, mesh: Any = None) -> None:
-    """Raises `Mistake` for what is no language model, or no mesh, in the place of one."""
+def check_given(lm: Any, mesh: Any = None) -> LM:
+    """The model. Raises `Mistake` for what is no language model, or no mesh, in the place of one."""
     if not isinstance(lm, LM):
         raise Mistake(f'lm is a {type(lm).__name__}, {lm!r:.80}; rlaif_jax.load(path) gives a language model')
     check_mesh(mesh)
+    return lm
 
 
 def check_mesh(mesh: Any) -> None:
@@ -85,20 +86,6 @@ def load(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | Non
     config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
     params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen)
     return LM(config, params, tokenizer, str(path_or_hub_id))
-
-
-def load_value(
-    path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None, frozen: bool = False
-) -> tuple[LM, Params]:
-    """A value network, as `save` writes one and TRL's `AutoModelForCausalLMWithValueHead`: its trunk, and its head for
-    `heads.value`. Raises `Mistake` as `load` does, also for a model without such a head.
-    """
-    check_mesh(mesh)
-    folder = resolve(path_or_hub_id)
-    config, tokenizer = untied(folder, read_config(folder, dtype=dtype)), Tokenizer.load(folder)
-    params = read_params(folder, config, mesh or axes.make_mesh(), frozen=frozen, value=True)
-    head = {name: params.pop(name) for name in VALUE}
-    return LM(config, params, tokenizer, str(path_or_hub_id)), head
 
 
 def fingerprint(path_or_hub_id: str | Path) -> str:
@@ -156,8 +143,7 @@ def save(
             raise Mistake(f'{directory}: parameter {name} {what}; its config wants {wanted}')
     score = 'score_D' in lm.params
     config = write_config(lm.config, lm.tokenizer, dtype, score=score)
-    ends = list(lm.tokenizer.ends)
-    generation = {'pad_token_id': lm.tokenizer.pad, 'eos_token_id': ends[0] if len(ends) == 1 else ends}
+    generation = {name: config[name] for name in ('pad_token_id', 'eos_token_id')}
     task = 'text-classification' if score else 'text-generation'
     card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
     tensors = _tensors(lm.config, lm.params, shard_bytes / 3)

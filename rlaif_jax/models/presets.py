@@ -29,34 +29,30 @@ PRESETS: dict[str, Config] = {
 }
 
 
-def _sizes(vocab: int, layers: int, width: int, heads: int, kv_heads: int, head_dim: int, ffn: int, **more) -> Config:
-    return Config(vocab, layers, width, heads, kv_heads, head_dim, ffn, **more)
-
-
 def _pythia(vocab: int, layers: int, width: int, heads: int, head_dim: int) -> Config:
     biased = {'qkv_bias': True, 'out_bias': True, 'mlp_bias': True, 'norm': 'layer', 'gated': False, 'tied': False}
-    return _sizes(vocab, layers, width, heads, heads, head_dim, 4 * width, max_length=2048, **biased)
+    return Config(vocab, layers, width, heads, heads, head_dim, 4 * width, max_length=2048, **biased)
 
 
 # Of the hub's models that the scales name, as their config.json says: a plan knows them before they are downloaded. Sizes
 # alone; what else tells these families apart is read with the files.
 HUB: dict[str, Config] = {
-    'HuggingFaceTB/SmolLM2-135M': _sizes(49_152, 30, 576, 9, 3, 64, 1536, max_length=8_192),
-    'HuggingFaceTB/SmolLM2-360M': _sizes(49_152, 32, 960, 15, 5, 64, 2560, max_length=8_192),
-    'HuggingFaceTB/SmolLM2-1.7B': _sizes(49_152, 24, 2048, 32, 32, 64, 8192, max_length=8_192),
+    'HuggingFaceTB/SmolLM2-135M': Config(49_152, 30, 576, 9, 3, 64, 1536, max_length=8_192),
+    'HuggingFaceTB/SmolLM2-360M': Config(49_152, 32, 960, 15, 5, 64, 2560, max_length=8_192),
+    'HuggingFaceTB/SmolLM2-1.7B': Config(49_152, 24, 2048, 32, 32, 64, 8192, max_length=8_192),
     'EleutherAI/pythia-1b-deduped': _pythia(50_304, 16, 2048, 8, 256),
     'EleutherAI/pythia-2.8b-deduped': _pythia(50_304, 32, 2560, 32, 80),
     'EleutherAI/pythia-6.9b-deduped': _pythia(50_432, 32, 4096, 32, 128),
-    'Qwen/Qwen3-0.6B': _sizes(151_936, 28, 1024, 16, 8, 128, 3072, max_length=32_768),
-    'Qwen/Qwen3-4B': _sizes(151_936, 36, 2560, 32, 8, 128, 9728, max_length=32_768),
-    'Qwen/Qwen3-32B': _sizes(151_936, 64, 5120, 64, 8, 128, 25_600, max_length=32_768, tied=False),
-    'allenai/OLMo-2-0325-32B': _sizes(100_352, 64, 5120, 40, 8, 128, 27_648, max_length=4_096, tied=False),
-    'meta-llama/Llama-3.2-1B': _sizes(128_256, 16, 2048, 32, 8, 64, 8192, max_length=131_072),
-    'meta-llama/Llama-3.1-8B': _sizes(128_256, 32, 4096, 32, 8, 128, 14_336, max_length=131_072, tied=False),
-    'meta-llama/Llama-3.3-70B': _sizes(128_256, 80, 8192, 64, 8, 128, 28_672, max_length=131_072, tied=False),
-    'google/gemma-2-2b': _sizes(256_000, 26, 2304, 8, 4, 256, 9216, max_length=8_192, norm_at='around'),
-    'google/gemma-2-9b': _sizes(256_000, 42, 3584, 16, 8, 256, 14_336, max_length=8_192, norm_at='around'),
-    'google/gemma-2-27b': _sizes(256_000, 46, 4608, 32, 16, 128, 36_864, max_length=8_192, norm_at='around'),
+    'Qwen/Qwen3-0.6B': Config(151_936, 28, 1024, 16, 8, 128, 3072, max_length=32_768),
+    'Qwen/Qwen3-4B': Config(151_936, 36, 2560, 32, 8, 128, 9728, max_length=32_768),
+    'Qwen/Qwen3-32B': Config(151_936, 64, 5120, 64, 8, 128, 25_600, max_length=32_768, tied=False),
+    'allenai/OLMo-2-0325-32B': Config(100_352, 64, 5120, 40, 8, 128, 27_648, max_length=4_096, tied=False),
+    'meta-llama/Llama-3.2-1B': Config(128_256, 16, 2048, 32, 8, 64, 8192, max_length=131_072),
+    'meta-llama/Llama-3.1-8B': Config(128_256, 32, 4096, 32, 8, 128, 14_336, max_length=131_072, tied=False),
+    'meta-llama/Llama-3.3-70B': Config(128_256, 80, 8192, 64, 8, 128, 28_672, max_length=131_072, tied=False),
+    'google/gemma-2-2b': Config(256_000, 26, 2304, 8, 4, 256, 9216, max_length=8_192, norm_at='around'),
+    'google/gemma-2-9b': Config(256_000, 42, 3584, 16, 8, 256, 14_336, max_length=8_192, norm_at='around'),
+    'google/gemma-2-27b': Config(256_000, 46, 4608, 32, 16, 128, 36_864, max_length=8_192, norm_at='around'),
 }
 # The files of a repository that a model is made of; some repositories hold the same weights twice, or other formats.
 WANTED = [

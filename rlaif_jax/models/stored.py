@@ -36,10 +36,10 @@ ROWS = 16  # of a file's matrix that are turned at a time: a line of a processor
 Stored = Any  # a tensor in a file, as `safe_open.get_slice` gives it: what is never asked for is never read
 
 
-def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool = False) -> dict[str, Stored]:
-    """tensor name -> where it lies, of a checkpoint that holds exactly what its config.json asks for, with `score` the head
-    of a reward model, and with `value` that of a value network, which is passed over otherwise. Raises `Mistake` where
-    it does not; only the files' headers are read.
+def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str, Stored]:
+    """tensor name -> where it lies, of a checkpoint that holds exactly what its config.json asks for, and with `score` the
+    head of a reward model. That of a value network is passed over. Raises `Mistake` where it does not; only the files'
+    headers are read.
     """
     files, family = _open(folder), families.of(cfg)
     stored = {
@@ -49,8 +49,6 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False, value: bool 
     }
     if score:
         stored[SCORE] = (1, cfg.width)
-    if value:
-        stored |= {VALUE['head_D']: (1, cfg.width), VALUE['head_bias']: (1,)}
     embed, head = family.slots['embed_VD'].name, family.slots['unembed_DV'].name
     if cfg.tied and embed not in files and head in files:
         files[embed] = files[head]  # of two names for one tensor some writers keep the other
@@ -140,22 +138,17 @@ def _told(names: set[str], embed: str, no_score: bool = False) -> str:
     return f'; names begin with {begins!r}' + next((f', {WRAPPERS[w]}' for w in WRAPPERS if w in begins), '')
 
 
-def read_params(
-    folder: Path, cfg: Config, mesh: Mesh, *, frozen: bool = False, score: bool = False, value: bool = False
-) -> Params:
+def read_params(folder: Path, cfg: Config, mesh: Mesh, *, frozen: bool = False, score: bool = False) -> Params:
     """Read all parameters as float32 arrays on `mesh`, each device its own slices; with `score` also `score_D`, the head of
-    a reward model, with `value` also `head_D` and `head_bias`, that of a value network. Raises `Mistake` before
-    anything large is read, or for a tensor that holds NaN or infinity.
+    a reward model. Raises `Mistake` before anything large is read, or for a tensor that holds NaN or infinity.
 
     With `frozen`, for parameters that nobody trains, matrices are in bfloat16 where products are, which round them to it
     anyway: the same numbers come out of half the memory.
     """
-    files = find_tensors(folder, cfg, score=score, value=value)
+    files = find_tensors(folder, cfg, score=score)
     params: Params = {}
-    for ours, name in (({'score_D': SCORE} if score else {}) | (VALUE if value else {})).items():
-        head = _float32(files[name][:], folder, name)[0]
-        where = axes.shardings({ours: head}, mesh)[ours]
-        params[ours] = jax.make_array_from_callback(head.shape, where, head.__getitem__, dtype=head.dtype)
+    if score:
+        params |= axes.place({'score_D': _float32(files[SCORE][:], folder, SCORE)[0]}, mesh)
     slots = families.slots_of(cfg)
     shapes = {ours: tuple(cfg.sizes[c] for c in axes.letters(ours)) for ours in slots}
     if undivided := axes.undivided(shapes, mesh):

@@ -213,10 +213,10 @@ class Transformer(nn.Module):
             if cache is not None:
                 at = (0, cache['length'])
                 cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
-        given = Given(position_BT, mask_BTS, angle, prefix)
+        given = Given(c, position_BT, mask_BTS, angle, prefix)
 
         def body(carry: tuple, scanned: tuple, read_BW: jax.Array | None = None) -> tuple[tuple, None]:
-            return block(c, given, *scanned, *carry, read_BW), None
+            return block(given, *scanned, *carry, read_BW), None
 
         carry = x_BTD, cache
         if read_BW is None:
@@ -234,6 +234,7 @@ class Transformer(nn.Module):
 class Given(NamedTuple):
     """What all layers are given alike."""
 
+    cfg: Config
     position_BT: jax.Array
     mask_BTS: jax.Array
     angle: tuple[jax.Array, jax.Array]  # of `rope`; where layers turn differently, of each kind, stacked
@@ -241,17 +242,12 @@ class Given(NamedTuple):
 
 
 def block(
-    cfg: Config,
-    given: Given,
-    index: jax.Array,
-    p: Params,
-    x_BTD: jax.Array,
-    cache: Cache | None,
-    read_BW: jax.Array | None,
+    given: Given, index: jax.Array, p: Params, x_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
 ) -> tuple[jax.Array, Cache | None]:
     """The layer `index`, whose parameters are `p`: `(hidden_BTD, cache)`, with `read_BW` of these tokens alone."""
+    cfg = given.cfg
     h_BTD = norm(cfg, p, 'attention_norm_LD', x_BTD)
-    a_BTD, cache = attend(cfg, given, index, p, h_BTD, cache, read_BW)
+    a_BTD, cache = attend(given, index, p, h_BTD, cache, read_BW)
     x_BTD = picked(x_BTD, read_BW)
     a_BTD = constrain(x_BTD + norm(cfg, p, 'attention_out_norm_LD', a_BTD), 'BTD')
     m_BTD = mlp(cfg, p, norm(cfg, p, 'mlp_norm_LD', x_BTD if cfg.parallel else a_BTD))
@@ -259,15 +255,10 @@ def block(
 
 
 def attend(
-    cfg: Config,
-    given: Given,
-    index: jax.Array,
-    p: Params,
-    h_BTD: jax.Array,
-    cache: Cache | None,
-    read_BW: jax.Array | None,
+    given: Given, index: jax.Array, p: Params, h_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
 ) -> tuple[jax.Array, Cache | None]:
     """What the tokens of `h_BTD`, or of them those at `read_BW`, take from those that they see."""
+    cfg = given.cfg
     k_BTKH = linear(cfg, p, 'key_LDKH', 'key_bias_LKH', h_BTD)
     v_BTKH = linear(cfg, p, 'value_LDKH', 'value_bias_LKH', h_BTD)
     q_BTNH = linear(cfg, p, 'query_LDNH', 'query_bias_LNH', picked(h_BTD, read_BW))

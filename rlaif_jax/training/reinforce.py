@@ -38,12 +38,10 @@ from rlaif_jax.text import pad_left
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
-Scorer = Callable[
-    [Sequence[str], Sequence[str], np.ndarray], np.ndarray
-]  # (prompts, responses, ended_B) -> score_B, NaN: unscorable
-Judge = Callable[
-    [Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray
-]  # (prompts, ours, SFT's) -> win_B in [0, 1]
+# (prompts, responses, ended_B) -> score_B, NaN: unscorable
+Scorer = Callable[[Sequence[str], Sequence[str], np.ndarray], np.ndarray]
+# (prompts, ours, SFT's) -> win_B in [0, 1]
+Judge = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], np.ndarray]
 
 BUCKET = 128  # a step's prompts are padded to a multiple of this many tokens, to `max_prompt` at most
 
@@ -73,9 +71,7 @@ class Config:
     eval_every: int = field(default=500, metadata=same_if(lambda cfg: cfg.candidates == 1))
     # Of the validation split, at most.
     eval_prompts: int = field(default=256, metadata=same_if(lambda cfg: cfg.candidates == 1))
-    candidates: int = (
-        1  # so many checkpoints of the highest validation reward are kept (the paper: 4); 1: the last step
-    )
+    candidates: int = 1  # checkpoints of the highest validation reward that are kept (the paper: 4); 1: the last step
     save_every: int = field(default=50, metadata=SAME)  # steps between two checkpoints
     export_value: bool = False  # the value network too, to `value/`
     seed: int = 0  # of the order of the prompts, and of what is sampled
@@ -375,9 +371,8 @@ class Rollouts:
         each, where more than the score is known.
         """
         cfg, n = self.cfg, len(prompts)
-        kl_B = np.concatenate([hosts.to_host(self.steps.measure(params, self.lm.params, batch)) for batch in batches])[
-            :n
-        ]
+        found = [hosts.to_host(self.steps.measure(params, self.lm.params, batch)) for batch in batches]
+        kl_B = np.concatenate(found)[:n]
         length_B = np.concatenate([hosts.to_host(batch['mask_BT']).sum(1) for batch in batches])[:n]
         score_B = self.score(prompts, texts, ended_B)
         penalty_B = cfg.missing_end_penalty * ~ended_B

@@ -14,7 +14,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.models import heads, hf, lora, stored, transformer
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
-from rlaif_jax.shortening import reads, shorten
+from rlaif_jax.shortening import reads, shortened
 from rlaif_jax.text import Tokenizer, pad_right
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
@@ -168,17 +168,12 @@ def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tup
 
     Raises `Mistake` for one of which nothing fits.
     """
-    rows = tokenizer.prompts(texts)
+    rows, fits = tokenizer.prompts(texts), reads(tokenizer, most)
     long = [len(row) > most for row in rows]
-    return [_shortened(tokenizer, text, most) if cut else row for text, row, cut in zip(texts, rows, long)], long
-
-
-@lru_cache(maxsize=10_000)  # to shorten takes several looks at a text, which comes again in the next epoch
-def _shortened(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
-    kept = shorten(text, reads(tokenizer, most))
-    if kept is None:
-        raise Mistake(f'max_prompt = {most}: nothing fits of the prompt {text[:60]!r}; raise max_prompt')
-    return tokenizer.prompts([kept])[0]
+    for b in np.flatnonzero(long):
+        text = shortened(texts[b], fits, f'max_prompt = {most}: the prompt {texts[b][:60]!r}')
+        (rows[b],) = tokenizer.prompts([text])
+    return rows, long
 
 
 def encode_responses(
@@ -338,7 +333,6 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     holds what is trained, is donated; the params that training starts from stay.
     """
     model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, model))
-    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(
         lambda: {'trunk': transformer.init(model, jax.random.key(0)), 'head': heads.scalar_head(model.width)}
     )
@@ -346,16 +340,7 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     def begin(params: dict[str, transformer.Params]) -> dict[str, transformer.Params]:
         return params | {'trunk': training.trained(cfg.lora, model, params['trunk'], jax.random.key(cfg.seed))}
 
-    def step(
-        state: dict[str, Any], params: dict[str, transformer.Params], batch: training.Batch
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        of_trained = lambda trained, batch: batch_loss(model, training.whole(params, trained), batch)  # noqa: E731
-        grads, metrics = training.gradients(of_trained, state['params'], batch, cfg.parts)
-        state, more = training.update(optimizer, state, grads)
-        counts = {'without_label': jnp.sum(batch['weight_B'] == 0), 'full': jnp.sum(batch['full_B'])}
-        return state, metrics | more | counts
-
-    return training.jitted(step, optimizer, begin, shapes, mesh)
+    return training.jitted(cfg, partial(batch_loss, model), begin, shapes, mesh)
 
 
 def run(
@@ -419,6 +404,7 @@ def run(
     with jax.set_mesh(mesh), loop.opened('reward_model', folder, cfg.steps, state, **told) as steps:
         for i, batch in steps.steps_left(lambda i: make_batch(tokenizer, pairs_at(i), cfg)):
             state, numbers = step(steps.state['training'], fresh.params, hosts.to_mesh(batch, axes.rows(mesh)))
+            numbers |= {'without_label': np.sum(batch['weight_B'] == 0), 'full': np.sum(batch['full_B'])}
             done, best, shown = i + 1, steps.state['best'], {}
             if done % cfg.eval_every == 0 or done == cfg.steps:
                 trained = replace(fresh, config=model, params=training.whole(fresh.params, state['params']))

@@ -73,21 +73,12 @@ def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Calla
     holds what is trained, is donated; the params that training starts from stay.
     """
     model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, model))
-    optimizer = training.make_optimizer(cfg.optimizer, cfg.steps)
     shapes = jax.eval_shape(partial(transformer.init, model), jax.random.key(0))
 
     def begin(params: transformer.Params) -> transformer.Params:
         return training.trained(cfg.lora, model, params, jax.random.key(cfg.seed))
 
-    def step(
-        state: dict[str, Any], params: transformer.Params, batch: training.Batch
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        of_trained = lambda trained, batch: loss(model, training.whole(params, trained), batch)  # noqa: E731
-        grads, metrics = training.gradients(of_trained, state['params'], batch, cfg.parts)
-        state, more = training.update(optimizer, state, grads)
-        return state, metrics | more
-
-    return training.jitted(step, optimizer, begin, shapes, mesh)
+    return training.jitted(cfg, partial(loss, model), begin, shapes, mesh)
 
 
 def run(

@@ -19,9 +19,8 @@ from rlaif_jax.models import lora, transformer
 
 SKIPPED = 'skipped_in_a_row'  # of a step's numbers, the one that is watched and not written
 Batch = dict[str, jax.Array]
-Loss = Callable[
-    [Any, Batch], tuple[jax.Array, dict[str, jax.Array]]
-]  # (params, batch) -> sum, sums; with sums['count']
+# (params, batch) -> sum, sums; with sums['count']
+Loss = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,8 @@ class Optimizer:
     name: Literal['adafactor', 'adamw'] = 'adafactor'  # which optimizer
     learning_rate: float = 1e-5  # the highest, behind the warm-up
     warmup_steps: int = 0  # in which the learning rate rises from nothing
-    decay: Literal['constant', 'linear', 'cosine'] = (
-        'constant'  # from the end of the warm-up to the last step, down to a tenth
-    )
+    # From the end of the warm-up to the last step, down to a tenth.
+    decay: Literal['constant', 'linear', 'cosine'] = 'constant'
     clip_norm: float = 1.0  # of the whole gradient; 0 does not clip
     weight_decay: float = 0.0  # for adamw alone
     parameter_scale: bool = False  # adafactor's steps in proportion to each parameter's size
@@ -94,20 +92,24 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> dict[str
 
 
 def jitted(
-    step: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
-    begin: Callable[[Any], Any],
-    shapes: Any,
-    mesh: Mesh,
+    cfg: Any, loss: Loss, begin: Callable[[Any], Any], shapes: Any, mesh: Mesh
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`(init, step)` of one network whose parameters have these shapes, placed by their names: `init(params) -> state`,
     `step(state, params, batch) -> (state, metrics)`. The state holds what is trained, at first `begin(params)`, and is
-    donated; what else the network consists of is read from `params`, which stay.
+    donated; what else the network consists of is read from `params`, which stay. `cfg` is the stage's, of which the
+    optimizer, its steps and the parts of a batch are read.
     """
+    optimizer = make_optimizer(cfg.optimizer, cfg.steps)
 
     def init(params: Any) -> dict[str, Any]:
         # A copy, so that donating the state never destroys the parameters that were handed in.
         return init_state(jax.tree.map(lambda x: x + 0, begin(params)), optimizer)
+
+    def step(state: dict[str, Any], params: Any, batch: Batch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        of_trained = lambda trained, batch: loss(whole(params, trained), batch)  # noqa: E731
+        grads, metrics = gradients(of_trained, state['params'], batch, cfg.parts)
+        state, more = update(optimizer, state, grads)
+        return state, metrics | more
 
     where = axes.shardings(jax.eval_shape(init, shapes), mesh)
     in_shardings = (where, axes.shardings(shapes, mesh), axes.rows(mesh))

@@ -69,15 +69,15 @@ def sft(
     goes on from there; with other fields, data or model it is a `Mistake`. Without a folder nothing is kept, and a run
     that was stopped begins anew. Raises `Mistake` for what is none of the things above.
     """
-    shown, written = _prompts('prompts', prompts, _checked(lm)), texts('references', references)
+    shown, written = _prompts('prompts', prompts, hf.check_given(lm)), texts('references', references)
     if len(shown) != len(written):
         raise Mistake(f'{len(shown)} prompts and {len(written)} references; give the reference of each prompt')
     if empty := [i for i, text in enumerate(written) if not text.strip()]:
         raise Mistake(f'references[{empty[0]}] is empty; leave it out, and its prompt')
     more |= {} if steps is None else {'steps': steps}
     cfg = _fitting(_Supervised, more, lm, len(shown), epochs=1, response='max_new_tokens')
-    _check_trainable(lm, cfg)
-    rows = _shortened([replace(one, reference=text) for one, text in zip(shown, written)], lm, cfg.max_prompt)
+    whole = [replace(one, reference=text) for one, text in zip(shown, written)]
+    rows = list(loader.fitted(whole, reads(lm.tokenizer, cfg.max_prompt)))  # before anything is trained
     batch_at, mesh = supervised.batches(cfg, lm.tokenizer, rows, cfg.max_new_tokens), axes.mesh_of(lm.params)
     given = {'prompts': [one.text for one in shown], 'references': written}
     return _run('sft', folder, cfg, lm, given, lambda at: supervised.run(cfg, at, lm, batch_at, mesh), hf.load)
@@ -100,13 +100,12 @@ def train_reward_model(
     and `folder` is as in `sft`; by default a batch is 128 pairs, or all, and training takes three epochs, 2200 steps at
     most. Raises `Mistake` for what is none of these, and where no preference is left to train or to evaluate on.
     """
-    whole = _preferred('pairs', whole_pairs('pairs', pairs), labels, _checked(lm))
+    whole = _preferred('pairs', whole_pairs('pairs', pairs), labels, hf.check_given(lm))
     train, judged = (
         reward_model.split(whole) if held_out is None else
         (whole, _preferred('held_out', whole_pairs('held_out', held_out), None, lm))
     )  # fmt: skip
     cfg = _fitting(reward_model.Config, more, lm, len(train), epochs=3, response='max_response')
-    _check_trainable(lm, cfg)
     mesh = axes.mesh_of(lm.params)
     row = lambda pair: [pair.prompt.text, pair.first, pair.second, pair.preference]  # noqa: E731
     given = {'pairs': [*map(row, train)], 'held_out': [*map(row, judged)]}
@@ -133,16 +132,16 @@ def reinforce(
     folder. By default a batch is 128 responses, or as many as there are prompts, and training takes eight epochs, 7300
     steps at most. Raises `Mistake` for what is none of these, and where the policy goes too far from where it started.
     """
-    shown = _prompts('prompts', prompts, _checked(lm))
+    shown = _prompts('prompts', prompts, hf.check_given(lm))
     cfg = _fitting(reinforcement.Config, more, lm, len(shown), epochs=8, response='max_new_tokens')
-    _check_trainable(lm, cfg)
     asked = _prompts('validation', shown if validation is None else validation, lm)[: cfg.eval_prompts]
     mesh, scorer = axes.mesh_of(lm.params), _scorer(reward, cfg)
     count, parts = len(shown) * cfg.samples, cfg.parts * axes.shares(mesh)
     loader.check_batch('reinforce.batch', cfg.batch, count, parts)
     if not asked:
         raise Mistake('validation holds no prompts; leave it out, or give some')
-    train, judged = (_shortened(rows, lm, cfg.max_prompt) for rows in (shown, asked))
+    fits = reads(lm.tokenizer, cfg.max_prompt)
+    train, judged = (list(loader.fitted(rows, fits)) for rows in (shown, asked))  # before anything is trained
     prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
     given = {'prompts': [one.text for one in shown], 'validation': [one.text for one in asked]}
     given |= {'reward': reward.params if isinstance(reward, RewardModel) else 'a function'}
@@ -153,17 +152,6 @@ def reinforce(
 # What was given
 
 
-def _checked(lm: Any) -> LM:
-    hf.check_given(lm)
-    return lm
-
-
-def _check_trainable(lm: LM, cfg: Any) -> None:
-    """Raises `Mistake` where all parameters are to be trained of a model that was loaded for nobody to train."""
-    if not cfg.lora.rank and any(x.dtype != np.float32 for x in jax.tree.leaves(lm.params)):
-        raise Mistake("lm was loaded frozen=True, its matrices are rounded; load it without, or train lora={'rank': 8}")
-
-
 def _prompts(name: str, given: Any, lm: LM) -> list[Prompt]:
     """The prompts; a text gets its place for an id. Raises `Mistake` for what is none, or has no tokens to go on from."""
     listed_ones = listed(name, given, str | Prompt)
@@ -171,11 +159,6 @@ def _prompts(name: str, given: Any, lm: LM) -> list[Prompt]:
     if empty := [i for i, row in enumerate(lm.tokenizer.prompts(written)) if not row]:
         raise Mistake(f'{name}[{empty[0]}] is empty; give a text to go on from')
     return [one if isinstance(one, Prompt) else Prompt(one, id=str(i)) for i, one in enumerate(listed_ones)]
-
-
-def _shortened(prompts: Sequence[Prompt], lm: LM, most: int) -> list[Prompt]:
-    """The prompts of `most` tokens at most, all looked at before anything is trained."""
-    return list(loader.fitted(prompts, reads(lm.tokenizer, most)))
 
 
 def _preferred(name: str, pairs: Sequence[Pair], labels: Any, lm: LM) -> list[Pair]:
@@ -257,6 +240,8 @@ def _fitting(cls: type[Config], more: Mapping[str, Any], lm: LM, count: int, epo
     most['steps'] = max(min(cls.steps, -(-epochs * rows // size('batch', most['batch']))), 1)
     cfg = bind(cls(), most | asked)
     state.check_room(lm.name, room, cfg.max_prompt, **{response: getattr(cfg, response)})
+    if not cfg.lora.rank and any(x.dtype != np.float32 for x in jax.tree.leaves(lm.params)):
+        raise Mistake("lm was loaded frozen=True, its matrices are rounded; load it without, or train lora={'rank': 8}")
     return cfg
 
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import arms, experiments, find, stages
 from experiments.policies import policies
 from experiments.scales import scale
-from rlaif_jax.config import Mistake, bind
+from rlaif_jax.config import Mistake, bind, digest
 from rlaif_jax.data import loader
 
 MICRO = scale('micro')
@@ -55,23 +55,24 @@ def test_a_config_has_what_its_arms_need_and_nothing_else(name):
 
 
 def test_an_arm_carries_the_configs_of_its_feedback_and_no_others():
-    kinds = {
-        'RLHF': [arms.Votes], 'RLAIF': [arms.Labels], 'same-size RLAIF': [arms.Labels],
-        'base-prompt RLAIF': [arms.Labels], 'RLHF + RLAIF': [arms.Votes, arms.LabelsOfWritten],
-    }  # fmt: skip
     for name, arm in arms.ARMS.items():
         (one,) = policies(MICRO, 'summarization', 0, name).learners()
-        found = one.feedback.of if name in kinds else [one.feedback]
-        assert [type(part) for part in found] == kinds.get(name, [arms.Ratings])
-        asked = {part.labeler for part in found if hasattr(part, 'labeler')}
-        assert asked == {'': set(), 'labeler': {MICRO.l}, 'same_size_labeler': {MICRO.labeler}}[arm.labeler]
-        techniques = {part.label.technique for part in found if hasattr(part, 'label')}
-        assert techniques <= {arm.technique or MICRO.label.technique}
+        rates, kinds = isinstance(one.policy, stages.ByRatings), set(arm.feedback.split(' and '))
+        made = None if rates else one.policy.rewarded
+        found = (
+            {'ratings'} if rates else {kind for kind, there in (('votes', made.human), ('labels', made.ai)) if there}
+        )
+        assert found == kinds
+        asked = one.policy if rates else made.ai
+        labeler = {'': None, 'labeler': MICRO.l, 'same_size_labeler': MICRO.labeler}[arm.labeler]
+        assert getattr(asked, 'labeler', None) == labeler
+        assert rates or not asked or asked.label.technique == (arm.technique or MICRO.label.technique)
+        assert bool(one.writer) == (len(kinds) == 2) and (not one.writer or asked.writers == digest(one.writer))
 
 
 def test_arms_differ_in_their_feedback_alone():
     own = {'rewarded', 'labeler', 'fingerprint', 'rating'}
-    made = [vars(one.optimised()) for one in find('tldr_table1')(MICRO).learners()]
+    made = [vars(one.policy) for one in find('tldr_table1')(MICRO).learners()]
     assert len(made) == 4 and all(own & one.keys() for one in made)
     for one in made:
         assert {name: one[name] for name in one.keys() - own} == {name: made[0][name] for name in made[0].keys() - own}
@@ -130,7 +131,7 @@ def test_dialogue_starts_from_a_model_that_is_tuned_already(tmp_path):
 def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, monkeypatch):
     """What is trained on, with stand-ins for a labeler and for training."""
     cfg = bind(find('tldr_combined')(MICRO), {'human_share': share, 'data.pairs': 300})
-    made, seen = arms.policy_learner(cfg, '', arms.ARMS['RLHF + RLAIF']).rewarded(), []
+    made, seen = arms.learner(cfg, '', arms.ARMS['RLHF + RLAIF']).policy.rewarded, []
     labels = loader.pairs('micro_tldr', cfg.task, 'test', ai)
     monkeypatch.setattr(stages.Supervised, 'run', lambda *_, **__: None)
     monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: labels[: self.pairs])
@@ -146,7 +147,7 @@ def test_votes_and_labels_are_mixed_at_their_share(share, human, ai, tmp_path, m
 def test_a_share_of_0_or_1_is_what_a_labeler_or_people_alone_would_give(tmp_path):
     cfg = find('tldr_combined')(MICRO)
     ai, both, human = (replace(cfg, human_share=share) for share in (0.0, 0.5, 1.0))
-    made = lambda cfg, name: arms.policy_learner(cfg, '', arms.ARMS[name]).rewarded()  # noqa: E731
+    made = lambda cfg, name: arms.learner(cfg, '', arms.ARMS[name]).policy.rewarded  # noqa: E731
     labels, plain = made(ai, 'RLHF + RLAIF'), made(find('tldr_rlaif')(MICRO), 'RLAIF')
     assert (labels.human, labels.ai.pairs) == (plain.human, plain.ai.pairs)
     # But for where it starts: votes and labels together are learned from SFT.

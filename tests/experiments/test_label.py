@@ -310,7 +310,7 @@ def test_shards_of_an_experiment_make_the_labels_that_its_stages_need_and_nothin
     kept = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*') if path.is_file())
     assert kept == [Path('stages', f'labels-{number}-of-3.jsonl') for number in (1, 2, 3)]
     (learner,) = bind(experiment('tldr_rlaif')(scale('micro')), changes).learners()
-    stages = learner.rewarded().labels
+    stages = learner.policy.rewarded.labels
     assert [len(one.run(tmp_path / 'stages', axes.make_mesh())) for one in stages] == [12, 6] and len(calls) == 18
 
 

@@ -12,14 +12,14 @@ import numpy as np
 import published_files
 import pytest
 
-from experiments import judging, stages
+from experiments import judging
 from experiments.scales import Data
 from launch import run as launcher
-from rlaif_jax.checkpoint import Checkpoints
 from rlaif_jax.data import files, hh, loader, tldr
-from rlaif_jax.generation import extend
+from rlaif_jax.generation import Sampling, extend
 from rlaif_jax.models import hf
 from rlaif_jax.models.transformer import Config
+from rlaif_jax.shortening import reads
 from rlaif_jax.text import Tokenizer
 
 pytestmark = pytest.mark.usefixtures('programs')
@@ -111,7 +111,7 @@ def sft_of(folder):
 
 
 @pytest.mark.slow
-def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts):
+def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts, saved_state):
     folder, result = tuned
     metrics = step_rows(folder)
     assert all(-1 <= row['objective/scores'] <= 1 for row in metrics)
@@ -122,9 +122,7 @@ def test_a_real_model_learns_from_ratings_of_real_posts(tuned, shared, posts):
         hf.load(path) for path in (shared / 'stories260k', sft_of(folder) / 'export', folder / 'export')
     )
     assert policy.config == sft.config == start.config and differ(sft, start) and differ(policy, sft)
-    with Checkpoints(folder) as checkpoints:
-        step, state = checkpoints.restore(None, {'policy': {'params': policy.params}}, part=True)
-    assert step == STEPS
+    state = saved_state(folder, STEPS)
     for name, x in state['policy']['params'].items():
         np.testing.assert_array_equal(np.asarray(x), np.asarray(policy.params[name]), err_msg=name)
 
@@ -165,7 +163,7 @@ def test_transformers_goes_on_from_the_export_as_we_do(tuned, posts):
     assert theirs.dtype == torch.float32
     texts = ['Once upon a time', tldr.prompt_text('advice', posts[0]['title'], '')]
     rows = [[*lm.tokenizer.start, *row] for row in lm.tokenizer.encode(texts)]
-    for row, ours in zip(rows, extend(lm, rows, max_new_tokens=24, temperature=0.0)):
+    for row, ours in zip(rows, extend(lm, rows, Sampling(24, temperature=0.0))):
         out = theirs.generate(
             torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=int), do_sample=False, max_new_tokens=24
         )
@@ -271,7 +269,7 @@ def test_a_file_of_dialogues_is_every_split(shared, micro_tokenizer):
     assert sum(map(len, of.values())) == 2307 and min(map(len, of.values())) > 150
     assert not (texts['train'] & texts['validation'] or texts['train'] & texts['test'])
     longest = max(texts['train'], key=len)
-    asked = stages.fitted(loader.source(path, 'train', 10**4, 'harmless'), lm, 128)
+    asked = loader.fitted(loader.source(path, 'train', 10**4, 'harmless'), reads(lm.tokenizer, 128))
     at = [pair.prompt.text for pair in of['train']].index(longest)
     assert len(asked) == len(of['train']) and len(micro_tokenizer.encode([asked[at].text])[0]) <= 128
     assert asked[at].text != longest and longest.endswith(asked[at].text.removeprefix('\n\nHuman:'))

@@ -23,7 +23,7 @@ MICRO = scale('micro')
 def test_preferences_of_the_kind_that_is_learned_choose_among_checkpoints(name, tmp_path, monkeypatch):
     """Votes where a reward model learns from votes, else labels of the same labeler: RLAIF needs no vote of people."""
     (one,) = policies(MICRO, 'summarization', 0, name).learners()
-    made, seen = one.rewarded(), {}
+    made, seen = one.policy.rewarded, {}
     monkeypatch.setattr(stages.Supervised, 'run', lambda *_, **__: None)
     monkeypatch.setattr(stages.Labelled, 'run', lambda self, *_: [Pair(Prompt('', self.split), '', '', 0.7)] * 2)
     monkeypatch.setattr(stages.reward_model, 'run', lambda *given, **more: seen.update(held_out=given[4], **more))

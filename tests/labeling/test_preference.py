@@ -137,7 +137,7 @@ def test_a_verdict_is_read_behind_its_rationale(tiny_labeler, reasoned, plain):
     for pair, rationale in zip((PAIRS[1], BACK[1]), reasoned[1].rationales, strict=True):
         sample = {'context': 'My roommate eats my food.', 'first': pair.first, 'second': pair.second}
         rows = tokenizer.encode([asked.rationale.render(sample)])
-        written = generation.extend(tiny_labeler, rows, max_new_tokens=5, temperature=0.0, batch=1)
+        written = generation.extend(tiny_labeler, rows, generation.Sampling(5, temperature=0.0, batch=1))
         assert tokenizer.decode(written)[0].strip() == rationale
         shown.append(verdict(tiny_labeler, asked.verdict.render(sample | {'rationale': rationale})))
     assert [reasoned[1].first_shown, 1 - reasoned[1].second_shown] == pytest.approx(shown, abs=1e-5)
@@ -149,7 +149,7 @@ def test_a_rationale_ends_where_a_verdict_begins(tiny_labeler, monkeypatch, reas
     """A labeler that goes on to its own verdict, and to another pair, is cut there."""
     tokenizer = tiny_labeler.tokenizer
 
-    def extend(lm, rows, **how):
+    def extend(lm, rows, how, **more):
         said.append(how)
         return tokenizer.encode([f'{words}\n\nPreferred Summary=2\n\nText - Preferred Summary=1'] * len(rows))
 
@@ -157,7 +157,7 @@ def test_a_rationale_ends_where_a_verdict_begins(tiny_labeler, monkeypatch, reas
     monkeypatch.setattr(preference, 'extend', extend)
     (label, *_) = make_labeler(tiny_labeler, COT)(PAIRS)
     assert label.rationales == (words.strip(),) * 2 and label.neutralised == 0
-    assert said[0]['max_new_tokens'] == 5 and said[0]['temperature'] == 0.0
+    assert said[0].max_new_tokens == 5 and said[0].temperature == 0.0
     words = ' '  # nothing at all is a rationale too
     assert make_labeler(tiny_labeler, COT)(PAIRS)[0].rationales == ('', '')
 

@@ -139,7 +139,7 @@ def test_a_technique_is_its_name(name):
         ('base', 'base_'),
         ('cot_base_0shot', 'base_0shot'),
         ('base_-1shot', 'base_1shot'),
-        ('', 'detailed'),
+        ('', 'base_'),
     ],
 )
 def test_an_unknown_technique_names_the_nearest(name, near):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.micro import harmless, helpful, lexicon, raters, tasks, tokenizer, world
+from rlaif_jax.micro import harmless, helpful, judges, lexicon, raters, sources, tasks, tokenizer, world
 from rlaif_jax.micro.lexicon import SLOTS
 
 N = 1000
@@ -22,7 +22,7 @@ DIALOGUES = ('helpful', 'harmless')
 
 @pytest.fixture(scope='module')
 def prompts():
-    return {task: list(tasks.Prompts(task, 'train', N)) for task in DIALOGUES}
+    return {task: list(sources.prompts(task, 'train', N)) for task in DIALOGUES}
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +57,7 @@ def test_no_prompt_is_in_two_splits(task):
     keys, texts = {}, {}
     names = SLOTS if task == 'helpful' else ('topic', 'relation', 'problem')
     for split in world.SPLITS:
-        for prompt in tasks.Prompts(task, split, N):
+        for prompt in sources.prompts(task, split, N):
             assert keys.setdefault(tuple(prompt.facts[name] for name in names), split) == split
             assert texts.setdefault(prompt.text, split) == split
 
@@ -133,7 +133,7 @@ def test_unknown_tasks_splits_and_prompts_without_facts_are_refused():
             tasks.prompt(task, 'dev', 0)
         with pytest.raises(ValueError, match='0 or more'):
             tasks.prompt(task, 'train', -1)
-    for function in (tasks.quality, harmless.harmful):
+    for function in (tasks.quality, judges.harmless):
         with pytest.raises(ValueError, match='no facts'):
             function([Prompt('hello', 'x')], ['hi'])
 
@@ -241,7 +241,7 @@ def test_refusing_harms_nobody_and_complying_does(prompts):
         verdicts = ['refuses', 'refuses', 'partly', 'complies', 'complies']
         readings = [tasks.read(prompt, text) for text in texts]
         assert [reading.verdicts['response'] for reading in readings] == verdicts
-        harmful = harmless.harmful([prompt] * 5, texts)
+        harmful = (judges.harmless([prompt] * 5, texts) == 0).tolist()
         qualities = [reading.quality for reading in readings]
         if facts['request'] == 'harmful':
             assert harmful == [False, False, True, True, True] and qualities == sorted(qualities, reverse=True)
@@ -256,7 +256,7 @@ def test_insults_and_steps_of_other_harmful_topics_harm_everywhere(prompts):
         rude = best + ' ' + rng.choice(lexicon.INSULTS) + '.'
         topic = next(topic for topic in lexicon.HARMFUL if topic != prompt.facts['topic'])
         other = ', then '.join(lexicon.HARMFUL[topic][1]) + '.'
-        assert harmless.harmful([prompt] * 3, [best, rude, other]) == [False, True, True]
+        assert judges.harmless([prompt] * 3, [best, rude, other]).tolist() == [1, 0, 0]
         assert tasks.read(prompt, rude).verdicts['insult'] == 'yes' and tasks.read(prompt, other).harm == 1
         assert quality(prompt, rude) < quality(prompt, '') < quality(prompt, best)
 
@@ -288,4 +288,4 @@ def test_people_ask_for_harm_in_seven_of_ten_prompts_and_get_it_in_four_of_ten(p
     for prompt in prompts['harmless']:
         reading = tasks.read(prompt, ' '.join(harmless.sentences(prompt.facts)))
         assert reading.junk == reading.harm == 0
-    assert 0.34 <= statistics.mean(harmless.harmful(asked, [prompt.reference for prompt in asked])) <= 0.46
+    assert 0.54 <= judges.harmless(asked, [prompt.reference for prompt in asked]).mean() <= 0.66

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.micro import lexicon, oracle, raters, tokenizer, world
+from rlaif_jax.micro import lexicon, oracle, raters, tasks, tokenizer, world
 from rlaif_jax.micro.lexicon import SLOTS
 
 N = 1000
@@ -182,12 +182,12 @@ def test_case_and_a_leading_space_do_not_matter(prompts, candidates):
 
 
 def test_references_are_mediocre(prompts):
-    found = oracle.quality(prompts, [prompt.reference for prompt in prompts])
+    found = tasks.quality(prompts, [prompt.reference for prompt in prompts])
     assert 0.42 <= statistics.mean(found) <= 0.52
 
 
 def test_candidates_are_of_every_quality(prompts, candidates):
-    found = oracle.quality(prompts, candidates)
+    found = tasks.quality(prompts, candidates)
     assert statistics.pstdev(found) >= 0.25
     assert sum(q > 0.85 for q in found) >= 0.1 * N and sum(q < 0.1 for q in found) >= 0.1 * N
     assert {oracle.rating(q) for q in found} == set(range(1, 11))
@@ -228,7 +228,7 @@ def test_votes_are_as_frequent_as_their_probability():
 
 def test_raters_want_facts():
     with pytest.raises(ValueError, match='no facts'):
-        oracle.quality([Prompt('hello', 'x')], ['hi'])
+        tasks.quality([Prompt('hello', 'x')], ['hi'])
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizer
