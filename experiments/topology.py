@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -200,11 +201,12 @@ def show(name: str, config: Any, folder: Path, named: str, price: float | None, 
             log.say('programs for a GPU are compiled where there is one (--topology=local): this is arithmetic alone')
         if changes:
             log.say(f'so that the mesh divides batches: {plan.spelled(changes)}')
-        found = []
-        with log.progress(f'compiling for {target.name}', len(fitted.lines(folder))) as bar:
+        found, count = [], len(fitted.lines(folder))
+        with log.progress(f'stages compiled for {target.name}', count) if target.devices else nullcontext() as bar:
             for stage in stages(fitted, folder, target):
                 found.append(stage)
-                bar.advance()
+                if bar:
+                    bar.advance()
         written = _tell(name, fitted, target, found, price)
         out.mkdir(parents=True, exist_ok=True)
         file = out / f'{name}-{target.name}'
