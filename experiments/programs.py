@@ -251,7 +251,8 @@ class _Stage:
             slots = read.prompt + read.tail
             logits = 3 * rows * cfg.vocab // self.tensor * WORD
             work = _layer_work(cfg, rows, read.prompt, self.tensor)
-            working = 2 * rows * slots * kept + max(work, logits) + layers + int(count(cfg) * word / self.mesh.size)
+            copy = 0 if own == self.bytes_of(_frozen(cfg)) else count(cfg) * word // self.mesh.size  # what is cast once
+            working = rows * slots * kept + max(work, logits) + layers + copy
             seen = read.prompt * (read.prompt / 2 + read.prefix) + read.tail * (slots - read.tail / 2 + read.prefix)
             flops = _forward(cfg, slots, seen, read.tail + 1)
             traffic = weights * (1 + read.tail) + rows * kept * read.tail * (read.prompt + read.tail / 2)
