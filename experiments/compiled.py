@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import jax
@@ -56,6 +56,7 @@ class Found:
     sent: dict[str, float]  # bytes a call, by kind of collective, from or to each device
     seconds: float  # that compiling took
     fits: bool = True  # False: the compiler found no way
+    gathered: tuple[str, ...] = ()  # arrays that ought to be split, and are whole on a device at some time
 
     @classmethod
     def estimated(cls, program: Program) -> Found:
@@ -71,7 +72,8 @@ def compile(program: Program, kind: str) -> Found:
     file = cache and cache / 'rlaif_jax' / 'compiled' / f'{hashlib.sha256(what).hexdigest()[:24]}.json'
     if file and file.exists():
         try:
-            return Found(**json.loads(file.read_text(encoding='utf-8')))
+            kept = json.loads(file.read_text(encoding='utf-8'))
+            return Found(**kept | {'gathered': tuple(kept.get('gathered', ()))})
         except (ValueError, TypeError):
             pass  # of another version, or cut off: it is found again
     began = time.perf_counter()
@@ -93,8 +95,9 @@ def compile(program: Program, kind: str) -> Found:
         made = (
             of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.generated_code_size_in_bytes
         )
-        sent = collectives(compiled.as_text())
-        found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began)
+        text = compiled.as_text()
+        sent, large = collectives(text), gathered(text, program.split)
+        found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began, gathered=large)
     if file and paths.writable(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(log.to_json(asdict(found)), encoding='utf-8')
@@ -136,6 +139,12 @@ def collectives(text: str) -> dict[str, float]:
     for (kind, _), amount in found.items():
         out[kind] = out.get(kind, 0.0) + amount
     return {kind: amount for kind, amount in sorted(out.items()) if amount}
+
+
+def gathered(text: str, split: Mapping[str, int]) -> tuple[str, ...]:
+    """Of arrays by name, with how many numbers each has in all, those that are whole somewhere in a compiled program."""
+    sizes = {math.prod(int(n) for n in shape.split(',')) for _, shape in set(_ARRAY.findall(text)) if shape}
+    return tuple(name for name, size in split.items() if size in sizes)
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -79,6 +79,9 @@ class Program:
     flops: float  # of its products in a call
     traffic: float  # bytes that a call moves between memory and chip, at least
     lower: Callable[[], jax.stages.Lowered]
+    split: Mapping[
+        str, int
+    ]  # arrays that are too large to be whole on a device of several, and how many numbers each has
 
     @property
     def need(self) -> int:
@@ -198,6 +201,7 @@ class _Stage:
             flops=one * passes / self.mesh.size,
             traffic=moved,
             lower=self._lower_update,
+            split=self._split(cfg, how.batch // how.parts, read),
         )
 
     def _read_of_update(self) -> int:
@@ -273,7 +277,16 @@ class _Stage:
             flops=flops * read.rows / self.mesh.size,
             traffic=traffic,
             lower=partial(self._lower_read, read),
+            split=self._split(cfg, read.rows, T),
         )
+
+    def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, int]:
+        """Parameters of all layers, where the mesh splits them, and the logits of every token of these rows."""
+        shapes, found = _shapes(cfg), {}
+        for name, where in axes.shardings(shapes, self.mesh).items():
+            if '_L' in name and where.shard_shape(shapes[name].shape) != shapes[name].shape:
+                found[name] = shapes[name].size
+        return found | ({'logits_BTV': rows * length * cfg.vocab} if length and self.mesh.size > 1 else {})
 
     def _sizes(self, read: Read) -> transformer.Config:
         cfg = self.sizes[read.role]

@@ -64,5 +64,9 @@ def test_a_program_of_real_devices_sends_what_its_arithmetic_says():
     assert found['all-gather'] == pytest.approx(5 * 16 * 8 * 4 * 3 / 4)
 
 
+def test_an_array_that_is_whole_somewhere_is_named():
+    assert compiled.gathered(TEXT, {'a_LDF': 64 * 16, 'b_LDF': 64 * 15, 'logits_BTV': 128}) == ('a_LDF', 'logits_BTV')
+
+
 def test_a_program_on_one_device_sends_nothing():
     assert compiled.collectives(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == {}
