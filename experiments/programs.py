@@ -179,7 +179,7 @@ class _Stage:
         word = _word(cfg)
         read = self._read_of_update()  # positions behind which the vocabulary is looked at
         saved = networks * cfg.layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
-        layer = _layer_work(cfg, rows, T, self.tensor) * (2 if how.remat else 1)
+        layer = _layer_work(cfg, rows, T, self.tensor) * (1.4 if how.remat else 1)
         logits = 3 * rows * min(read, CHUNK) * cfg.vocab // self.tensor * WORD
         state = self.state()
         trained = self.bytes_of({name: one['params'] for name, one in state.items()})
@@ -254,15 +254,16 @@ class _Stage:
         if read.does == 'writes':
             slots = read.prompt + read.tail
             logits = 3 * rows * cfg.vocab // self.tensor * WORD
-            work = _layer_work(cfg, rows, read.prompt, self.tensor)
+            work = _layer_work(cfg, rows, read.prompt, self.tensor, trained=False)
             copy = 0 if own == self.bytes_of(_frozen(cfg)) else count(cfg) * word // self.mesh.size  # what is cast once
-            working = rows * slots * kept + max(work, logits) + layers + copy
+            working = 2 * rows * slots * kept + max(work, logits) + layers + copy  # a loop's cache is there twice
             seen = read.prompt * (read.prompt / 2 + read.prefix) + read.tail * (slots - read.tail / 2 + read.prefix)
             flops = _forward(cfg, slots, seen, read.tail + 1)
             traffic = weights * (1 + read.tail) + rows * kept * read.tail * (read.prompt + read.tail / 2)
         else:
             heads_read = 3 * read.branches if read.does == 'answers' else 0
-            work = _layer_work(cfg, rows, T, self.tensor) + rows * T * (read.prefix * cfg.heads // self.tensor) * WORD
+            work = _layer_work(cfg, rows, T, self.tensor, trained=False)
+            work += rows * T * (read.prefix * cfg.heads // self.tensor) * WORD
             working = max(work, 2 * rows * heads_read * cfg.vocab // self.tensor * WORD) + layers
             branch = read.tail * (read.prompt + read.tail / 2)
             seen = read.prompt**2 / 2 + read.branches * branch + T * read.prefix
@@ -392,18 +393,21 @@ def _layer_bytes(cfg: transformer.Config) -> int:
     return (count(cfg) - cfg.vocab * cfg.width * (1 if cfg.tied else 2)) // cfg.layers
 
 
-def _kept(cfg: transformer.Config) -> int:
-    """Numbers that the backward pass keeps of a token in a layer: norms and residuals, queries to outputs, gates."""
-    return 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn
+def _kept(cfg: transformer.Config, trained: bool = True) -> int:
+    """Numbers that a layer makes of a token: norms and residuals, queries to outputs, gates. Without a backward pass to
+    keep them for, those of one step give way to those of the next.
+    """
+    width, heads, ffn = (8, 6, 6) if trained else (2, 4, 2)
+    return width * cfg.width + heads * cfg.heads * cfg.head_dim + ffn * cfg.ffn
 
 
-def _layer_work(cfg: transformer.Config, rows: int, length: int, tensor: int) -> int:
+def _layer_work(cfg: transformer.Config, rows: int, length: int, tensor: int, trained: bool = True) -> int:
     """Bytes that one layer computes on the way: what is kept of it, and a block of attention's rows before and behind
     softmax.
     """
     blocks = min(-(-length // 64), max(4, min(8, length // 96)))
     scores = 2 * rows * (cfg.heads // min(tensor, cfg.heads)) * -(-length // blocks) * length * WORD
-    return rows * length * _kept(cfg) * _word(cfg) + scores
+    return rows * length * _kept(cfg, trained) * _word(cfg) + scores
 
 
 def _forward(cfg: transformer.Config, tokens: float, seen: float, logits: float) -> float:
