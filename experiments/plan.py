@@ -23,7 +23,7 @@ from rlaif_jax.models.presets import GATED, PRESETS, Absent, resolve, sizes_of
 C = TypeVar('C')
 # What the interpreter and compiled programs take besides, on a CPU, GiB.
 BESIDES = 0.7
-TRIES = 6  # settings that are looked at for a stage that does not fit
+TRIES = 5  # settings that are looked at for a stage that does not fit
 
 
 def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
@@ -128,9 +128,15 @@ def show(name: str, config: Any, folder: Path) -> None:
         )
     if told := circular(lines):
         log.say(told)
-    if lacking := absent(config, folder):
-        log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))
-    log.say(f'on disk, once all is made: about {gib(disk(lines, config))}')
+    for text in needed(config, folder):
+        log.say(text)
+
+
+def needed(config: Any, folder: Path) -> list[str]:
+    """What a run would fetch and write, in words."""
+    lacking = absent(config, folder)
+    found = ['\n'.join(['not on this machine; a run would fetch', *lacking])] if lacking else []
+    return [*found, f'on disk, once all is made: {gib(disk(config.lines(folder), config))}']
 
 
 def verdict(large: Sequence[tuple[Line, Program]], usable: float) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -148,23 +148,36 @@ def compile_line(
 
 
 def instead(config: Any, folder: Path, line: Line, target: Target, pool: ThreadPoolExecutor) -> str:
-    """The first setting with which a stage fits, in words; '' where none of `plan.TRIES` does."""
-    for changes in plan.settings(config, line, target.count):
+    """The first of `others` with which a stage fits, in words."""
+    for words, changed, on in others(config, line, target):
         try:
-            changed = bind(config, changes)
-            mesh = target.mesh(changed)
+            mesh = on.mesh(changed)
             for name, size in plan.batches(changed).items():
                 axes.check_batch(name, size, mesh)
             same = next(one for one in changed.lines(folder) if plan.title(one) == plan.title(line))
         except (Mistake, StopIteration):
             continue
         estimate = plan.largest_of(same, plan.sizes_in(same, changed), mesh)
-        if not estimate or estimate.need > 1.25 * target.usable * GIB:
+        if not estimate or estimate.need > 1.25 * on.usable * GIB:
             continue  # not worth a compilation
-        stage = Stage(same, tuple(call() for call in compile_line(same, changed, mesh, target, pool)))
-        if stage.largest and stage.fits(target.usable):
-            return f'{plan.spelled(changes)} fits ({stage.largest.need / GIB:.3g} GiB)'
-    return f'take {target.larger.name}, or a smaller model' if target.larger else 'take a smaller model'
+        stage = Stage(same, tuple(call() for call in compile_line(same, changed, mesh, on, pool)))
+        if stage.largest and stage.fits(on.usable):
+            return f'{words} fits ({stage.largest.need / GIB:.3g} GiB)'
+    return 'take more chips, or a smaller model'
+
+
+def others(config: Any, line: Line, target: Target) -> Iterator[tuple[str, Any, Target]]:
+    """What may be tried where a stage does not fit: other settings, then the next larger slice. In words, as a config, and
+    on what.
+    """
+    for changes in plan.settings(config, line, target.count):
+        with suppress(Mistake):
+            yield plan.spelled(changes), bind(config, changes), target
+    if target.larger:
+        larger = Target.of(target.larger.name)
+        with suppress(Mistake):
+            changed, changes = dividing(config, larger.count)
+            yield ' '.join(filter(None, [larger.name, plan.spelled(changes)])), changed, larger
 
 
 def dividing(config: Any, devices: int) -> tuple[Any, dict[str, Any]]:
@@ -208,6 +221,8 @@ def show(name: str, config: Any, folder: Path, named: str, price: float | None, 
                 if bar:
                     bar.advance()
         written = _tell(name, fitted, target, found, price)
+        for needed in plan.needed(fitted, folder):
+            log.say(needed)
         out.mkdir(parents=True, exist_ok=True)
         file = out / f'{name}-{target.name}'
         log.write_whole(file.with_suffix('.json'), log.to_json(_record(name, fitted, target, found, price)) + '\n')

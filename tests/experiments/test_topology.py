@@ -87,6 +87,23 @@ def test_what_does_not_fit_is_said_with_a_setting_that_does(estimated, tmp_path)
     assert again['reinforce'].fits(30.0)
 
 
+def test_the_next_slice_is_tried_last(estimated, monkeypatch, tmp_path):
+    usable = 9.5
+
+    def of(name):
+        found = topology.chips.find(name)
+        return Target(name, str(found), found.chip, usable, found.chips, (), found.next())
+
+    monkeypatch.setattr(Target, 'of', of)
+    config = find('tldr_rm_ai')(SCALES['gemma2'])  # a labeler of 27B, whose weights no setting makes smaller
+    with downloading_nothing():
+        _, labels, *_ = topology.stages(config, tmp_path / 'run', of('v5e-8'))
+        assert labels.line.name == 'labels' and 'v5e-16 ' in labels.instead and 'fits' in labels.instead
+        usable = 0.1
+        lost = next(topology.stages(config, tmp_path / 'run', of('v5e-8')))
+    assert 'smaller model' in lost.instead
+
+
 def test_no_more_than_six_settings_are_tried():
     config = find('tldr_rlaif')(SCALES['gemma2'])
     with downloading_nothing():
