@@ -142,7 +142,7 @@ def slice_of(chip: Chip, shape: str) -> Slice:
     return Slice(f'{chip.name}-{count}', chip, shape)
 
 
-def find(name: str) -> Slice:
+def find(name: str, flag: str = '--topology') -> Slice:
     """The slice of that name, such as v5e-16 (or v5litepod-16), v5p-32, v6e-64, tpu7x-16.
 
     Raises `Mistake` naming the nearest ones.
@@ -159,7 +159,7 @@ def find(name: str) -> Slice:
         near = sorted(own, key=lambda one: abs(math.log(int(one.partition('-')[2]) / max(int(count), 1))))[:2]
     else:
         near = own or difflib.get_close_matches(typed, known, 3, 0.0)
-    raise Mistake(f'--topology={name}: no such slice; did you mean {" or ".join(near)}?')
+    raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}?')
 
 
 def of_device(device: jax.Device) -> Chip | None:

@@ -72,6 +72,20 @@ def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
             )
 
 
+def check_devices(config: Any, devices: int) -> None:
+    """Raises `Mistake` where a mesh would leave some of so many devices out, or does not divide a batch."""
+    shape = shape_of(config, devices)
+    mesh = AbstractMesh(shape, axes.MESH_AXES)
+    if mesh.size < devices:
+        sizes = ', '.join(f'mesh.{axis}={size}' for axis, size in mesh.shape.items())
+        raise Mistake(
+            f'{sizes} leaves {devices - mesh.size} of {devices} devices idle; give mesh.data=-1 or mesh.fsdp=-1'
+        )
+    for _, one in variants(config):
+        for name, size in batches(one).items():
+            axes.check_batch(name, size, mesh)
+
+
 def variants(config: C) -> Iterator[tuple[str, C]]:
     """Each of a config's variants, which are bindings, with the config that it makes; the config itself without any."""
     for variant in getattr(config, 'variants', ()) or ('',):

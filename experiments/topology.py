@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -121,13 +121,23 @@ class Stage:
 def stages(config: Any, folder: Path, target: Target) -> Iterator[Stage]:
     """Every stage of an experiment, compiled; those that do not fit with a setting that does, where one is found."""
     mesh, lines = target.mesh(config), config.lines(folder)
-    with ThreadPoolExecutor(axes.cores()) as pool:
+    with _pool() as pool:
         for line, calls in [(line, compile_line(line, config, mesh, target, pool)) for line in lines]:
             stage = Stage(line, tuple(call() for call in calls))
             if stage.calls and not stage.fits(target.usable):
                 log.say(f'{plan.title(line, " ")} does not fit; trying other settings')
                 stage = replace(stage, instead=instead(config, folder, line, target, pool))
             yield stage
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that compile. Whoever stops the program does not wait for what they have begun."""
+    pool = ThreadPoolExecutor(axes.cores())
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def compile_line(

@@ -113,9 +113,12 @@ def check_here() -> None:
 
 
 def refuse(error: OSError) -> int:
-    """Says what the system would not do. Returns the exit status; raises an error that is of another kind again."""
+    """Says what the system would not do. Returns the exit status; raises an error of another kind again."""
     from rlaif_jax import config, log
 
+    if isinstance(error, BrokenPipeError):  # who read what is printed, as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     if not config.refused(error):
         raise error
     told = f'{error.filename or "a file"}: {error.strerror or error}; put that right, and the same command goes on'
@@ -337,14 +340,19 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
 def plan_for(name: str, config: Any, folder: Path, flags: argparse.Namespace) -> int:
     """Plan the run for devices that need not be here. The plan is all that is written."""
     from experiments import topology
+    from rlaif_jax import log
     from rlaif_jax.config import Mistake
     from rlaif_jax.models.presets import downloading_nothing
 
     if not flags.dry_run:
         raise Mistake(f'--topology={flags.topology}: is for plans; add --dry_run')
     plans = stages_of(flags, folder).with_name('plans')
-    with downloading_nothing():
-        topology.show(f'{name}-{flags.scale or "micro"}', config, folder, flags.topology, flags.price, plans)
+    try:
+        with downloading_nothing():
+            topology.show(f'{name}-{flags.scale or "micro"}', config, folder, flags.topology, flags.price, plans)
+    except KeyboardInterrupt:
+        log.error('stopped; what was compiled is kept, and the same command goes on')
+        return 130
     return 0
 
 

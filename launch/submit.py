@@ -24,6 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/submit.py` puts launch/, not the root, on the path
 
+from experiments import chips, plan  # noqa: E402
 from launch import run as launcher  # noqa: E402
 from rlaif_jax import log, paths  # noqa: E402
 from rlaif_jax.config import MOST, Mistake, bind, check_within, literal, nearest, parse_binding, same  # noqa: E402
@@ -42,6 +43,7 @@ class Task:
     arguments: tuple[str, ...]  # of launch/run.py, but for its folders
     folder: Path
     stages: Path
+    config: Any
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Job:
     def __post_init__(self) -> None:
         check_within(self, 1, MOST, 'nodes')
         check_within(self, 0, MOST, 'gpus', 'retries')
+
+    def devices(self, jobs: Jobs) -> int:
+        """How many a run has; 0 where that is a CPU's own affair."""
+        return self.gpus * (1 if jobs.alone else self.nodes)
 
     def given(self) -> dict[str, str | None]:
         """`set` by name; None where there is no value."""
@@ -172,6 +178,10 @@ class Sky(Job):
             raise Mistake(f'--nodes={self.nodes}: a TPU slice is one node, however many machines it has')
         if jobs.parallel:
             raise Mistake(f'--parallel={jobs.parallel}: SkyPilot starts all at once; leave it out')
+        output = getattr(jobs.tasks[-1].config, 'output', '')
+        if getattr(jobs.tasks[-1].config, 'input', '') and output and not output.startswith(f'{self.mount}/'):
+            kept = Path(self.mount, Path(output).name)
+            raise Mistake(f'output={output} would be lost with the machine; name a path in the bucket, output={kept}')
         kind = f'tpu-{chip.replace("v5e", "v5litepod")}-{size}:1' if chip else f'{self.accelerator}:{self.gpus}'
         slice_args = {'runtime_version': RUNTIMES[chip], 'gcp_queued_resource': self.queued} if chip else ''
         recovery = {'max_restarts_on_errors': self.retries, 'recover_on_exit_codes': [130]}
@@ -195,6 +205,12 @@ class Sky(Job):
                 for task in jobs.tasks
             ],
         )
+
+    def devices(self, jobs: Jobs) -> int:
+        if not slice_of(self.accelerator)[0]:
+            return super().devices(jobs)
+        found = chips.find(self.accelerator, '--accelerator')
+        return found.chips * found.chip.devices
 
     def kept(self, folder: Path) -> Path:
         """Where machines see what lies in `folder` here."""
@@ -326,7 +342,7 @@ def jobs_of(flags: argparse.Namespace, arguments: list[str] | None) -> Jobs:
     folder = launcher.default_folder(run, name, config, text) if flags.workdir is None else paths.typed(flags.workdir)
     if (folder / 'config.gin').exists():
         open_folder(folder, text, same(config))
-    whole = Task(tuple(words), folder, launcher.stages_of(flags, folder))
+    whole = Task(tuple(words), folder, launcher.stages_of(flags, folder), config)
     typed = command('submit.py', sys.argv[1:] if arguments is None else arguments)
     if flags.shards is None:
         if flags.parallel is not None:
@@ -402,6 +418,9 @@ def hand_over(jobs: Jobs, kind: str, flags: argparse.Namespace) -> int:
             f'--go: there is no {asked.command} here; without it the job is written, to be taken where one is'
         )
     file, text, lines = jobs.place / asked.file, asked.text(jobs), asked.lines(jobs)
+    if devices := asked.devices(jobs):
+        for task in jobs.tasks:
+            plan.check_devices(task.config, devices)
     paths.check_file(file)
     jobs.place.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f'.{file.name}.partial')

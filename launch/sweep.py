@@ -302,7 +302,7 @@ def hand_over(flags: argparse.Namespace, arguments: list[str] | None) -> int:
     jobs = submit.Jobs(
         folder.name,
         folder,
-        [submit.Task(point.arguments, point.folder, point.stages) for point in points],
+        [submit.Task(point.arguments, point.folder, point.stages, point.config) for point in points],
         [[number[point] for point in wave] for wave in waves(left)],
         submit.command('sweep.py', typed),
         parallel=flags.parallel,

@@ -44,14 +44,18 @@ CASES = {
         '--time=24:00:00', '--set', 'qos=high', '--set', 'partition=gpu,long', '--set=grace=600', '--set', 'mem=500G',
         'mesh.fsdp=-1',
     ],
-    'shards.sh': ['--to=slurm', '--experiment=label', '--shards=3', '--parallel=2', '--gpus=4', 'input=pairs.jsonl'],
+    'shards.sh': [
+        '--to=slurm', '--experiment=label', '--shards=3', '--parallel=2', '--gpus=4', 'input=pairs.jsonl', 'mesh.data=-1',
+    ],
     'points.sh': ['--backend=slurm', *POINTS, '--parallel=2'],
-    'slice.yaml': ['--to=sky', 'tldr_direct', '--site=site.toml', '--accelerator=v5e-16', '--workdir=runs/one'],
+    'slice.yaml': [
+        '--to=sky', 'tldr_direct', '--site=site.toml', '--accelerator=v5e-16', '--workdir=runs/one', 'mesh.data=-1',
+    ],
     'nodes.yaml': [
         '--to=sky', 'tldr_direct', '--site=site.toml', '--accelerator=H100', '--gpus=8', '--nodes=2', '--workdir=runs/one',
-        '--retries=1', '--set', 'disk_size=512', '--set', 'spot=False',
+        '--retries=1', '--set', 'disk_size=512', '--set', 'spot=False', 'mesh.data=-1',
     ],
-    'points.yaml': ['--backend=sky', '--site=site.toml', '--accelerator=v6e-8', *POINTS],
+    'points.yaml': ['--backend=sky', '--site=site.toml', '--accelerator=v6e-8', *POINTS, 'mesh.data=-1'],
 }  # fmt: skip
 
 
@@ -147,7 +151,7 @@ def test_skypilot_takes_it(case):
 
 def test_a_run_of_the_same_folder_is_not_refused(here, capsys):
     """The job lies beside it, and is rewritten only where nobody has changed it."""
-    line = ['--to=slurm', '--experiment=tldr_direct', '--workdir=runs/one']
+    line = ['--to=slurm', '--experiment=tldr_direct', '--workdir=runs/one', 'mesh.data=-1']
     assert given(line) == 0 == given([*line, '--gpus=2'])
     assert not (here / 'runs' / 'one').exists()
     file = written(here)
@@ -177,6 +181,10 @@ BAD = {  # what is typed -> what is said
     '--to=slurm tldr_direct --set grace=soon': 'grace: wants int',
     '--to=sky tldr_direct --accelerator=v5e-16': 'bucket in [sky]',
     '--to=sky tldr_direct --set bucket=b': '--accelerator=v5e-16',
+    '--to=slurm tldr_direct --gpus=2': 'mesh.data=-1',
+    '--to=slurm tldr_direct --nodes=3 --gpus=8 mesh.data=-1': 'batch',
+    '--to=sky tldr_direct --set bucket=b --accelerator=v5e-20 mesh.data=-1': 'v5e-16',
+    '--to=sky --experiment=label --set bucket=b --accelerator=v5e-1 input=a.jsonl output=b.jsonl': '/bucket/b.jsonl',
     '--to=sky tldr_direct --set bucket=b --accelerator=v5x-16': 'v5',
     '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --nodes=2': '--nodes=2',
     '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --time=1:00': 'time',
@@ -295,7 +303,7 @@ def test_tasks_that_end_one_after_the_other_are_all_waited_for(queue, stub):
     (stub / 'run.py').write_text(slow, encoding='utf-8')
     for rank in range(2):
         (stub / f'statuses-{rank}').write_text('130 0', encoding='utf-8')
-    assert given([*LINE, '--gpus=2']) == 0
+    assert given([*LINE, '--gpus=2', 'mesh.data=-1']) == 0
     assert sorted(events(stub)) == ['one 0', 'one 0', 'one 1', 'one 1'] and not list(stub.rglob('tries-*'))
 
 
@@ -324,7 +332,7 @@ def test_points_of_a_sweep_run_in_waves_that_share_no_unmade_stage_and_then_make
 
 def test_shards_come_before_the_run_that_puts_them_together(queue, stub):
     line = ['--to=slurm', '--experiment=label', '--workdir=runs/labels', '--shards=3', '--gpus=4', '--go']
-    assert given(line) == 0
+    assert given([*line, 'mesh.data=-1']) == 0
     assert events(stub) == ['1/3 0', '2/3 0', '3/3 0', 'labels 0']  # a process each, whatever its GPUs
     assert (queue / '10_3.begins').read_text(encoding='utf-8').strip() == 'afterok:7'
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Made by: python /clone/launch/submit.py --to=slurm --experiment=label --shards=3 --parallel=2 --gpus=4 input=pairs.jsonl
+# Made by: python /clone/launch/submit.py --to=slurm --experiment=label --shards=3 --parallel=2 --gpus=4 input=pairs.jsonl mesh.data=-1
 # To run it:
 #   wave=$(sbatch --parsable --array=0-2%2 runs/label-micro-s0-d7cc8f.job/slurm.sh)
 #   sbatch --array=3%2 --dependency=afterok:${wave%;*} runs/label-micro-s0-d7cc8f.job/slurm.sh
@@ -18,10 +18,10 @@ cd /here || exit 2
 export JAX_COMPILATION_CACHE_DIR=runs/programs  # a run that comes back on other machines finds its programs
 
 case $SLURM_ARRAY_TASK_ID in
-0) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl shard=1/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
-1) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl shard=2/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
-2) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl shard=3/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
-3) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
+0) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl mesh.data=-1 shard=1/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
+1) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl mesh.data=-1 shard=2/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
+2) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl mesh.data=-1 shard=3/3 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
+3) run=(python /clone/launch/run.py --experiment=label input=pairs.jsonl mesh.data=-1 --workdir=runs/label-micro-s0-d7cc8f --stages=runs/stages) ;;
 *) echo "this is an array: sbatch --array=0-3" >&2; exit 2 ;;
 esac
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID  # one number may name the whole array
