@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import venv
@@ -64,25 +65,26 @@ def keep(outputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def execute(folder: Path) -> dict[str, Any]:
-    """The notebook as a fresh environment and a fresh clone in `folder` leave it."""
-    clone, programs = folder / 'rlaif', folder / 'env' / 'bin'
+    """The notebook as it ran in `folder`, in a fresh environment and a fresh clone, whose places it does not name."""
+    clone, programs = folder / 'rlaif', folder / 'env/bin'
     notebook = clone / NOTEBOOK.relative_to(ROOT)
     environment = {**os.environ, 'PYTHONPATH': '', 'PIP_QUIET': '3'}
-    venv.create(programs.parent, with_pip=True)
-    for command in (
-        ['git', 'clone', '--quiet', ROOT, clone],
-        ['cp', NOTEBOOK, notebook],
-        [programs / 'python', '-m', 'pip', 'install', 'nbclient', 'ipykernel'],
-        [programs / 'jupyter', 'execute', '--inplace', notebook],
-    ):
+
+    def run(*command: str | Path) -> None:
         subprocess.run(command, env=environment, check=True)
-    return json.loads(notebook.read_text(encoding='utf-8'))
+
+    venv.create(programs.parent, with_pip=True)
+    run(programs / 'python', '-m', 'pip', 'install', 'nbclient', 'ipykernel')
+    run('git', 'clone', '--quiet', ROOT, clone)
+    shutil.copy(NOTEBOOK, notebook)
+    run(programs / 'jupyter', 'execute', '--inplace', notebook)
+    return json.loads(notebook.read_text(encoding='utf-8').replace(f'{programs}/', '').replace(str(clone), clone.name))
 
 
 def main() -> None:
     book = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
     with tempfile.TemporaryDirectory() as folder:
-        ran = {cell['id']: cell for cell in execute(Path(folder))['cells']}
+        ran = {cell['id']: cell for cell in execute(Path(folder).resolve())['cells']}
     for number, name in enumerate(code(book), 1):
         cell = next(cell for cell in book['cells'] if cell['id'] == name)
         cell |= {'execution_count': number, 'outputs': keep(ran[name]['outputs'])}
