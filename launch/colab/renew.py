@@ -82,13 +82,14 @@ def execute(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    book = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
     with tempfile.TemporaryDirectory() as folder:
-        ran = {cell['id']: cell for cell in execute(Path(folder).resolve())['cells']}
+        ran = execute(Path(folder).resolve())
+    outputs = {cell['id']: keep(cell.get('outputs', [])) for cell in ran['cells']}
+    book = json.loads(NOTEBOOK.read_text(encoding='utf-8'))  # somebody may have edited it meanwhile; the digest tells
     for number, name in enumerate(code(book), 1):
         cell = next(cell for cell in book['cells'] if cell['id'] == name)
-        cell |= {'execution_count': number, 'outputs': keep(ran[name]['outputs'])}
-    book['metadata']['outputs_of'] = digest(book)
+        cell |= {'execution_count': number, 'outputs': outputs.get(name, [])}
+    book['metadata']['outputs_of'] = digest(ran)
     NOTEBOOK.write_text(json.dumps(book, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
     repository = re.search("^REPOSITORY = '(.*?)'", code(book)['settings'], re.MULTILINE)[1]
     for path in BADGED:

@@ -146,9 +146,10 @@ def test_outputs_are_clean(name):
     text = said(OUTPUTS[name])
     assert {one['output_type'] for one in OUTPUTS[name]} <= {'stream', 'display_data'}
     assert renew.keep(OUTPUTS[name]) == OUTPUTS[name] and renew.clean(text) == text
-    assert not re.search(r'(?<![\w.)~<])~?/\w+/|\b[A-Z]:\\|Traceback|\w+Warning|^error', text, re.MULTILINE), (
-        'of a machine'
+    foreign = (
+        r'(?<![\w.)~])~?/\w+/|\b[A-Z]:\\|Traceback|\w+Warning|^error'  # paths of a machine, and what went wrong on it
     )
+    assert not re.search(foreign, text, re.MULTILINE)
 
 
 def test_the_notebook_is_small():
@@ -180,13 +181,14 @@ def test_renewing_replaces_outputs_and_badges_and_nothing_else(tmp_path, monkeyp
     guide.write_text(badge, encoding='utf-8')
     for name, value in {'ROOT': tmp_path, 'NOTEBOOK': notebook, 'BADGED': (notebook, guide)}.items():
         monkeypatch.setattr(renew, name, value)
-    monkeypatch.setattr(renew, 'execute', lambda _: {'cells': [text, cell | {'source': ['other'], 'outputs': ran}]})
+    other = {'cells': [text, cell | {'source': ['what was executed'], 'outputs': ran}]}
+    monkeypatch.setattr(renew, 'execute', lambda folder: other)
     renew.main()
 
     after = json.loads(notebook.read_text(encoding='utf-8'))
     there = f'# π\n[colab]: {renew.COLAB}github/NAME/code/blob/main/launch/colab/rlaif.ipynb\nmore'
     assert ''.join(after['cells'][0]['source']) == guide.read_text(encoding='utf-8') == there
-    assert after['metadata'] == {'kernelspec': {}, 'outputs_of': renew.digest(before)}
+    assert after['metadata'] == {'kernelspec': {}, 'outputs_of': renew.digest(other)}
     assert after['cells'][1] == cell | {
         'source': source,
         'execution_count': 1,
@@ -195,8 +197,7 @@ def test_renewing_replaces_outputs_and_badges_and_nothing_else(tmp_path, monkeyp
             {'output_type': 'display_data', 'data': {'image/png': 'x'}, 'metadata': {}},
         ],
     }
-    after['cells'][1]['source'] = [*source, '+1']
-    assert renew.digest(after) != renew.digest(before)
+    assert renew.digest(other) != renew.digest(before) == renew.digest(after)
 
 
 def test_badges_lead_to_the_notebook_where_its_address_is_known():
