@@ -39,6 +39,8 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'gpu': ['jax[cuda12]'],
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
         'test': TEST,
         'dev': [*TEST, 'ruff>=0.8'],
         'wandb': ['wandb>=0.31'],

@@ -12,7 +12,7 @@ import experiments
 from experiments import judging, stages
 from experiments.arms import TASKS
 from experiments.label import toy, warn_of_dialogues
-from experiments.plan import Line
+from experiments.programs import Line
 from experiments.report import report
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
 from rlaif_jax import axes, log

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.plan import Line
+from experiments.label import judges
+from experiments.programs import Line, Read
 from experiments.scales import Data, Evaluation
 from experiments.stages import Optimised
 from rlaif_jax import hosts, log
@@ -74,8 +75,12 @@ def line(cfg: Evaluation, folder: Path, policies: dict[str, str], length: int) -
     """The line of a plan for an evaluation: policies write, responses and prompts of up to `length` tokens, and a judge,
     where it is a model, reads each pair in both orders.
     """
-    reads = dict.fromkeys(policies, (cfg.batch, length)) | dict.fromkeys(models(cfg), (2 * cfg.batch, length // 4))
-    return Line('evaluation', folder, cfg.prompts, policies | models(cfg), reads=reads)
+    calls, tail = cfg.prompts / cfg.batch, max(length // 9, 1)  # the paper's are 1,024 and 128 tokens
+    reads = [Read(role, 'writes', cfg.batch, length - tail, tail, calls=calls) for role in policies]
+    if not cfg.simulated:
+        asked = preference.Config(technique=cfg.technique, batch=cfg.batch)
+        reads += judges('judge', cfg.judge, asked, calls * max(len(policies), 1))
+    return Line('evaluation', folder, cfg.prompts, policies | models(cfg), reads=tuple(reads))
 
 
 def judge_model(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> LM | None:

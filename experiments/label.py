@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.plan import Line
+from experiments.programs import Line, Read
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, chat, log, paths
 from rlaif_jax.config import SAME, Mistake
@@ -27,10 +27,10 @@ from rlaif_jax.evaluation import alignment, report
 from rlaif_jax.folder import shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.labeling.preference import Config, Label
-from rlaif_jax.labeling.prompts import simulated
+from rlaif_jax.labeling.prompts import Technique, simulated
 from rlaif_jax.labeling.store import Shard, Store, keeps, store_in
 from rlaif_jax.models import hf
-from rlaif_jax.models.presets import Absent, resolve
+from rlaif_jax.models.presets import PRESETS, Absent, resolve
 from rlaif_jax.text import Tokenizer
 
 __all__ = ['label']
@@ -214,8 +214,26 @@ def generation(column: str) -> int:
 
 def labels_line(name: str, folder: Path, pairs: int, labeler: str, asked: Config, of: str = '') -> Line:
     """The line of a plan for labels: pairs are read in both orders, and what their prompts share is read once."""
-    length = min(256 + asked.max_rationale, asked.max_length)  # a quarter of the paper's 1024 is what is not shared
-    return Line(name, folder, pairs, {'labeler': labeler}, reads={'labeler': (2 * asked.batch, length)}, of=of)
+    calls = pairs / asked.batch
+    return Line(name, folder, pairs, {'labeler': labeler}, reads=judges('labeler', labeler, asked, calls), of=of)
+
+
+# Tokens that plans take a pair for: posts of TL;DR have 512 at most, and most dialogues fewer; those of the packaged world
+# 128. The two responses and the question behind them, and a preamble with an exemplar or none.
+CONTEXT, RESPONSES, PREAMBLE = 512, 160, 256
+
+
+def judges(role: str, model: str, asked: Config, calls: float) -> tuple[Read, ...]:
+    """What a plan counts of a model that reads pairs in both orders, `asked.batch` of them a call."""
+    cot, context = Technique.parse(asked.technique).cot, 128 if model in PRESETS else CONTEXT
+    room = asked.max_length - PREAMBLE - asked.max_rationale * cot
+    context, prefix = max(min(context, room - RESPONSES), 1), PREAMBLE * (1 + Technique.parse(asked.technique).shots)
+    answers = Read(
+        role, 'answers', asked.batch, context, RESPONSES + asked.max_rationale * cot, 2, prefix, calls * asked.samples
+    )
+    prompt, rows = context + RESPONSES, 2 * asked.batch
+    rationales = Read(role, 'writes', rows, prompt, asked.max_rationale, 1, prefix, calls * asked.samples)
+    return (rationales, answers) if cot else (answers,)
 
 
 def check_prompts(labeler: str, cfg: Config) -> None:

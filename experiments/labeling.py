@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.label import Asking, aligned, check_prompts, labels_line, store_of, written
-from experiments.plan import Line
+from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import SAME

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.plan import Line
+from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
 from rlaif_jax.config import MOST, SAME, Mistake, check_within

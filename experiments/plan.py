@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jax.sharding import AbstractMesh
+
+from experiments.chips import GIB, memory_of
+from experiments.programs import AnyMesh, Line, Program, count, programs
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
@@ -15,43 +18,21 @@ from rlaif_jax.data.source import Source
 from rlaif_jax.folder import busy, finished
 from rlaif_jax.labeling import prompts
 from rlaif_jax.models import hf, lora, transformer
-from rlaif_jax.models.presets import PRESETS, Absent, resolve, sizes_of
-from rlaif_jax.training import reinforce, reward_model, sft
-from rlaif_jax.training import state as training
+from rlaif_jax.models.presets import GATED, PRESETS, Absent, resolve, sizes_of
 
 C = TypeVar('C')
-WORD = 4  # bytes of a float32
-ASKED = (
-    'labeler',
-    'judge',
-    'reward model',
-    'reference',
-)  # nobody trains these: their matrices are in bfloat16 where products are
+# What the interpreter and compiled programs take besides, on a CPU, GiB.
+BESIDES = 0.7
+TRIES = 6  # settings that are looked at for a stage that does not fit
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a plan: a stage, or what the run itself does. It is done when its folder holds a result."""
-
-    name: str
-    folder: Path
-    steps: int
-    models: dict[str, str] = field(default_factory=dict)  # role -> model
-    training: sft.Config | reward_model.Config | reinforce.Config | None = None
-    length: int = 0  # tokens of a training row
-    # Of models that only read and write: role -> rows at a time, and tokens of each that are not read once for several.
-    reads: dict[str, tuple[int, int]] = field(default_factory=dict)
-    of: str = ''  # whose feedback it learns from, where stages of one name differ in it
-    there: int | None = None  # rows to train on, of prompts a row each response; None where nobody counted
-
-
-def check(config: Any, folder: Path) -> None:
+def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
     """Raises `Mistake` for what would stop the run later on: a mesh the devices cannot make, a batch the mesh does not
     divide, data or a model that is not there, rows longer than the model was made for, adapters of what it does not have.
 
     In `presets.downloading_nothing` what a run would download is passed over; `show` says what that is.
     """
-    mesh = axes.make_mesh(asdict(config.mesh))
+    mesh = mesh or axes.make_mesh(asdict(config.mesh))
     for _, one in variants(config):
         for name, size in batches(one).items():
             axes.check_batch(name, size, mesh)
@@ -122,22 +103,117 @@ def show(name: str, config: Any, folder: Path) -> None:
     )
     if (found := source(config)) and found.simulated:
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
-    rows, folders = [], {}
-    for line in config.lines(folder):
-        sizes = {role: _sizes(model, config.dtype) for role, model in line.models.items()}
+    lines, usable = config.lines(folder), memory_of(devices[0])
+    rows, folders, large = [], {}, []
+    for line in lines:
+        sizes = sizes_in(line, config)
         models = '\n'.join(f'{role}: {line.models[role]}, {_count(cfg)}' for role, cfg in sizes.items())
-        needed = '?' if None in sizes.values() else _bytes(memory(line, sizes))
-        optimizer = _bytes(optimizer_memory(line, sizes)) if line.training and needed != '?' else '–'
-        name = list(filter(None, (line.name, line.of)))
-        rows.append(['\n'.join(name), models or 'simulated', line.steps, needed, optimizer, _standing(line)])
-        folders.setdefault(line.folder, []).append(' '.join(name))
-    log.figures_table('plan', ['stage', 'models', 'steps', 'memory, in all', 'of it optimizer', 'state'], rows)
+        largest = largest_of(line, sizes, mesh)
+        need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
+        if largest and usable and largest.need > usable * GIB:
+            large.append((line, largest))
+        rows.append(
+            [title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)]
+        )
+        folders.setdefault(line.folder, []).append(title(line).replace('\n', ' '))
+    log.figures_table('plan', ['stage', 'models', 'steps', 'memory a device', 'most in', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
-    if told := circular(config.lines(folder)):
+    if usable:
+        log.say(f'a device has {usable:.4g} GiB: {verdict(large, usable)}')
+    for line, _ in large:
+        found = fitting(config, folder, line, usable, mesh)
+        log.say(
+            f'{title(line, " ")}: {found or "no setting of its own makes it fit; use more devices, or a smaller model"}'
+        )
+    if told := circular(lines):
         log.say(told)
     if lacking := absent(config, folder):
         log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))
+    log.say(f'on disk, once all is made: about {gib(disk(lines, config))}')
+
+
+def verdict(large: Sequence[tuple[Line, Program]], usable: float) -> str:
+    """Whether all stages fit, and by how much they do not."""
+    if not large:
+        return 'all fits'
+    over = [f'{title(line, " ")} by {one.need / GIB - usable:.3g} GiB' for line, one in large]
+    return f'too little for {", ".join(over)} (an estimate)'
+
+
+def title(line: Line, between: str = '\n') -> str:
+    return between.join(filter(None, (line.name, line.of)))
+
+
+def largest_of(line: Line, sizes: Mapping[str, transformer.Config | None], mesh: AnyMesh) -> Program | None:
+    """The program of a stage that needs most memory; None where it has none, or sizes are unknown."""
+    if None in sizes.values():
+        return None
+    return max(programs(line, sizes, mesh), key=lambda program: program.need, default=None)
+
+
+def fitting(config: Any, folder: Path, line: Line, usable: float, mesh: AnyMesh) -> str:
+    """The first setting with which a stage fits the memory of a device, in words; '' of none."""
+    for changes in settings(config, line, mesh.size):
+        changed = bind(config, changes)
+        same = next((one for one in changed.lines(folder) if title(one) == title(line)), None)
+        if same is None:
+            continue
+        found = largest_of(same, sizes_in(same, config), AbstractMesh(shape_of(changed, mesh.size), axes.MESH_AXES))
+        if found and found.need <= usable * GIB:
+            return f'{spelled(changes)} fits ({gib(found.need)})'
+    return ''
+
+
+def settings(config: Any, line: Line, devices: int) -> Iterator[dict[str, Any]]:
+    """What may make a stage smaller, the cheapest first, as bindings, `TRIES` at most: what only saves memory, then another
+    mesh, then adapters, which train something else.
+    """
+    values, tried = parse(dump(config)), 0
+    path = line.name.replace(' ', '_')
+    batch, parts, remat = (values.get(f'{path}.{name}') for name in ('batch', 'parts', 'remat'))
+    spread = {'mesh.data': 1, 'mesh.fsdp': -1, 'mesh.tensor': 1}
+    meshes = [spread] * (devices > 1 and config.mesh.fsdp != -1)
+    meshes += [{**spread, 'mesh.tensor': n} for n in (4, 8) if devices % n == 0 and config.mesh.tensor < n <= devices]
+    if line.training and parts:
+        more = [{f'{path}.parts': n} for n in (2 * parts, 4 * parts) if batch % n == 0 and batch // n >= devices]
+        found = [{f'{path}.remat': True}] * (not remat) + more
+        found += [one | mesh for mesh in meshes[:1] for one in (more[-1:] or [{}])] + meshes[1:2]
+        found += [{f'{path}.lora.rank': 16} | one for one in (more[-1:] or [{}])] * (not values[f'{path}.lora.rank'])
+    else:
+        field = {'labels': 'label.batch', 'label': 'label.batch', 'evaluation': 'evaluation.batch'}.get(line.name, '')
+        rows = values.get(field, 0)
+        found = [{field: rows // n} for n in (2, 4) if rows and rows // n >= devices] + meshes
+    for changes in found:
+        if (tried := tried + 1) <= TRIES:
+            yield changes
+
+
+def spelled(changes: Mapping[str, Any]) -> str:
+    """Bindings as they are typed."""
+    return ' '.join(f'{path}={value}' for path, value in changes.items() if value != 1 or not path.startswith('mesh.'))
+
+
+def shape_of(config: Any, devices: int) -> tuple[int, ...]:
+    """The mesh of a config on so many devices. Raises `Mistake` where it does not fit them."""
+    return axes.mesh_shape(asdict(config.mesh), devices)
+
+
+def sizes_in(line: Line, config: Any) -> dict[str, transformer.Config | None]:
+    """The sizes of a line's models, by role; None of a model that nobody here knows."""
+    return {role: _sizes(model, config.dtype) for role, model in line.models.items()}
+
+
+def disk(lines: Sequence[Line], config: Any) -> int:
+    """Bytes that a run leaves at most, about: of each stage that trains two checkpoints and what it exports."""
+    total = 0
+    for line in lines:
+        cfg = sizes_in(line, config).get('policy')
+        if line.training and cfg:
+            networks = 2 if getattr(line.training, 'baseline', '') == 'value' else 1
+            kept = 1 + getattr(line.training, 'candidates', 1)
+            total += (2 * networks * (not line.training.lora.rank) + kept) * 4 * count(cfg)
+    return total
 
 
 def source(config: Any) -> Source | None:
@@ -166,88 +242,9 @@ def absent(config: Any, folder: Path) -> list[str]:
             try:
                 resolve(model)
             except Absent:
-                found.append(f'  {model} from the hub')
+                found.append(f'  {model} from the hub{_download(model)}')
     pairs = any(line.name not in ('sft', 'reinforce', 'evaluation') for line in lines)
     return found + [f'  {what}' for what in (loader.absent(config.data.source, pairs) if config.data else [])]
-
-
-@cache
-def count(cfg: transformer.Config) -> int:
-    """Parameters of a model of these sizes."""
-    import jax
-
-    return _floats(jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0))))
-
-
-def memory(line: Line, sizes: dict[str, transformer.Config]) -> int:
-    """Bytes over all devices, about: parameters, their gradients and optimizers, and what the backward pass keeps.
-
-    With adapters, policy, value network and reference stand on one copy of the parameters. What only reads and writes
-    keeps keys and values of all layers, and what one layer computes. The interpreter and compiled programs come on top,
-    some 700 MB on a CPU. With `remat` it is a little to a third more than XLA says of compiled steps (experiments/LOG.md).
-    """
-    how = line.training
-    adapted = bool(how and how.lora.rank)
-    shared = ('value', 'reference') if adapted else ()
-    later = sum(_parameters(cfg, True) for role, cfg in sizes.items() if role == 'selector')  # once all are trained
-    held = {role: cfg for role, cfg in sizes.items() if role not in (*shared, 'selector')}
-    total = sum(_parameters(cfg, adapted or not how or role in ASKED) for role, cfg in held.items())
-    reading = [_reading(sizes[role], *read) for role, read in line.reads.items()]
-    kept = 0
-    for cfg, trained, moments in _learned(line, sizes):
-        rows = how.batch // how.parts
-        token = _token(cfg) + 2 * cfg.heads * line.length  # and its row of attention before and after softmax
-        layers = cfg.layers * cfg.width + token if how.remat else cfg.layers * token
-        kept += rows * line.length * (layers + 2 * cfg.width) * WORD
-        kept += 3 * rows * min(line.length, 64) * cfg.vocab * WORD
-        copies = 1 + (how.parts > 1) + bool(how.lora.rank)  # its gradient, that of a part, and adapters themselves
-        total += (trained * copies + moments) * WORD
-    return total + max([kept, later, *reading])
-
-
-def optimizer_memory(line: Line, sizes: dict[str, transformer.Config]) -> int:
-    """Bytes of what the optimizers of a stage keep."""
-    return sum(moments for _, _, moments in _learned(line, sizes)) * WORD
-
-
-def _learned(line: Line, sizes: dict[str, transformer.Config]) -> Iterator[tuple[transformer.Config, int, int]]:
-    """Of each network that a stage trains: its sizes, how many numbers are trained, and how many its optimizer keeps."""
-    import jax
-
-    how, key, found = line.training, jax.random.key(0), {}
-    if how:
-        found = {'policy': getattr(how, 'policy_optimizer', None) or how.optimizer}
-    if getattr(how, 'baseline', '') == 'value':
-        found['value'] = how.value_optimizer
-    for role, optimizer in found.items():
-        cfg = sizes[role]
-        begin = lambda: training.trained(how.lora, cfg, transformer.init(cfg, key), key)  # noqa: B023, E731
-        trained = jax.eval_shape(begin)
-        moments = jax.eval_shape(training.make_optimizer(optimizer, how.steps).init, trained)
-        yield cfg, _floats(trained), _floats(moments)
-
-
-def _token(cfg: transformer.Config) -> int:
-    """Numbers that one layer computes of a token: norms and residuals, queries to outputs, gates."""
-    return 6 * cfg.width + 4 * cfg.heads * cfg.head_dim + 4 * cfg.ffn
-
-
-def _parameters(cfg: transformer.Config, frozen: bool) -> int:
-    """Bytes."""
-    return count(cfg) * (2 if frozen and cfg.dtype == 'bfloat16' else WORD)
-
-
-def _reading(cfg: transformer.Config, rows: int, length: int) -> int:
-    """Bytes that rows take where nothing is trained."""
-    word = 2 if cfg.dtype == 'bfloat16' else WORD
-    kept = 2 * cfg.layers * cfg.kv_heads * cfg.head_dim
-    return rows * length * ((kept + _token(cfg)) * word + 2 * cfg.heads * length * WORD)
-
-
-def _floats(shapes: Any) -> int:
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _sizes(model: str, dtype: str) -> transformer.Config | None:
@@ -264,6 +261,14 @@ def _count(cfg: transformer.Config | None) -> str:
     return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
 
 
+def _download(model: str) -> str:
+    """How large a model of the hub is, as far as it is known, and where its terms are accepted."""
+    known = sizes_of(model)
+    size = f', {gib(2 * count(known))}' if known else ''
+    gated = f'; gated: accept its terms at https://huggingface.co/{model}, then `hf auth login`'
+    return size + gated * model.startswith(GATED)
+
+
 def _standing(line: Line) -> str:
     if finished(line.folder) is not None:
         return 'done, reused'
@@ -273,7 +278,8 @@ def _standing(line: Line) -> str:
     return f'goes on from step {max(steps)}' if steps and line.training else 'to do'
 
 
-def _bytes(number: int) -> str:
+def gib(number: float) -> str:
+    """Bytes in words."""
     if number < 2**20:
         return f'~{number / 2**10:.0f} KiB'
     return f'~{number / 2**20:.0f} MiB' if number < 2**30 else f'~{number / 2**30:.1f} GiB'

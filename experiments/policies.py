@@ -10,7 +10,7 @@ from typing import Any
 from experiments import arms, judging, plan
 from experiments.arms import Learner
 from experiments.label import Asking
-from experiments.plan import Line
+from experiments.programs import Line
 from experiments.report import over_optimised, report
 from experiments.scales import Data, Dtype, Evaluation, Mesh, Scale, of_task
 from experiments.stages import ByModel

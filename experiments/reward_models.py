@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import arms, stages
 from experiments.label import Asking, generation, toy
-from experiments.plan import Line
+from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from experiments.stages import Rewarded
 from rlaif_jax import axes, log

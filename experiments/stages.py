@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh as DeviceMesh
 
 from experiments.label import Asking, check_prompts, labels_line, written
-from experiments.plan import Line
+from experiments.programs import Line, Read
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
 from rlaif_jax.config import FILE, Mistake, dump, same
@@ -214,7 +214,17 @@ class Rewarded:
         there = None if None in (votes, labels) else votes + labels
         return [
             *before,
-            Line('reward model', self.folder(root), cfg.steps, models, cfg, length, of=f'of {self.of}', there=there),
+            Line(
+                'reward model',
+                self.folder(root),
+                cfg.steps,
+                models,
+                cfg,
+                length,
+                scores(cfg, self.held_out),
+                f'of {self.of}',
+                there,
+            ),
         ]
 
     @property
@@ -274,17 +284,24 @@ class Optimised(ABC):
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
         """What rewards it, made now where it is not there."""
 
-    def line(self, root: Path, models: dict[str, str], of: str, **rows: int) -> Line:
-        """Its own line of a plan: `models` are those that reward it, `of` is whose feedback that is, and `rows` are how
-        many of them each of those that read rows by themselves reads at a time.
+    def line(self, root: Path, models: dict[str, str], of: str, does: Literal['answers', 'scores'], rows: int) -> Line:
+        """Its own line of a plan: `models` is who rewards it, by answers or scores, `rows` at a time; `of` is whose
+        feedback that is.
         """
         cfg, policy = self.reinforce, self.start.policy
         length = cfg.max_prompt + cfg.max_new_tokens
+        evaluated = (1 + cfg.steps / cfg.eval_every) * min(cfg.eval_prompts, self.validation)  # responses
+        rewards = [
+            Read(role, does, rows, length, calls=cfg.steps * cfg.batch / rows + evaluated / rows) for role in models
+        ]
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
-        reads = {role: (count, length) for role, count in {'policy': cfg.batch, **rows}.items()}
+        writes = Read(
+            'policy', 'writes', cfg.batch, cfg.max_prompt, cfg.max_new_tokens, calls=cfg.steps + evaluated / cfg.batch
+        )
         prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task))
         there = None if prompts is None else prompts * cfg.samples
+        reads = (writes, *rewards)
         return Line('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}', there)
 
     def folder(self, root: Path) -> Path:
@@ -351,7 +368,9 @@ class ByModel(Optimised):
     def lines(self, root: Path) -> list[Line]:
         before = self.rewarded.lines(root)
         before += self.start.lines(root) if self.rewarded.from_base else []
-        return [*before, self.line(root, {'reward model': self.start.policy}, self.rewarded.of)]
+        rows = self.rewarded.reward_model.score_batch
+        own = self.line(root, {'reward model': self.start.policy}, self.rewarded.of, 'scores', rows)
+        return [*before, own]
 
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
         return self.rewarded.scorer(self.rewarded.run(root, mesh, sampled), mesh)
@@ -366,12 +385,18 @@ class ByRatings(Optimised):
     rating: direct.Config
 
     def lines(self, root: Path) -> list[Line]:
-        own = self.line(root, {'labeler': self.labeler}, 'ratings', labeler=self.rating.batch)
+        own = self.line(root, {'labeler': self.labeler}, 'ratings', 'answers', self.rating.batch)
         return [*self.start.lines(root), own]
 
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
         labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
         return direct.make_scorer(labeler, self.rating, mesh)
+
+
+def scores(cfg: reward_model.Config, held_out: int) -> tuple[Read, ...]:
+    """What a plan counts of a reward model that is evaluated on held-out pairs."""
+    calls = 2 * held_out / cfg.score_batch * cfg.steps / cfg.eval_every
+    return (Read('policy', 'scores', cfg.score_batch, cfg.max_prompt + cfg.max_response, calls=calls),)
 
 
 def counted(source: str, size: int, read: Callable[[], Sequence[Any]]) -> int | None:

@@ -76,6 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
         with sharing(stages_of(flags, folder)):
+            if flags.topology:
+                return plan_for(name, config, folder, flags)
             if flags.dry_run:
                 return dry_run(name, config, text, folder, flags.shard)
             return run_shard(name, config, folder, flags.shard) if flags.shard else run(name, config, text, folder)
@@ -129,6 +131,11 @@ def parser() -> argparse.ArgumentParser:
         '--shard', metavar='I/N', help='make every Nth label, from the Ith on, beside other jobs, and stop'
     )
     out.add_argument('--dry_run', action='store_true', help='print config, devices, sizes, memory and stages, and stop')
+    out.add_argument(
+        '--topology', metavar='SLICE,…',
+        help='with --dry_run: compile for v5e-16, v5p-32, v6e-64, tpu7x-16, … or local; needs no TPU, but the extra tpu',
+    )  # fmt: skip
+    out.add_argument('--price', type=float, help='with --topology: of a chip-hour, in any currency')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
         '--explain', action='append', metavar='PATH',
@@ -324,6 +331,20 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
                 f'shard {shard}: of all this its share of the labels alone ({of}), in {shard.store(store_of(folder))}'
             )
     log.say('dry run: nothing was run, nothing was written')
+    return 0
+
+
+def plan_for(name: str, config: Any, folder: Path, flags: argparse.Namespace) -> int:
+    """Plan the run for devices that need not be here. The plan is all that is written."""
+    from experiments import topology
+    from rlaif_jax.config import Mistake
+    from rlaif_jax.models.presets import downloading_nothing
+
+    if not flags.dry_run:
+        raise Mistake(f'--topology={flags.topology}: is for plans; add --dry_run')
+    plans = stages_of(flags, folder).with_name('plans')
+    with downloading_nothing():
+        topology.show(f'{name}-{flags.scale or "micro"}', config, folder, flags.topology, flags.price, plans)
     return 0
 
 

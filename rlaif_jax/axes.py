@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,11 @@ Rules = Mapping[str, str | tuple[str, ...]]
 # Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and
 # vocabulary.
 RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+
+# Where tokens are looked up, and where the next ones are read off, rows are whole along fsdp: they are few numbers, V x D
+# are many, which so never gather on one device. D, or V, is split over it instead.
+TABLE: Rules = RULES | {'B': 'data'}
+HEAD: Rules = {'B': 'data', 'V': ('tensor', 'fsdp')}
 
 
 def ask_for_devices(sizes: Mapping[str, int]) -> None:
@@ -65,19 +70,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     alone = sizes is None and devices is None
     sizes = dict(sizes or {})
     devices = list(jax.local_devices() if alone else jax.devices()) if devices is None else devices
-    if unknown := set(sizes) - set(MESH_AXES):
-        raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
-    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
-    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
-    fixed = int(np.prod([size for size in shape if size != -1]))
-    if -1 in shape:
-        shape[shape.index(-1)] = max(len(devices) // fixed, 1)
-    needed = int(np.prod(shape))
-    if needed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
-        raise Mistake(
-            f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {len(devices)}'
-        )
+    shape = mesh_shape(sizes, len(devices))
+    needed = math.prod(shape)
     if hosts.count() > 1 and not alone and needed < len(devices):
         raise Mistake(
             f'mesh: {dict(zip(MESH_AXES, shape))} is {needed} of the {len(devices)} devices of {hosts.count()} processes, '
@@ -86,14 +80,30 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] 
     kinds, devices = (AxisType.Auto,) * 3, devices[:needed]
     between = _between_slices(shape, len({getattr(device, 'slice_index', 0) for device in devices}))
     if between is None:
-        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=kinds, devices=devices)
+        return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
     from jax.experimental import mesh_utils
 
     within = [size // slices for size, slices in zip(shape, between)]
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, between, devices), MESH_AXES, axis_types=kinds)
 
 
-def _between_slices(shape: list[int], slices: int) -> list[int] | None:
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """The sizes of all three axes on so many devices. Raises `Mistake` where they do not fit them."""
+    if unknown := set(sizes) - set(MESH_AXES):
+        raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
+    shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    if -1 in shape:
+        shape[shape.index(-1)] = max(devices // fixed, 1)
+    needed = math.prod(shape)
+    if needed > devices or (-1 in sizes.values() and devices % fixed):
+        raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))} needs {needed} devices in whole rows; there are {devices}')
+    return tuple(shape)
+
+
+def _between_slices(shape: Sequence[int], slices: int) -> list[int] | None:
     """How many slices each axis goes over; None where there is one slice. One axis goes over all: the first that can, as
     the network between slices is slow, and `tensor` needs it most.
     """
@@ -123,12 +133,12 @@ def letters(name: str) -> str:
     return found[1] if found and set(found[1]) <= set(ALPHABET) else ''
 
 
-def spec(axes: str, shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
+def spec(axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules | None = None) -> PartitionSpec:
     """The partition of an array with these letters.
 
-    An axis whose size the mesh does not divide stays whole. Each mesh axis is used once.
+    An axis is split over as many of its mesh axes, from the first on, as divide its size. Each mesh axis is used once.
     """
-    split = (names if divided else () for names, divided in _wanted(axes, shape, mesh))
+    split = (names for names, _ in _wanted(axes, shape, mesh, rules))
     return PartitionSpec(*(names if len(names) > 1 else names[0] if names else None for names in split))
 
 
@@ -137,25 +147,28 @@ def undivided(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> str:
     found: dict[str, list[str]] = {}
     for name, shape in shapes.items():
         axes = letters(name)
-        for letter, size, (names, divided) in zip(axes, shape, _wanted(axes, shape, mesh)):
-            if not divided:
-                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in names)
+        for letter, size, (_, lacking) in zip(axes, shape, _wanted(axes, shape, mesh)):
+            if lacking:
+                over = ', '.join(f'{n} = {mesh.shape[n]}' for n in lacking)
                 found.setdefault(f'{over} does not divide {letter} = {size} ({ALPHABET[letter]})', []).append(name)
     shown = lambda of: ', '.join(of[:3] + [f'{len(of) - 3} more'] * (len(of) > 3))  # noqa: E731
     return '; '.join(f'{why}, which stays whole on every device in {shown(of)}' for why, of in found.items())
 
 
-def _wanted(axes: str, shape: tuple[int, ...], mesh: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
-    """Of each axis the mesh axes that the rules would split it over, and whether they divide it."""
+def _wanted(
+    axes: str, shape: tuple[int, ...], mesh: Any, rules: Rules | None = None
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Of each axis the mesh axes that split it, as many from the first on as divide it, and those that would besides."""
     used: set[str] = set()
     for letter, size in zip(axes, shape, strict=True):
-        wanted = RULES.get(letter, ())
+        wanted = (RULES if rules is None else rules).get(letter, ())
         names = tuple(
             n for n in ((wanted,) if isinstance(wanted, str) else wanted) if n not in used and mesh.shape[n] > 1
         )
-        divided = size % math.prod(mesh.shape[n] for n in names) == 0
-        used.update(names if divided else ())
-        yield names, divided
+        fits = lambda n: size % math.prod(mesh.shape[name] for name in names[:n]) == 0  # noqa: B023, E731
+        split = names[: max(filter(fits, range(len(names) + 1)))]
+        used.update(split)
+        yield split, names[len(split) :]
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -207,7 +220,7 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
         raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
 
 
-def constrain(x: jax.Array, axes: str) -> jax.Array:
+def constrain(x: jax.Array, axes: str, rules: Rules | None = None) -> jax.Array:
     """Tells the compiler where an activation lives, by its letters. '.' stands for an axis that is whole.
 
     Without a mesh (see `jax.set_mesh`) it does nothing.
@@ -215,7 +228,7 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh, rules))
 
 
 def _last_name(path: tuple[Any, ...]) -> str:

@@ -28,7 +28,9 @@ LADDER = (
     ('rlaif_jax.labeling',),
     ('rlaif_jax.training', 'rlaif_jax.evaluation'),
     ('experiments', 'experiments.scales'),  # the list of experiments reads them by name, when it is asked
+    ('experiments.chips', 'experiments.programs', 'experiments.compiled'),
     ('experiments.plan',),
+    ('experiments.topology',),
     ('experiments.label',),
     ('experiments.stages',),
     ('experiments.judging', 'experiments.arms'),

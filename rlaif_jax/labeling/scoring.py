@@ -134,7 +134,7 @@ class Scorer:
         last_BO = np.array([group.last for group in groups], np.int32)
         rows = hosts.to_mesh((token_BT, branch_BT, position_BT, last_BO), axes.rows(self.mesh))
         with jax.set_mesh(self.mesh):
-            logp_BOA = hosts.to_host(_ways(self.lm.config, self.lm.params, self.prefix, *rows, self.answers.tree))
+            logp_BOA = hosts.to_host(ways(self.lm.config, self.lm.params, self.prefix, *rows, self.answers.tree))
         B, O, A = logp_BOA.shape
         return self.answers.probability(logp_BOA.reshape(B * O, A)).reshape(B, O, -1)
 
@@ -182,7 +182,7 @@ def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
 
 
 @partial(jax.jit, static_argnames='cfg')
-def _ways(
+def ways(
     cfg: Config,
     params: Params,
     prefix: Cache | None,

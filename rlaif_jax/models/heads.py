@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from rlaif_jax.axes import HEAD, constrain
 from rlaif_jax.models.attention import soft_cap
 from rlaif_jax.models.transformer import Config, Params, forward
 
@@ -18,8 +19,11 @@ def logits(cfg: Config, params: Params, hidden: jax.Array, allowed_V: jax.Array 
     """Logits over V of hidden states `(…, D)`. Where `allowed_V` is False (padded rows, control tokens) they are -1e30."""
     weight_VD = params['embed_VD'] if cfg.tied else params['unembed_DV'].T
     dtype = jnp.dtype(cfg.dtype)
-    out = jnp.einsum('...D,VD->...V', hidden.astype(dtype), weight_VD.astype(dtype), preferred_element_type=jnp.float32)
-    out = soft_cap(out, cfg.logit_cap)
+    between = '.' * (hidden.ndim - 2)
+    hidden = constrain(hidden.astype(dtype), f'B{between}D', HEAD)
+    weight_VD = constrain(weight_VD.astype(dtype), 'VD', HEAD)
+    out = jnp.einsum('...D,VD->...V', hidden, weight_VD, preferred_element_type=jnp.float32)
+    out = soft_cap(constrain(out, f'B{between}V', HEAD), cfg.logit_cap)
     return out if allowed_V is None else jnp.where(allowed_V, out, NEVER)
 
 

@@ -84,6 +84,10 @@ def downloading_nothing() -> Iterator[None]:
         _downloads.reset(token)
 
 
+# Of the hub's models, those whose terms have to be accepted there first, by how their names begin.
+GATED = ('google/gemma', 'meta-llama/')
+
+
 def sizes_of(hub_id: str) -> Config | None:
     """The sizes of a model of the hub as far as they are known here."""
     for ending in TUNED:

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlaif_jax.axes import constrain
+from rlaif_jax.axes import TABLE, constrain
 from rlaif_jax.models.attention import Prefix, Window, attention
 
 Params = dict[str, jax.Array]
@@ -195,9 +195,9 @@ class Transformer(nn.Module):
         params |= adapters(self.variables['params'])
         layer = {name: x for name, x in params.items() if '_L' in name}
 
-        # Whole along D before the look-up, like any weight before its product: else the rows that come out are split along
-        # D, and the compiler replicates them to split them along B.
-        x_BTD = constrain(constrain(params['embed_VD'], 'V.')[token_BT].astype(dtype), 'BTD')
+        # Every device looks up its share of D for the rows of all; then rows change places. The table stays where it is.
+        x_BTD = constrain(params['embed_VD'].astype(dtype), 'VD')[constrain(token_BT, 'BT', TABLE)]
+        x_BTD = constrain(constrain(x_BTD, 'BTD', TABLE), 'BTD')
         if c.embed_scale != 1:
             x_BTD *= jnp.asarray(c.embed_scale, dtype)
 

@@ -221,24 +221,29 @@ class Steps(NamedTuple):
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
 
 
+def make_optimizers(cfg: Config) -> dict[str, optax.GradientTransformation]:
+    """By network."""
+    of = {'policy': cfg.policy_optimizer, 'value': cfg.value_optimizer}
+    return {name: training.make_optimizer(optimizer, cfg.steps) for name, optimizer in of.items()}
+
+
+def begin(cfg: Config, model: transformer.Config, params: transformer.Params) -> dict[str, Any]:
+    """The state, by network, before the first step; `params` are SFT's."""
+    keys = jax.random.split(jax.random.key(cfg.seed))
+    value: dict[str, Any] = {'head': heads.scalar_head(model.width)} if networked(cfg) else {}
+    if cfg.baseline == 'value':
+        value['trunk'] = training.trained(cfg.lora, model, params, keys[1])
+    policy = training.trained(cfg.lora, model, params, keys[0])
+    # A copy each, so that donating the state destroys neither the other network nor what was handed in.
+    copy = jax.tree.map(lambda x: x + 0, {'policy': policy, 'value': value})
+    return {name: training.init_state(copy[name], optimizer) for name, optimizer in make_optimizers(cfg).items()}
+
+
 def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     """Compile-ready functions for this model on this mesh."""
     model = training.recomputed(cfg.remat, lora.adapted(cfg.lora, lm.config))
     allowed_V, stop_V = jnp.asarray(lm.tokenizer.allowed(model.vocab)), jnp.asarray(lm.tokenizer.stops(model.vocab))
-    optimizers = {
-        'policy': training.make_optimizer(cfg.policy_optimizer, cfg.steps),
-        'value': training.make_optimizer(cfg.value_optimizer, cfg.steps),
-    }
-
-    def init(params: transformer.Params) -> dict[str, Any]:
-        keys = jax.random.split(jax.random.key(cfg.seed))
-        value: dict[str, Any] = {'head': heads.scalar_head(model.width)} if networked(cfg) else {}
-        if cfg.baseline == 'value':
-            value['trunk'] = training.trained(cfg.lora, model, params, keys[1])
-        policy = training.trained(cfg.lora, model, params, keys[0])
-        # A copy each, so that donating the state destroys neither the other network nor what was handed in.
-        copy = jax.tree.map(lambda x: x + 0, {'policy': policy, 'value': value})
-        return {name: training.init_state(copy[name], optimizers[name]) for name in copy}
+    optimizers, init = make_optimizers(cfg), partial(begin, cfg, model)
 
     def reference(params: transformer.Params, batch: training.Batch) -> jax.Array:
         return response_logp(cfg, model, allowed_V, params, response_states(model, params, batch), batch['token_BT'])[0]

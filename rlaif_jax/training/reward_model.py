@@ -267,7 +267,7 @@ def make_scorer(
         def score(chosen: list[int], _: int) -> np.ndarray:
             filled = [rows[b] for b in chosen]
             given = pad_right(filled, padded([len(row) for row in filled]), tokenizer.pad)
-            return hosts.to_host(_score(model, params, *hosts.to_mesh(given, axes.rows(mesh))))
+            return hosts.to_host(score_rows(model, params, *hosts.to_mesh(given, axes.rows(mesh))))
 
         with jax.set_mesh(mesh):
             return np.array(in_batches([len(row) for row in rows], batch, mesh, score), np.float32)
@@ -281,9 +281,10 @@ def scorer_of(cfg: Config, trained: RewardModel, mesh: Mesh | None = None) -> Sc
 
 
 @partial(jax.jit, static_argnames='model')
-def _score(
+def score_rows(
     model: transformer.Config, params: dict[str, transformer.Params], token_BT: jax.Array, valid_BT: jax.Array
 ) -> jax.Array:
+    """score_B of whole rows, each read at its last valid token."""
     position_BT, mask_BTS = transformer.causal(valid_BT)
     return heads.score(model, params, token_BT, position_BT, mask_BTS, valid_BT.sum(1) - 1)
 

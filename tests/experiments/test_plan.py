@@ -7,21 +7,17 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import published_files
 import pytest
 from huggingface_hub import constants
 
-from experiments import experiments, find, plan
-from experiments.plan import Line
+from experiments import experiments, find, plan, programs
+from experiments.programs import Line
 from experiments.scales import SCALES
 from launch import run as launcher
-from rlaif_jax import axes
 from rlaif_jax.config import Mistake, bind, dump, parse
-from rlaif_jax.models import hf, transformer
+from rlaif_jax.models import hf
 from rlaif_jax.models.presets import PRESETS, UNWANTED, WANTED, Absent, downloading_nothing, sizes_of
-from rlaif_jax.training import sft
 
 MEANT = ('tldr_same_size', 'harmless_rlaif')
 OPEN = [name for name in SCALES if name != 'micro']
@@ -45,9 +41,9 @@ def test_every_scale_fits_the_devices_it_is_meant_for(scale, bare):
         for name in MEANT:
             config = find(name)(row)
             for stage in config.lines(bare / 'runs/run'):
-                sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
+                sizes = plan.sizes_in(stage, row)
                 assert None not in sizes.values()
-                assert plan.memory(stage, sizes) < 0.95 * row.memory * 2**30, (name, stage.name)
+                assert programs.memory(stage, sizes) < 0.95 * row.memory * 2**30, (name, stage.name)
 
 
 def test_adapters_of_the_smallest_gemma_fit_one_gpu_of_24_gb(bare):
@@ -61,8 +57,8 @@ def test_adapters_of_the_smallest_gemma_fit_one_gpu_of_24_gb(bare):
     row = SCALES['gemma2']
     with downloading_nothing():
         for stage in bind(find('tldr_direct')(row), changes).lines(bare / 'runs/run'):
-            sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
-            assert None not in sizes.values() and plan.memory(stage, sizes) < 0.95 * 24 * 2**30, stage.name
+            sizes = plan.sizes_in(stage, row)
+            assert None not in sizes.values() and programs.memory(stage, sizes) < 0.95 * 24 * 2**30, stage.name
 
 
 @pytest.mark.parametrize('scale', OPEN)
@@ -71,9 +67,10 @@ def test_a_scale_that_keeps_every_layer_does_not_fit(scale, bare):
     row = SCALES[scale]
     with downloading_nothing():
         (stage,) = (s for s in find('tldr_direct')(row).lines(bare / 'run') if s.name == 'reinforce')
-        sizes = {role: plan._sizes(model, row.dtype) for role, model in stage.models.items()}
+        sizes = plan.sizes_in(stage, row)
     kept = replace(stage, training=replace(stage.training, remat=False))
-    assert plan.memory(kept, sizes) > 1.5 * plan.memory(stage, sizes)
+    update, whole = (programs.programs(one, sizes, programs.alone())[0].need for one in (stage, kept))
+    assert whole > 1.5 * update
 
 
 @pytest.mark.parametrize('scale', OPEN)
@@ -83,23 +80,7 @@ def test_known_sizes_are_those_that_a_model_is_called_by(scale):
     for name in (row.xs, row.labeler, row.s, row.l, row.evaluation.judge):
         digits, unit = re.search(r'-(\d+(?:\.\d+)?)(b|m)\b', name.lower()).groups()
         named = float(digits) * {'b': 1e9, 'm': 1e6}[unit]
-        assert plan.count(sizes_of(name)) == pytest.approx(named, rel=1 / 3), name
-
-
-@pytest.mark.parametrize('remat', [False, True])
-def test_what_a_plan_says_of_a_step_xla_says_too(remat):
-    """Of a compiled step of SFT, and never less than it."""
-    model, rows = replace(PRESETS['micro_l'], layers=8), 16
-    cfg = sft.Config(steps=10, batch=2 * rows, parts=2, remat=remat)
-    params = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-    kinds = {'token_BT': jnp.int32, 'target_BT': jnp.int32, 'weight_BT': jnp.float32, 'valid_BT': bool}
-    batch = {name: jax.ShapeDtypeStruct((2 * rows, 512), kind) for name, kind in kinds.items()}
-    with jax.set_mesh(mesh := axes.make_mesh()):
-        init, step = sft.make_step(cfg, model, mesh)
-        found = step.lower(jax.eval_shape(init, params), params, batch).compile().memory_analysis()
-    needed = found.argument_size_in_bytes + found.temp_size_in_bytes
-    stage = plan.Line('sft', Path(), cfg.steps, {'policy': 'm'}, cfg, 512)
-    assert needed < plan.memory(stage, {'policy': model}) < 2.2 * needed
+        assert programs.count(sizes_of(name)) == pytest.approx(named, rel=1 / 3), name
 
 
 def test_a_dry_run_fetches_nothing_and_says_what_a_run_would(bare, capsys):
@@ -150,11 +131,17 @@ def test_a_run_that_there_is_not_is_no_model_of_the_hub(bare, capsys):
 def test_a_plan_counts_what_evaluation_reads_and_writes(tmp_path: Path):
     config = find('tldr_direct')(SCALES['micro'])
     evaluation = config.lines(tmp_path / 'run')[-1]
-    sizes = {role: plan._sizes(model, config.dtype) for role, model in evaluation.models.items()}
-    one = plan.memory(evaluation, sizes)
-    twice = plan.memory(replace(evaluation, reads={'policy': (256, evaluation.reads['policy'][1])}), sizes)
-    weights = 4 * plan.count(sizes['policy'])
-    assert evaluation.reads['policy'][0] == 128 and twice - weights == 2 * (one - weights) > 0
+    (writes,) = evaluation.reads
+    assert (writes.does, writes.rows, writes.calls) == ('writes', 128, 1024 / 128)
+    assert writes.prompt + writes.tail == config.reinforce.max_prompt + config.reinforce.max_new_tokens
+    sizes = plan.sizes_in(evaluation, config)
+    one, two = (
+        programs.programs(replace(evaluation, reads=(replace(writes, rows=n),)), sizes, programs.alone())[0].working
+        for n in (128, 256)
+    )
+    assert 1.9 * one < two < 2 * one
+    judged = bind(config, {'evaluation.judge': 'micro_l'}).lines(tmp_path / 'run')[-1]
+    assert [(read.role, read.does, read.branches) for read in judged.reads[1:]] == [('judge', 'answers', 2)]
 
 
 def test_a_download_that_broke_off_is_to_be_fetched(bare, micro_tokenizer, random_params):

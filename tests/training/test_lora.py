@@ -14,7 +14,7 @@ from test_reinforce import MESHES, MODEL, PROMPTS, close, left, make_batch, spel
 from test_reinforce import config as reinforced
 from test_reward_model import TOY, toy_pairs
 
-from experiments import plan
+from experiments import programs
 from rlaif_jax import axes
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import hf, lora, stored, transformer
@@ -295,10 +295,10 @@ def test_the_plan_counts_one_copy_and_the_optimizer_of_adapters():
     roles = ('policy', 'value', 'reference', 'reward model')
 
     def memory(cfg):
-        stage = plan.Line('reinforce', Path(), cfg.steps, dict.fromkeys(roles, 'm'), cfg, length=9)
-        return plan.memory(stage, dict.fromkeys(roles, model)) / plan.WORD
+        stage = programs.Line('reinforce', Path(), cfg.steps, dict.fromkeys(roles, 'm'), cfg, length=9)
+        return programs.memory(stage, dict.fromkeys(roles, model)) / programs.WORD
 
-    n = plan.count(model)
+    n = programs.count(model)
     few = floats(jax.eval_shape(lambda: lora.init(CFG, model, jax.random.key(0))))
     assert few < n / 50
     # Four copies, two gradients, twice two moments; two copies, and adapters, gradients and moments of two networks.

@@ -1,0 +1,317 @@
+"""A plan for devices that are not here: every program of an experiment, compiled for a slice of TPUs, and what follows.
+
+    python launch/run.py --experiment=tldr_rlaif --scale=gemma2 --dry_run --topology=v5p-32,v6e-64 --price=4.2
+
+Memory is what the compiler says. Time is a bound that nothing beats: products, traffic with memory, and what devices send
+each other, each at the peak of the chip; the largest of the three. A run takes 1 / 0.6 to 1 / 0.3 of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from experiments import chips, compiled, plan
+from experiments.chips import GIB, Chip, Slice
+from experiments.compiled import Found
+from experiments.programs import AnyMesh, Line, Program, programs
+from rlaif_jax import axes, log
+from rlaif_jax.config import Mistake, bind, dump, parse
+
+USE = (0.6, 0.3)  # of the bound: what good programs and plain ones reach
+LOCAL = 'local'
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is compiled for: a slice, or the devices at hand."""
+
+    name: str
+    about: str
+    chip: Chip | None  # None: nobody knows how fast
+    usable: float  # GiB of a device
+    count: int  # devices
+    devices: tuple[Any, ...] = ()  # () of GPUs, which nobody compiles for from afar: arithmetic alone
+    larger: Slice | None = None
+
+    @classmethod
+    def of(cls, name: str) -> Target:
+        """Raises `Mistake` for a slice that there is not, and where no compiler for it is here."""
+        if name != LOCAL:
+            found = chips.find(name)
+            devices = tuple(found.devices())
+            count = found.chips * found.chip.devices
+            return cls(found.name, str(found), found.chip, found.chip.memory, count, devices, found.next())
+        devices = jax.devices()
+        about = f'{LOCAL}: {len(devices)} device(s) of kind {devices[0].device_kind}'
+        usable = chips.memory_of(devices[0]) or math.inf
+        return cls(LOCAL, about, chips.of_device(devices[0]), usable, len(devices), tuple(devices))
+
+    @property
+    def chips(self) -> int:
+        return self.count // (self.chip.devices if self.chip else 1)
+
+    def mesh(self, config: Any) -> AnyMesh:
+        """Of the devices, as a config has it. Raises `Mistake` where it does not fit them."""
+        if self.devices:
+            return axes.make_mesh(asdict(config.mesh), list(self.devices))
+        return AbstractMesh(plan.shape_of(config, self.count), axes.MESH_AXES)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A program on a target, as the compiler and the chip's peaks have it."""
+
+    program: Program
+    found: Found
+    chip: Chip | None
+
+    @property
+    def need(self) -> int:
+        """Bytes on a device: those of the program, and of what else lies there."""
+        return self.program.resident - self.program.arguments + self.found.need
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds of a call, at least, by what takes them."""
+        if not self.chip:
+            return {}
+        sent = sum(self.found.sent.values())
+        return {
+            'products': self.program.flops / self.chip.flops,
+            'memory': self.program.traffic / self.chip.bandwidth,
+            'links': sent / self.chip.link,
+        }
+
+    @property
+    def seconds(self) -> float:
+        return max(self.bounds.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage on a target."""
+
+    line: Line
+    calls: tuple[Call, ...]
+    instead: str = ''  # a setting with which it fits, where it does not as it is
+
+    @property
+    def largest(self) -> Call | None:
+        return max(self.calls, key=lambda call: call.need, default=None)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole stage, at least."""
+        return sum(call.seconds * call.program.calls for call in self.calls)
+
+    def fits(self, usable: float) -> bool:
+        return all(call.found.fits and call.need <= usable * GIB for call in self.calls)
+
+
+def stages(config: Any, folder: Path, target: Target) -> Iterator[Stage]:
+    """Every stage of an experiment, compiled; those that do not fit with a setting that does, where one is found."""
+    mesh, lines = target.mesh(config), config.lines(folder)
+    with ThreadPoolExecutor(axes.cores()) as pool:
+        for line, calls in [(line, compile_line(line, config, mesh, target, pool)) for line in lines]:
+            stage = Stage(line, tuple(call() for call in calls))
+            if stage.calls and not stage.fits(target.usable):
+                log.say(f'{plan.title(line, " ")} does not fit; trying other settings')
+                stage = replace(stage, instead=instead(config, folder, line, target, pool))
+            yield stage
+
+
+def compile_line(
+    line: Line, config: Any, mesh: AnyMesh, target: Target, pool: ThreadPoolExecutor
+) -> list[Callable[[], Call]]:
+    """Each program of a stage on a mesh, once it is compiled; none where nobody knows the sizes of its models."""
+    sizes = plan.sizes_in(line, config)
+    if None in sizes.values() or not sizes:
+        return []
+
+    def asked(program: Program) -> Callable[[], Call]:
+        if not target.devices:
+            return lambda: Call(program, Found.estimated(program), target.chip)
+        found = pool.submit(compiled.compile, program, f'{target.name} {mesh.shape}')
+        return lambda: Call(program, found.result(), target.chip)
+
+    return [asked(program) for program in programs(line, sizes, mesh)]
+
+
+def instead(config: Any, folder: Path, line: Line, target: Target, pool: ThreadPoolExecutor) -> str:
+    """The first setting with which a stage fits, in words; '' where none of `plan.TRIES` does."""
+    for changes in plan.settings(config, line, target.count):
+        try:
+            changed = bind(config, changes)
+            mesh = target.mesh(changed)
+            for name, size in plan.batches(changed).items():
+                axes.check_batch(name, size, mesh)
+            same = next(one for one in changed.lines(folder) if plan.title(one) == plan.title(line))
+        except (Mistake, StopIteration):
+            continue
+        estimate = plan.largest_of(same, plan.sizes_in(same, changed), mesh)
+        if not estimate or estimate.need > 1.25 * target.usable * GIB:
+            continue  # not worth a compilation
+        stage = Stage(same, tuple(call() for call in compile_line(same, changed, mesh, target, pool)))
+        if stage.largest and stage.fits(target.usable):
+            return f'{plan.spelled(changes)} fits ({stage.largest.need / GIB:.3g} GiB)'
+    return f'take {target.larger.name}, or a smaller model' if target.larger else 'take a smaller model'
+
+
+def dividing(config: Any, devices: int) -> tuple[Any, dict[str, Any]]:
+    """The config with batches that the mesh divides, and what was changed: parts first, which change no number."""
+    shape = plan.shape_of(config, devices)
+    shares, values, changes = shape[0] * shape[1], parse(dump(config)), {}
+    for path, size in values.items():
+        above, _, name = path.rpartition('.')
+        if not isinstance(size, int) or name.split('_')[-1] != 'batch' or not size:
+            continue
+        parts = values.get(f'{above}.parts', 1) if name == 'batch' else 1
+        if size // parts % shares == 0:
+            continue
+        fewer = next((n for n in range(parts, 0, -1) if size % n == 0 and size // n % shares == 0), None)
+        if fewer:
+            changes[f'{above}.parts'] = fewer
+        elif f'{above}.steps' in values:  # a training batch is the experiment's own
+            raise Mistake(
+                f'{path} = {size}: a mesh that splits batches into {shares} wants a multiple of that; '
+                f'give mesh.tensor={shares // size if size and shares % size == 0 else 2} mesh.fsdp=-1, or another batch'
+            )
+        else:
+            changes[path] = -(-size // shares) * shares
+    return bind(config, changes), changes
+
+
+def show(name: str, config: Any, folder: Path, named: str, price: float | None, out: Path) -> None:
+    """Print the plan of an experiment for each slice of 'v5p-32,v6e-64', and keep it in `out` as JSON and Markdown."""
+    for target in [Target.of(one.strip()) for one in named.split(',')]:
+        log.say(target.about, 'bold')
+        fitted, changes = dividing(spread(config, target.count), target.count)
+        plan.check(fitted, folder, target.mesh(fitted))
+        if not target.devices:
+            log.say('programs for a GPU are compiled where there is one (--topology=local): this is arithmetic alone')
+        if changes:
+            log.say(f'so that the mesh divides batches: {plan.spelled(changes)}')
+        found, count = [], len(fitted.lines(folder))
+        with log.progress(f'stages compiled for {target.name}', count) if target.devices else nullcontext() as bar:
+            for stage in stages(fitted, folder, target):
+                found.append(stage)
+                if bar:
+                    bar.advance()
+        written = _tell(name, fitted, target, found, price)
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f'{name}-{target.name}'
+        log.write_whole(file.with_suffix('.json'), log.to_json(_record(name, fitted, target, found, price)) + '\n')
+        log.write_whole(file.with_suffix('.md'), written)
+        log.say(f'kept in {file}.json and .md')
+
+
+def spread(config: Any, devices: int) -> Any:
+    """The config on all devices: a mesh that says nothing of them splits batches."""
+    if config.mesh == type(config.mesh)() and devices > 1:
+        return bind(config, {'mesh.data': -1})
+    return config
+
+
+COLUMNS = ['stage', 'GiB a device', 'of usable', 'fits', 'a call takes ≥', 'tokens/s a chip ≤', 'limited by']
+
+
+def _tell(name: str, config: Any, target: Target, found: Sequence[Stage], price: float | None) -> str:
+    """Print the plan; the same as Markdown."""
+    rows = []
+    for stage in found:
+        for i, call in enumerate(stage.calls):
+            over = call.need / GIB - target.usable
+            verdict = 'fits' if call.found.fits and over <= 0 else f'too large by {max(over, 0.01):.3g} GiB'
+            bounds = call.bounds
+            speed = call.program.tokens / call.seconds / target.chips if call.seconds else 0
+            rows.append([
+                (plan.title(stage.line, ' ') + '\n' if not i else '') + f'  {call.program.name}',
+                f'{call.need / GIB:.3g}', f'{call.need / GIB / target.usable:.0%}' if target.usable else '–', verdict,
+                _spell(call.seconds) if bounds else '–', f'{speed:,.0f}' if speed else '–',
+                max(bounds, key=bounds.get) if bounds else '–',
+            ])  # fmt: skip
+        if not stage.calls:
+            rows.append([plan.title(stage.line, ' '), '–', '–', 'simulated, or sizes unknown', '–', '–', '–'])
+    log.figures_table(f'{name} on {target.about}', COLUMNS, rows)
+    sentences = [
+        f'{plan.title(stage.line, " ")} does not fit: {stage.instead}' for stage in found if stage.instead
+    ] or ['all stages fit']
+    seconds = sum(stage.seconds for stage in found)
+    if seconds:
+        low, high = (seconds / use / 3600 for use in USE)
+        chip_hours = [hours * target.chips for hours in (low, high)]
+        text = f'in all {low:.3g} to {high:.3g} h at {USE[0]:.0%} to {USE[1]:.0%} of the bound, '
+        text += f'{chip_hours[0]:.3g} to {chip_hours[1]:.3g} chip-hours'
+        if price:
+            text += f'; {chip_hours[0] * price:,.0f} to {chip_hours[1] * price:,.0f} at {price:g} a chip-hour'
+        sentences.append(text)
+    most: dict[str, float] = {}
+    for stage in found:
+        for call in stage.calls:
+            for kind, amount in call.found.sent.items():
+                most[kind] = most.get(kind, 0.0) + amount * call.program.calls / max(stage.line.steps, 1)
+    if most:
+        sent = ', '.join(f'{kind} {plan.gib(amount)}' for kind, amount in sorted(most.items(), key=lambda one: -one[1]))
+        sentences.append(f'sent to each device, a step of every stage together: {sent}')
+    whole = {name: call.program.name for stage in found for call in stage.calls for name in call.found.gathered}
+    sentences += [
+        f'{name} is whole on each device in {where}, where it ought to be split' for name, where in whole.items()
+    ]
+    sentences += [] if target.devices else ['an estimate by arithmetic: nothing was compiled']
+    sentences += (
+        []
+        if not target.devices
+        else [
+            f'compiled by jax {jax.__version__} {compiled.compiler()} in '
+            f'{timedelta(seconds=round(sum(call.found.seconds for stage in found for call in stage.calls)))}; memory is '
+            'the compiler’s figure, a little high perhaps; time is a bound, not a promise'
+        ]
+    )
+    for sentence in sentences:
+        log.say(sentence)
+    flat = [[cell.replace('\n', ' ') for cell in map(str, row)] for row in rows]
+    return f'# {name} on {target.about}\n\n{_markdown(flat)}\n\n' + '\n'.join(f'- {one}' for one in sentences) + '\n'
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [COLUMNS, ['---'] * len(COLUMNS), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def _spell(seconds: float) -> str:
+    return f'{seconds * 1e3:.3g} ms' if seconds < 1 else f'{seconds:.3g} s'
+
+
+def _record(name: str, config: Any, target: Target, found: Sequence[Stage], price: float | None) -> dict[str, Any]:
+    """The plan as plain JSON."""
+    return {
+        'experiment': name, 'topology': target.name, 'chips': target.chips, 'usable_gib': target.usable,
+        'config': parse(dump(config)), 'jax': jax.__version__, 'compiler': compiled.compiler(),
+        'hours_bound': sum(stage.seconds for stage in found) / 3600, 'price': price,
+        'stages': [
+            {
+                'stage': plan.title(stage.line, ' '), 'fits': stage.fits(target.usable), 'instead': stage.instead,
+                'seconds_bound': stage.seconds,
+                'programs': [
+                    {
+                        'program': call.program.name, 'calls': call.program.calls, 'bytes': call.need,
+                        'bytes_estimated': call.program.need, 'fits': call.found.fits,
+                        'gathered': call.found.gathered, 'flops': call.program.flops,
+                        'traffic': call.program.traffic, 'sent': call.found.sent, 'seconds_bound': call.bounds,
+                    }
+                    for call in stage.calls
+                ],
+            }
+            for stage in found
+        ],
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""Laws of reading what a compiler made: what devices send each other is counted as often as it happens, once each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compiled
+from rlaif_jax import axes
+
+TEXT = """\
+HloModule jit_f, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %g = f32[64,16]{1,0} all-gather(%x), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %h = f32[8,16]{1,0} all-reduce(%y), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
+%condition (p: (s32[], f32[8,16])) -> pred[] {
+  %n = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%fused.1 (p: f32[2,4]) -> f32[8,4] {
+  ROOT %g2 = f32[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+}
+
+%fused.2 (p: f32[2,4]) -> f32[8,4] {
+  ROOT %g3 = f32[8,4]{1,0} all-gather(%p), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+}
+
+ENTRY %main (p: f32[8,16]) -> f32[8,16] {
+  %loop = (s32[], f32[8,16]) while(%t), condition=%condition, body=%body
+  %a = f32[8,4] fusion(%q), kind=kLoop, calls=%fused.1
+  %b = f32[8,4] fusion(%q), kind=kLoop, calls=%fused.2
+  %c = (bf16[4,4]{1,0}, bf16[4,4]{1,0}, u32[]) collective-permute-start(%z), channel_id=4, source_target_pairs={{0,1}}
+  %d = bf16[4,4]{1,0} collective-permute-done(%c)
+}
+"""
+
+
+def test_each_collective_counts_as_often_as_its_loop_turns_and_once_over_its_pieces():
+    assert compiled.collectives(TEXT) == {
+        'all-gather': 12 * 64 * 16 * 4 * 7 / 8 + 8 * 4 * 4 * 3 / 4,
+        'all-reduce': 12 * 2 * 8 * 16 * 4 * 3 / 4,
+        'collective-permute': 4 * 4 * 2,
+    }
+
+
+def test_a_program_of_real_devices_sends_what_its_arithmetic_says():
+    mesh = axes.make_mesh({'fsdp': 4})
+    split, whole = axes.rows(mesh), axes.replicated(mesh)
+
+    def f(x):
+        return jax.lax.fori_loop(0, 5, lambda _, x: jax.lax.with_sharding_constraint(
+            jax.lax.with_sharding_constraint(x * 2, whole) @ np.ones((8, 8), np.float32), split), x)  # fmt: skip
+
+    given = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=split)
+    found = compiled.collectives(jax.jit(f, out_shardings=split).lower(given).compile().as_text())
+    assert found['all-gather'] == pytest.approx(5 * 16 * 8 * 4 * 3 / 4)
+
+
+def test_an_array_that_is_whole_somewhere_is_named():
+    assert compiled.gathered(TEXT, {'a_LDF': 64 * 16, 'b_LDF': 64 * 15, 'logits_BTV': 128}) == ('a_LDF', 'logits_BTV')
+
+
+def test_a_program_on_one_device_sends_nothing():
+    assert compiled.collectives(jax.jit(lambda x: x + 1).lower(1.0).compile().as_text()) == {}
