@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from launch import run as launcher
-from launch import sweep
+from launch import submit, sweep
 from launch.colab import renew
 from launch.colab.renew import NOTEBOOK, ROOT
 
@@ -60,7 +60,9 @@ def commands() -> list[tuple[str, str]]:
     shown = re.findall(r'^ *!(python launch/.*)', '\n'.join(CODE.values()), re.MULTILINE)
     texts[NOTEBOOK.name] = '\n'.join(filled(line, settings()) for line in shown)
     return [
-        (name, line) for name, text in texts.items() for line in re.findall(r'python (launch/\w+\.py --[^\n`|]*)', text)
+        (name, line)
+        for name, text in texts.items()
+        for line in re.findall(r"(?<!')python (launch/\w+\.py --[^\n`|]*)", text)
     ]
 
 
@@ -113,6 +115,9 @@ def test_every_command_that_is_shown_is_taken(where, line, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     if line.startswith('launch/sweep.py'):
         assert take(line, '--backend=print') == 0 and '--experiment' in capsys.readouterr().out
+    elif line.startswith('launch/submit.py'):
+        arguments = shlex.split(line, comments=True)[1:]
+        assert submit.jobs_of(launcher.read_flags(submit.parser(), arguments), arguments).tasks
     elif where in TO_THE_PLAN and not re.search(r'--scale|input=|policies=|responses=', line):
         assert take(line, '--dry_run') == 0, capsys.readouterr().err
     else:
