@@ -1,5 +1,5 @@
 """Laws of what people copy: every command in a document is one that the launchers take, every name of `rlaif_jax` in it
-is there, and the notebook runs from its first cell to its last.
+is there, and the notebook runs from its first cell to its last. The outputs that it is kept with are its own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 
 from launch import run as launcher
-from launch import sweep
+from launch import submit, sweep
+from launch.colab import renew
+from launch.colab.renew import NOTEBOOK, ROOT
 
-ROOT = Path(launcher.__file__).parents[1]
-NOTEBOOK = ROOT / 'launch/colab/rlaif.ipynb'
 DOCUMENTS = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
 BOOK = json.loads(NOTEBOOK.read_text(encoding='utf-8'))
-CODE = {cell['id']: ''.join(cell['source']) for cell in BOOK['cells'] if cell['cell_type'] == 'code'}
+CODE = renew.code(BOOK)
+OUTPUTS = {cell['id']: cell['outputs'] for cell in BOOK['cells'] if cell['cell_type'] == 'code'}
 TO_THE_PLAN = (*(path.name for path in DOCUMENTS), NOTEBOOK.name)
 SMALLER = {  # what the notebook's settings are when it is run here
     'SIZE': 'data.train=64 data.validation=8 data.test=16 sft.steps=2 sft.batch=8 rating.batch=8 reinforce.steps=2 '
@@ -59,7 +60,9 @@ def commands() -> list[tuple[str, str]]:
     shown = re.findall(r'^ *!(python launch/.*)', '\n'.join(CODE.values()), re.MULTILINE)
     texts[NOTEBOOK.name] = '\n'.join(filled(line, settings()) for line in shown)
     return [
-        (name, line) for name, text in texts.items() for line in re.findall(r'python (launch/\w+\.py --[^\n`|]*)', text)
+        (name, line)
+        for name, text in texts.items()
+        for line in re.findall(r"(?<!')python (launch/\w+\.py --[^\n`|]*)", text)
     ]
 
 
@@ -73,7 +76,7 @@ def take(line: str, *more: str) -> int:
 # Without running
 
 
-def test_the_notebook_is_one_and_keeps_no_outputs():
+def test_the_notebook_is_one():
     assert (BOOK['nbformat'], BOOK['metadata']['kernelspec']['name']) == (4, 'python3') and BOOK['nbformat_minor'] >= 5
     ids = [cell['id'] for cell in BOOK['cells']]
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r'[\w-]{1,64}', one) for one in ids)
@@ -82,7 +85,6 @@ def test_the_notebook_is_one_and_keeps_no_outputs():
         assert {'code': {'execution_count', 'outputs'}, 'markdown': set()}[cell['cell_type']] == (
             cell.keys() - {'cell_type', 'id', 'metadata', 'source'}
         )
-        assert not cell.get('outputs') and cell.get('execution_count') is None
 
 
 @pytest.mark.parametrize('where', ['documents', NOTEBOOK.name])
@@ -113,12 +115,107 @@ def test_every_command_that_is_shown_is_taken(where, line, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     if line.startswith('launch/sweep.py'):
         assert take(line, '--backend=print') == 0 and '--experiment' in capsys.readouterr().out
+    elif line.startswith('launch/submit.py'):
+        arguments = shlex.split(line, comments=True)[1:]
+        assert submit.jobs_of(launcher.read_flags(submit.parser(), arguments), arguments).tasks
     elif where in TO_THE_PLAN and not re.search(r'--scale|input=|policies=|responses=', line):
         assert take(line, '--dry_run') == 0, capsys.readouterr().err
     else:
         flags = launcher.read_flags(launcher.parser(), shlex.split(line, comments=True)[1:])
         assert launcher.read_config(flags)[2]
     assert not list(tmp_path.iterdir())
+
+
+# What the notebook is kept with
+
+
+def said(outputs: list) -> str:
+    """The texts of outputs."""
+    texts = [one['text'] if one['output_type'] == 'stream' else one['data'].get('text/markdown', []) for one in outputs]
+    return ''.join(line for text in texts for line in text)
+
+
+def test_outputs_are_those_of_the_cells():
+    command = f'python {Path(renew.__file__).relative_to(ROOT)}'
+    assert BOOK['metadata']['outputs_of'] == renew.digest(BOOK), f'cells were edited; `{command}` runs them again'
+    assert [cell['execution_count'] for cell in BOOK['cells'] if 'outputs' in cell] == [*range(1, len(CODE) + 1)]
+    for name, source in CODE.items():
+        lines = [one for one in ast.parse(python(source)).body if not ast.unparse(one).startswith('if OPEN')]
+        shows = re.search(r"\b(print|display|plt\.subplots)\(|'python launch/", '\n'.join(map(ast.unparse, lines)))
+        assert bool(shows) == bool(OUTPUTS[name]), name
+    assert '\ndone in ' in said(OUTPUTS['run'])
+
+
+@pytest.mark.parametrize('name', CODE)
+def test_outputs_are_clean(name):
+    text = said(OUTPUTS[name])
+    assert {one['output_type'] for one in OUTPUTS[name]} <= {'stream', 'display_data'}
+    assert renew.keep(OUTPUTS[name]) == OUTPUTS[name] and renew.clean(text) == text
+    foreign = (
+        r'(?<![\w.)~])~?/\w+/|\b[A-Z]:\\|Traceback|\w+Warning|^error'  # paths of a machine, and what went wrong on it
+    )
+    assert not re.search(foreign, text, re.MULTILINE)
+
+
+def test_the_notebook_is_small():
+    assert NOTEBOOK.stat().st_size < 1_000_000
+
+
+def test_figures_of_the_simulated_world_say_so():
+    shown = {name for name, outputs in OUTPUTS.items() if '%' in said(outputs) or 'image/png' in str(outputs)}
+    assert {'alignment', 'ratings', 'run', 'training', 'evaluation'} <= shown
+    for name in shown:
+        assert 'simulated' in (said(OUTPUTS[name]) or CODE[name]).lower(), name
+
+
+def test_renewing_replaces_outputs_and_badges_and_nothing_else(tmp_path, monkeypatch):
+    notebook, guide = tmp_path / 'launch/colab/rlaif.ipynb', tmp_path / 'guide.md'
+    source = ["REPOSITORY = 'https://github.com/NAME/code'\n", 'print(1)']
+    cell = {'cell_type': 'code', 'execution_count': None, 'id': 'settings', 'metadata': {}, 'outputs': []}
+    ran = [
+        {'output_type': 'stream', 'name': 'stdout', 'text': '\x1b[1mold\x1b[0m\rsft 1/3  a\r\nsft 2/3  b\r\n'},
+        {'output_type': 'stream', 'name': 'stderr', 'text': 'noise'},
+        {'output_type': 'stream', 'name': 'stdout', 'text': 'sft 3/3  c\nrl 1/3  d\n'},
+        {'output_type': 'display_data', 'data': {'image/png': 'x', 'text/plain': '<I>'}, 'metadata': {'a': 1}},
+    ]
+    badge = f'# π\n[colab]: {renew.COLAB}\nmore'
+    text = {'cell_type': 'markdown', 'id': 'text', 'metadata': {}, 'source': badge.splitlines(keepends=True)}
+    before = {'cells': [text, cell | {'source': source}], 'metadata': {'kernelspec': {}}}
+    notebook.parent.mkdir(parents=True)
+    notebook.write_text(json.dumps(before), encoding='utf-8')
+    guide.write_text(badge, encoding='utf-8')
+    for name, value in {'ROOT': tmp_path, 'NOTEBOOK': notebook, 'BADGED': (notebook, guide)}.items():
+        monkeypatch.setattr(renew, name, value)
+    other = {'cells': [text, cell | {'source': ['what was executed'], 'outputs': ran}]}
+    monkeypatch.setattr(renew, 'execute', lambda folder: other)
+    renew.main()
+
+    after = json.loads(notebook.read_text(encoding='utf-8'))
+    there = f'# π\n[colab]: {renew.COLAB}github/NAME/code/blob/main/launch/colab/rlaif.ipynb\nmore'
+    assert ''.join(after['cells'][0]['source']) == guide.read_text(encoding='utf-8') == there
+    assert after['metadata'] == {'kernelspec': {}, 'outputs_of': renew.digest(other)}
+    assert after['cells'][1] == cell | {
+        'source': source,
+        'execution_count': 1,
+        'outputs': [
+            {'output_type': 'stream', 'name': 'stdout', 'text': ['sft 3/3  c\n', 'rl 1/3  d\n']},
+            {'output_type': 'display_data', 'data': {'image/png': 'x'}, 'metadata': {}},
+        ],
+    }
+    assert renew.digest(other) != renew.digest(before) == renew.digest(after)
+
+
+def test_badges_lead_to_the_notebook_where_its_address_is_known():
+    repository = settings()['REPOSITORY']
+    for path in renew.BADGED:
+        text = path.read_text(encoding='utf-8')
+        assert '[![Open in Colab][badge]][colab]' in text
+        assert re.findall(r'\[colab\]: ([^\s"\\]*)', text) == [renew.address(repository)]
+    assert BOOK['cells'][0]['source'][0].startswith('[![Open in Colab]')
+    known = renew.address('https://github.com/NAME/code.git')
+    assert known == renew.address('https://github.com/NAME/code/') != renew.COLAB
+    assert (ROOT / known.removeprefix(f'{renew.COLAB}github/NAME/code/blob/main/')).samefile(NOTEBOOK)
+    assert renew.address('') == renew.address('https://example.com/NAME/code') == renew.COLAB
 
 
 # The notebook
