@@ -255,7 +255,9 @@ class _Stage:
             slots = read.prompt + read.tail
             logits = 3 * rows * cfg.vocab // self.tensor * WORD
             work = _layer_work(cfg, rows, read.prompt, self.tensor, trained=False)
-            copy = 0 if own == self.bytes_of(_frozen(cfg)) else count(cfg) * word // self.mesh.size  # what is cast once
+            how = self.line.training
+            cast = how and read.role == 'policy' and not how.lora.rank  # what is trained in float32, once a call
+            copy = count(cfg) * word // self.mesh.size * bool(cast)
             working = 2 * rows * slots * kept + max(work, logits) + layers + copy  # a loop's cache is there twice
             seen = read.prompt * (read.prompt / 2 + read.prefix) + read.tail * (slots - read.tail / 2 + read.prefix)
             flops = _forward(cfg, slots, seen, read.tail + 1)

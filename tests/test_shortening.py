@@ -187,7 +187,7 @@ def test_policy_reward_model_and_labeler_keep_the_same_of_a_prompt(tokenizer, ta
         seen.extend(row[valid].tolist() for row, valid in zip(np.asarray(token_BT), np.asarray(valid_BT)))
         return np.zeros(len(token_BT))
 
-    monkeypatch.setattr(reward_model, '_score', score)
+    monkeypatch.setattr(reward_model, 'score_rows', score)
     scored = RewardModel(model, {}, tokenizer, 'scored')
     scorer = reward_model.make_scorer(scored, axes.make_mesh(), batch=1, max_prompt=room, max_response=8)
     scorer([text, policy.text], ['so what', 'no'])
