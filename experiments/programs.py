@@ -284,10 +284,10 @@ class _Stage:
         )
 
     def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, int]:
-        """Parameters of all layers, where the mesh splits them, and the logits of every token of these rows."""
+        """Matrices of all layers, where the mesh splits them, and the logits of every token of these rows."""
         shapes, found = _shapes(cfg), {}
         for name, where in axes.shardings(shapes, self.mesh).items():
-            if '_L' in name and where.shard_shape(shapes[name].shape) != shapes[name].shape:
+            if name in transformer.FAN_IN and where.shard_shape(shapes[name].shape) != shapes[name].shape:
                 found[name] = shapes[name].size
         return found | ({'logits_BTV': rows * length * cfg.vocab} if length and self.mesh.size > 1 else {})
 
