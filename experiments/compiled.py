@@ -95,13 +95,23 @@ def compile(program: Program, kind: str) -> Found:
         made = (
             of.temp_size_in_bytes + of.output_size_in_bytes - of.alias_size_in_bytes + of.generated_code_size_in_bytes
         )
-        text = compiled.as_text()
+        text = _text(compiled)
+        if not text:
+            log.say_once(f'{program.name}: its compiled text cannot be read here, so what devices send is not counted')
         sent, large = collectives(text), gathered(text, program.split)
         found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began, gathered=large)
     if file and paths.writable(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(log.to_json(asdict(found)), encoding='utf-8')
     return found
+
+
+def _text(compiled: jax.stages.Compiled) -> str:
+    """The text of a compiled program; '' where the compiler is newer than what reads it."""
+    try:
+        return compiled.as_text() or ''
+    except jax.errors.JaxRuntimeError:
+        return ''
 
 
 def compiler() -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import compiled
+from experiments.programs import Program
 from rlaif_jax import axes
 
 TEXT = """\
@@ -62,6 +63,35 @@ def test_a_program_of_real_devices_sends_what_its_arithmetic_says():
     given = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=split)
     found = compiled.collectives(jax.jit(f, out_shardings=split).lower(given).compile().as_text())
     assert found['all-gather'] == pytest.approx(5 * 16 * 8 * 4 * 3 / 4)
+
+
+def test_a_text_that_cannot_be_read_costs_no_compilation(tmp_path, monkeypatch, capsys):
+    """As where libtpu is newer than jaxlib: memory is known, and kept."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    lowered = jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8)))
+    compiles = []
+
+    class Unread:
+        def __init__(self):
+            compiles.append(1)
+
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure')
+
+        def memory_analysis(self):
+            return lowered.compile().memory_analysis()
+
+    class Lowered:
+        def as_text(self):
+            return lowered.as_text()
+
+        def compile(self):
+            return Unread()
+
+    program = Program('p', 1.0, 8, 0, 0, 0, 0.0, 0.0, Lowered, {})
+    first, again = (compiled.compile(program, 'here') for _ in range(2))
+    assert first == again and first.need >= 8 * 8 * 4 and first.sent == {} and len(compiles) == 1
+    assert 'not counted' in capsys.readouterr().out
 
 
 def test_an_array_that_is_whole_somewhere_is_named():
