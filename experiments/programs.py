@@ -256,7 +256,8 @@ class _Stage:
             logits = 3 * rows * cfg.vocab // self.tensor * WORD
             work = _layer_work(cfg, rows, read.prompt, self.tensor, trained=False)
             how = self.line.training
-            cast = how and read.role == 'policy' and not how.lora.rank  # what is trained in float32, once a call
+            # What is trained is float32, and is cast once a call.
+            cast = how and read.role == 'policy' and not how.lora.rank and word < WORD
             copy = count(cfg) * word // self.mesh.size * bool(cast)
             working = 2 * rows * slots * kept + max(work, logits) + layers + copy  # a loop's cache is there twice
             seen = read.prompt * (read.prompt / 2 + read.prefix) + read.tail * (slots - read.tail / 2 + read.prefix)
