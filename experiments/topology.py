@@ -89,8 +89,7 @@ class Call:
         return {
             'products': self.program.flops / self.chip.flops,
             'memory': self.program.traffic / self.chip.bandwidth,
-            'links': sent / self.chip.link,
-        }
+        } | ({'links': sent / self.chip.link} if sent else {})  # alone, or nobody could count it
 
     @property
     def seconds(self) -> float:

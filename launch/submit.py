@@ -171,10 +171,10 @@ class Sky(Job):
     def text(self, jobs: Jobs) -> str:
         if not self.bucket:
             raise Mistake('which bucket? Runs have to outlive their machines: --set bucket=NAME, or bucket in [sky]')
-        chip, size = slice_of(self.accelerator)
-        if not self.accelerator or not (chip or self.gpus):
+        tpus = slice_of(self.accelerator)
+        if not self.accelerator or not (tpus or self.gpus):
             raise Mistake('which accelerator? --accelerator=v5e-16, or --accelerator=H100 --gpus=8')
-        if chip and self.nodes > 1:
+        if tpus and self.nodes > 1:
             raise Mistake(f'--nodes={self.nodes}: a TPU slice is one node, however many machines it has')
         if jobs.parallel:
             raise Mistake(f'--parallel={jobs.parallel}: SkyPilot starts all at once; leave it out')
@@ -182,8 +182,10 @@ class Sky(Job):
         if getattr(jobs.tasks[-1].config, 'input', '') and output and not output.startswith(f'{self.mount}/'):
             kept = Path(self.mount, Path(output).name)
             raise Mistake(f'output={output} would be lost with the machine; name a path in the bucket, output={kept}')
-        kind = f'tpu-{chip.replace("v5e", "v5litepod")}-{size}:1' if chip else f'{self.accelerator}:{self.gpus}'
-        slice_args = {'runtime_version': RUNTIMES[chip], 'gcp_queued_resource': self.queued} if chip else ''
+        kind, slice_args = f'{self.accelerator}:{self.gpus}', ''
+        if tpus:
+            kind = f'tpu-{tpus.name.replace("v5e", "v5litepod")}:1'
+            slice_args = {'runtime_version': RUNTIMES[tpus.chip.name], 'gcp_queued_resource': self.queued}
         recovery = {'max_restarts_on_errors': self.retries, 'recover_on_exit_codes': [130]}
         resources = {
             'infra': self.infra, 'accelerators': kind, 'accelerator_args': slice_args, 'use_spot': self.spot,
@@ -198,7 +200,7 @@ class Sky(Job):
             root=str(ROOT),
             lines=self.lines(jobs),
             resources=resources,
-            extra='tpu' if chip else 'gpu',
+            extra='tpu' if tpus else 'gpu',
             programs=self.programs or str(Path(self.mount, jobs.tasks[-1].stages.with_name('programs'))),
             runs=[
                 run_line(self.python or 'python', 'launch/run.py', task, self.kept(task.folder), self.kept(task.stages))
@@ -207,10 +209,8 @@ class Sky(Job):
         )
 
     def devices(self, jobs: Jobs) -> int:
-        if not slice_of(self.accelerator)[0]:
-            return super().devices(jobs)
-        found = chips.find(self.accelerator, '--accelerator')
-        return found.chips * found.chip.devices
+        tpus = slice_of(self.accelerator)
+        return tpus.chips * tpus.chip.devices if tpus else super().devices(jobs)
 
     def kept(self, folder: Path) -> Path:
         """Where machines see what lies in `folder` here."""
@@ -236,17 +236,12 @@ class Sky(Job):
 CLUSTERS: dict[str, type[Slurm] | type[Sky]] = {'slurm': Slurm, 'sky': Sky}
 
 
-def slice_of(accelerator: str) -> tuple[str, int]:
-    """The chip and the size of a TPU slice, ('v5e', 16) of v5e-16 or tpu-v5litepod-16; ('', 0) of anything else. Raises
-    `Mistake` for a chip that is not known.
+def slice_of(accelerator: str) -> chips.Slice | None:
+    """The TPU slice that is named v5e-16, or tpu-v5litepod-16; None of anything else. Raises `Mistake` for one that there
+    is not.
     """
-    found = re.fullmatch(r'(?:tpu-)?(v\d+\w*)-(\d+)', accelerator.lower())
-    if not found:
-        return '', 0
-    chip = found[1].replace('v5litepod', 'v5e')
-    if chip not in RUNTIMES:
-        raise Mistake(f'--accelerator={accelerator}: no such TPU; did you mean {nearest(chip, RUNTIMES)}-{found[2]}?')
-    return chip, int(found[2])
+    called_so = re.fullmatch(r'(?:tpu-)?v\d+\w*-\d+', accelerator.lower())
+    return chips.find(accelerator, '--accelerator') if called_so else None
 
 
 def array(tasks: Iterable[int], parallel: int | None = None) -> str:
