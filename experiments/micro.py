@@ -153,22 +153,21 @@ class _Row:
         return len(self.parent) - 1
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The row padded to its length, with its mask: a token sees what comes before it on its own path to the root."""
-        n, nodes = len(self.token), len(self.parent)
-        above = np.eye(nodes, dtype=bool)
-        for i, parent in enumerate(self.parent):
+        """The row padded to its length. A token sees what comes before it on its own path to the root: a node ends with the
+        last one below it (`attention.Sees`), as each is grown before the next one beside it.
+        """
+        n, node = len(self.token), np.array(self.node)
+        until = [int(np.flatnonzero(node == i)[-1]) + 1 for i in range(len(self.parent))]
+        for i, parent in reversed(list(enumerate(self.parent))):
             if parent != NO_PARENT:
-                above[i] |= above[parent]
-        node = np.array(self.node)
-        mask_TS = np.zeros((self.length, self.length), bool)
-        mask_TS[:n, :n] = above[node][:, node] & np.tri(n, dtype=bool)
+                until[parent] = max(until[parent], until[i])
         pad = (0, self.length - n)
         return {
             'token_BT': np.pad(np.array(self.token, np.int32), pad),
             'target_BT': np.pad(np.array(self.target, np.int32), pad),
             'weight_BT': np.pad(np.array(self.weight, np.float32), pad),
             'position_BT': np.pad(np.array(self.position, np.int32), pad),
-            'mask_BTS': mask_TS,
+            'until_BT': np.pad(np.array(until, np.int32)[node], pad),
         }
 
 

@@ -233,7 +233,7 @@ class _Stage:
         else:
             _, step = _step(how, cfg, self.mesh)
             batch = {
-                'token_BT': row(jnp.int32, T), 'branch_BT': row(jnp.int32, T), 'position_BT': row(jnp.int32, T),
+                'token_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T), 'position_BT': row(jnp.int32, T),
                 'last_BC': row(jnp.int32, 2), 'preference_B': row(jnp.float32), 'weight_B': row(jnp.float32),
                 'full_B': row(bool),
             }  # fmt: skip
@@ -308,14 +308,16 @@ class _Stage:
         cfg, row = self._sizes(read), partial(_rows, self.mesh, read.rows)
         params = self._place(self._read_params(read))
         prefix = self._place(_cache(cfg, read.prefix)) if read.prefix else None
-        T = padded([read.prompt + read.tail * read.branches])
+        answers = _answers(read.branches) if read.does == 'answers' else None
+        W = len(answers.nodes) if answers else 0
+        T = padded([read.prompt + (read.tail + W) * read.branches])
         with jax.set_mesh(self.mesh):
             if read.does == 'scores':
                 held = {'trunk': params, 'head': self._place(jax.eval_shape(partial(heads.scalar_head, cfg.width)))}
                 return reward_model.score_rows.lower(cfg, held, row(jnp.int32, T), row(bool, T))
             if read.does == 'answers':
-                tokens = row(jnp.int32, T), row(jnp.int32, T), row(jnp.int32, T), row(jnp.int32, read.branches)
-                return scoring.ways.lower(cfg, params, prefix, *tokens, _answers(read.branches).tree)
+                tokens = *(row(jnp.int32, T) for _ in range(3)), row(jnp.int32, read.branches, 1 + W)
+                return scoring.ways.lower(cfg, params, prefix, *tokens, answers.tree)
             blank, key = Blank(), jax.eval_shape(lambda: jax.random.key(0))
             return generation.sample.lower(
                 cfg, params, row(jnp.int32, read.prompt), row(bool, read.prompt), key, blank.allowed(cfg.vocab),

@@ -19,6 +19,7 @@ from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads
+from rlaif_jax.models.attention import ALWAYS, Sees
 from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache, rounded
 from rlaif_jax.text import pad_left
@@ -79,15 +80,15 @@ def sample(
     B, P = prompt_BT.shape
     params = rounded(cfg, params)  # once, where every token would do it again
     before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]  # tokens of the prefix
-    slot_S = jnp.arange(P + max_new_tokens)
-    seen_BS = jnp.pad(valid_BT.astype(bool), ((0, 0), (0, max_new_tokens)))
+    # Nobody sees padding; of the slots behind the prompt, none before it is filled.
+    until_BS = jnp.pad(jnp.where(valid_BT, ALWAYS, 0), ((0, 0), (0, max_new_tokens)), constant_values=ALWAYS)
     position_BT = before + jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
     length_B = before + jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
 
-    mask_BTS = seen_BS[:, None, :] & (slot_S[None, :P, None] >= slot_S[None, None, :])
     cache = make_cache(cfg, B, P + max_new_tokens)
     last_BW = jnp.full((B, 1), P - 1)
-    hidden_BWD, cache = forward(cfg, params, prompt_BT, position_BT, mask_BTS, cache, prefix, last_BW)
+    sees = Sees(until_BS, jnp.arange(P)[None])
+    hidden_BWD, cache = forward(cfg, params, prompt_BT, position_BT, sees, cache, prefix, last_BW)
 
     def going(state: dict) -> jax.Array:
         return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
@@ -99,9 +100,9 @@ def sample(
         token_B = jnp.where(ended_B, pad, token_B).astype(jnp.int32)
 
         # Row b's new token takes position length_b + step, and slot P + step like everyone's.
-        mask_BTS = (seen_BS | ((slot_S >= P) & (slot_S <= P + step))[None])[:, None, :]
+        sees = Sees(until_BS, (P + step)[None, None])
         hidden_BTD, cache = forward(
-            cfg, params, token_B[:, None], (length_B + step)[:, None], mask_BTS, state['cache'], prefix
+            cfg, params, token_B[:, None], (length_B + step)[:, None], sees, state['cache'], prefix
         )
         return {
             'step': step + 1,

@@ -21,6 +21,7 @@ from rlaif_jax import axes, hosts
 from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import Mistake
 from rlaif_jax.models import heads
+from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Cache, Config, Params, causal, forward, make_cache
 from rlaif_jax.text import Tokenizer, pad_right
@@ -35,22 +36,18 @@ class Answers:
     owner_A: np.ndarray  # which answer each way belongs to
 
     @cached_property
+    def nodes(self) -> list[tuple[int, ...]]:
+        """W beginnings of ways, as `1` of `10`, each followed by those that go on from it."""
+        return sorted({way[:i] for way in self.ways for i in range(1, len(way))})
+
+    @cached_property
     def tree(self) -> dict[str, np.ndarray]:
-        """The tree as arrays. Node 0 is the prompt; the other W are what some way goes on from, as `1` of `10`."""
-        inner = {way[:i] for way in self.ways for i in range(1, len(way))}
-        nodes = [(), *sorted(inner, key=lambda node: (len(node), node))]
-        W, M = len(nodes) - 1, self.depth + 1
-        step_AM2 = np.full((len(self.ways), M, 2), (0, -1), np.int32)
+        """Way a is the tokens token_AM, each read behind its node, of which 0 is the prompt; token −1 is none."""
+        nodes = [(), *self.nodes]
+        step_AM2 = np.full((len(self.ways), self.depth + 1, 2), (0, -1), np.int32)
         for a, way in enumerate(self.ways):
             step_AM2[a, : len(way)] = [(nodes.index(way[:i]), token) for i, token in enumerate(way)]
-        return {
-            'token_W': np.array([node[-1] for node in nodes[1:]], np.int32),
-            'depth_W': np.array([len(node) for node in nodes[1:]], np.int32),
-            'sees_WW': np.array([[a[: len(b)] == b for b in nodes[1:]] for a in nodes[1:]], bool).reshape(W, W),
-            # Way a is the tokens token_AM, each read behind its node; token −1 is none.
-            'node_AM': step_AM2[..., 0],
-            'token_AM': step_AM2[..., 1],
-        }
+        return {'node_AM': step_AM2[..., 0], 'token_AM': step_AM2[..., 1]}
 
     @property
     def depth(self) -> int:
@@ -121,7 +118,7 @@ class Scorer:
                 )
         if len(rows) % group:
             raise ValueError(f'{len(rows)} rows are no groups of {group}')
-        groups = [Group.of(rows[b : b + group]) for b in range(0, len(rows), group)]
+        groups = [Group.of(rows[b : b + group], self.answers.nodes) for b in range(0, len(rows), group)]
         lengths = [len(group.tokens) for group in groups]
         call = lambda chosen, _: self._batch([groups[b] for b in chosen])  # noqa: E731
         return np.reshape(in_batches(lengths, self.batch, self.mesh, call), (-1, len(self.answers.names)))
@@ -129,42 +126,43 @@ class Scorer:
     def _batch(self, groups: list[Group]) -> np.ndarray:
         length = padded([len(group.tokens) for group in groups])
         token_BT, valid_BT = pad_right([group.tokens for group in groups], length, self.lm.tokenizer.pad)
-        branch_BT, _ = pad_right([group.branch for group in groups], length, PADDING)
+        until_BT, _ = pad_right([group.until for group in groups], length, 0)
         position_BT, _ = pad_right([group.position for group in groups], length, 0)
-        last_BO = np.array([group.last for group in groups], np.int32)
-        rows = hosts.to_mesh((token_BT, branch_BT, position_BT, last_BO), axes.rows(self.mesh))
+        read_BOW = np.array([group.read for group in groups], np.int32)
+        rows = hosts.to_mesh((token_BT, until_BT, position_BT, read_BOW), axes.rows(self.mesh))
         with jax.set_mesh(self.mesh):
             logp_BOA = hosts.to_host(ways(self.lm.config, self.lm.params, self.prefix, *rows, self.answers.tree))
         B, O, A = logp_BOA.shape
         return self.answers.probability(logp_BOA.reshape(B * O, A)).reshape(B, O, -1)
 
 
-STEM, PADDING = 0, -1  # in Group.branch
-
-
 @dataclass(frozen=True)
 class Group:
-    """Rows that begin alike, laid out as one sequence: the stem once, then what is each row's own."""
+    """Rows that begin alike, laid out as one sequence: the stem once, then what is each row's own, and behind each row
+    the nodes of its answers.
+    """
 
     tokens: list[int]
-    branch: list[int]  # of each token: STEM, or 1 … O
+    until: list[int]  # of each token: `attention.Sees`
     position: list[int]  # of each token in its own row
-    last: list[int]  # where each row ends in `tokens`
+    read: list[list[int]]  # of each row: where it ends in `tokens`, and where its nodes stand
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[int]]) -> Group:
-        first = list(rows[0])
-        if len(rows) == 1:
-            return cls(first, [STEM] * len(first), list(range(len(first))), [len(first) - 1])
+    def of(cls, rows: Sequence[Sequence[int]], nodes: Sequence[tuple[int, ...]] = ()) -> Group:
+        first, W = list(rows[0]), len(nodes)
         stem = min(map(len, rows)) - 1  # every branch keeps a token to be read at
         stem = next((t for t in range(stem) if any(row[t] != first[t] for row in rows)), stem)
-        tokens, branch, position, last = first[:stem], [STEM] * stem, list(range(stem)), []
-        for o, row in enumerate(rows, 1):
-            tokens += row[stem:]
-            branch += [o] * (len(row) - stem)
-            position += range(stem, len(row))
-            last.append(len(tokens) - 1)
-        return cls(tokens, branch, position, last)
+        # Behind how many nodes each one's own have ended.
+        ends = [next((j for j in range(i, W) if nodes[j][: len(node)] != node), W) for i, node in enumerate(nodes)]
+        tokens, position = first[:stem], list(range(stem))
+        until, read = [stem + sum(len(row) - stem + W for row in rows)] * stem, []
+        for row in rows:
+            end = len(tokens) + len(row) - stem
+            tokens += [*row[stem:], *(node[-1] for node in nodes)]
+            until += [end + W] * (len(row) - stem) + [end + w for w in ends]
+            position += [*range(stem, len(row)), *(len(row) - 1 + len(node) for node in nodes)]
+            read.append(list(range(end - 1, end + W)))
+        return cls(tokens, until, position, read)
 
 
 def prefill(lm: LM, preamble: Sequence[int], mesh: Mesh) -> Cache | None:
@@ -177,8 +175,8 @@ def prefill(lm: LM, preamble: Sequence[int], mesh: Mesh) -> Cache | None:
 
 @partial(jax.jit, static_argnames='cfg')
 def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
-    position_BT, mask_BTS = causal(jnp.ones_like(token_BT, bool))
-    return forward(cfg, params, token_BT, position_BT, mask_BTS, make_cache(cfg, 1, token_BT.shape[1]))[1]
+    seen = causal(jnp.ones_like(token_BT, bool))
+    return forward(cfg, params, token_BT, *seen, make_cache(cfg, 1, token_BT.shape[1]))[1]
 
 
 @partial(jax.jit, static_argnames='cfg')
@@ -187,37 +185,19 @@ def ways(
     params: Params,
     prefix: Cache | None,
     token_BT: jax.Array,
-    branch_BT: jax.Array,
+    until_BT: jax.Array,
     position_BT: jax.Array,
-    last_BO: jax.Array,
+    read_BOW: jax.Array,
     tree: dict[str, jax.Array],
 ) -> jax.Array:
     """log P(way) behind each row, `(B, O, A)`, in one forward: the rows of a group are branches behind their stem, and the
-    tree's inner nodes are branches behind each row.
+    nodes of the answers are branches behind each row (`Group`).
     """
-    (B, T), O, W = token_BT.shape, last_BO.shape[1], len(tree['token_W'])
     P = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
-
-    def spread(x_W: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x_W[None, None], (B, O, W)).reshape(B, O * W)
-
-    # A token sees the preamble, and what stands before it in the stem and in its own row; a node, of the other nodes only
-    # those that it goes on from.
-    own_BO = jnp.take_along_axis(branch_BT, last_BO, axis=1)
-    at_BO = jnp.take_along_axis(position_BT, last_BO, axis=1)
-    branch_BT = jnp.concatenate([branch_BT, jnp.repeat(own_BO, W, axis=1)], axis=1)
-    position_BT = P + jnp.concatenate([position_BT, jnp.repeat(at_BO, W, axis=1) + spread(tree['depth_W'])], axis=1)
-    token_BT = jnp.concatenate([token_BT, spread(tree['token_W'])], axis=1)
-    t = jnp.arange(T + O * W)
-    sees_TS = jnp.ones((T + O * W, T + O * W), bool).at[T:, T:].set(jnp.tile(tree['sees_WW'], (O, O)))
-    seen_BTS = (branch_BT[:, None] == STEM) | (branch_BT[:, None] == branch_BT[:, :, None])
-    mask_BTS = seen_BTS & (branch_BT[:, None] != PADDING) & (sees_TS & (t[:, None] >= t[None]))[None]
-
     # Wanted are each row's last token and the nodes only; the head is over all of V, for the captured mass.
-    node_BOW = jnp.broadcast_to(T + jnp.arange(O * W).reshape(1, O, W), (B, O, W))
-    read_BW = jnp.concatenate([last_BO[..., None], node_BOW], axis=2).reshape(B, -1)
-    hidden_BWD, _ = forward(cfg, params, token_BT, position_BT, mask_BTS, prefix=prefix, read_BW=read_BW)
-    logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(B, O, 1 + W, -1)
+    read_BW = read_BOW.reshape(len(read_BOW), -1)
+    hidden_BWD, _ = forward(cfg, params, token_BT, P + position_BT, Sees(until_BT), prefix=prefix, read_BW=read_BW)
+    logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(*read_BOW.shape, -1)
     logp_BOAM = logit_BOWV[:, :, tree['node_AM'], tree['token_AM']]
     logp_BOAM -= jax.nn.logsumexp(logit_BOWV, axis=-1)[:, :, tree['node_AM']]
     return jnp.sum(jnp.where(tree['token_AM'] >= 0, logp_BOAM, 0.0), axis=-1)

@@ -1,9 +1,9 @@
 """Attention: who sees whom, how much, and what comes of it. The model calls `attention`; how it is computed is known here.
 
-    a_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, whole=True)
+    a_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, Sees(until_BS))
 
-Which computation suits is chosen by what is known when a program is traced: shapes, dtypes, which arguments there are,
-and `whole`. A back end for one kind of device is one more function beside `_attend`, and one more case in `attention`.
+Which computation suits is chosen by what is known when a program is traced: shapes, dtypes, and which arguments there are.
+A back end for one kind of device is one more function beside `_attend`, and one more case in `attention`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,34 @@ import jax
 import jax.numpy as jnp
 
 Number = jax.Array | float
+ALWAYS = 2**30  # the end of what never ends: `until`, or a window that leaves nothing out
+
+
+class Sees(NamedTuple):
+    """Who sees whom: a slot is seen from itself up to the slot `until`, where what belongs to it has ended.
+
+    Of plain text that is the end of the row, of padding 0: nobody sees it. Of a stem with branches, written one behind the
+    other, it is the end of the row in the stem, and in a branch the end of the branch; of several texts in one row each
+    text's own end. So any tree, written parent before child, each node followed by all that is below it, is one array.
+    """
+
+    until_BS: jax.Array  # int32
+    slot_BT: jax.Array | None = (
+        None  # at which slot each query stands; None: queries and keys are those of the same tokens
+    )
+
+    def picked(self, read_BW: jax.Array | None) -> Sees:
+        """For the queries at `read_BW` alone."""
+        if read_BW is None:
+            return self
+        slot_BW = read_BW if self.slot_BT is None else jnp.take_along_axis(self.slot_BT, read_BW, axis=1)
+        return self._replace(slot_BT=slot_BW)
+
+    def mask(self) -> jax.Array:
+        """mask_BTS: whether the query sees the slot."""
+        slot_11S = jnp.arange(self.until_BS.shape[1])[None, None]
+        slot_BT1 = (slot_11S[0] if self.slot_BT is None else self.slot_BT)[..., None]
+        return (slot_11S <= slot_BT1) & (slot_BT1 < self.until_BS[:, None])
 
 
 class Prefix(NamedTuple):
@@ -40,31 +68,21 @@ def attention(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
+    sees: Sees,
     *,
     prefix: Prefix | None = None,
     window: Window | None = None,
     scale: Number | None = None,
     cap: Number | None = None,
-    whole: bool = False,
 ) -> jax.Array:
     """Grouped-query attention, (B, T, N, H) in the queries' dtype; K divides N.
 
-    `mask_BTS` is True where query t may see slot s; of these, and of the `prefix`, a `window` leaves the near ones. A query
-    that may see nothing (padding) gets a mean of the values, finite and unused. `scale` (default H^-½) multiplies
-    query · key, then `cap`, where there is one, takes the score to cap · tanh(score / cap).
-
-    `whole` promises that queries and keys are those of the same whole texts, so that S is T and no query sees a later slot
-    than its own, whatever the mask says besides. Without it queries may stand anywhere: new tokens before a cache, or a few
-    tokens that are wanted.
+    Of what a query sees, and of the `prefix`, a `window` leaves the near ones. A query that sees nothing (padding) gets a
+    mean of the values, finite and unused. `scale` (default H^-½) multiplies query · key, then `cap`, where there is one,
+    takes the score to cap · tanh(score / cap).
     """
-    shared = None
-    if prefix is not None:
-        shared = prefix.k_PKH, prefix.v_PKH, None if window is None else window.sees(prefix.position_BP)
-    if window is not None:
-        mask_BTS &= window.sees(window.position_BS)
-    among = _attend_earlier if whole else _attend
-    return among(q_BTNH, k_BSKH, v_BSKH, mask_BTS, shared, scale, cap)
+    among = _attend_earlier if sees.slot_BT is None else _attend
+    return among(q_BTNH, k_BSKH, v_BSKH, sees, prefix, window, scale, cap)
 
 
 def soft_cap(x: jax.Array, cap: Number | None) -> jax.Array:
@@ -74,15 +92,14 @@ def soft_cap(x: jax.Array, cap: Number | None) -> jax.Array:
 
 # In plain XLA, for any device
 
-Shared = tuple[jax.Array, jax.Array, jax.Array | None] | None  # k_PKH, v_PKH, and who sees them: mask_BTP, or all
-
 
 def _attend_earlier(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    mask_BTS: jax.Array,
-    shared: Shared,
+    sees: Sees,
+    prefix: Prefix | None,
+    window: Window | None,
     scale: Number | None,
     cap: Number | None,
 ) -> jax.Array:
@@ -95,8 +112,9 @@ def _attend_earlier(
     edges = [T * i // blocks for i in range(blocks + 1)]
 
     def block(a: int, b: int) -> jax.Array:
-        before = shared and (*shared[:2], None if shared[2] is None else shared[2][:, a:b])
-        return _attend(q_BTNH[:, a:b], k_BTKH[:, :b], v_BTKH[:, :b], mask_BTS[:, a:b, :b], before, scale, cap)
+        among = Sees(sees.until_BS[:, :b], jnp.arange(a, b)[None])
+        near = window and Window(window.size, window.position_BT[:, a:b], window.position_BS[:, :b])
+        return _attend(q_BTNH[:, a:b], k_BTKH[:, :b], v_BTKH[:, :b], among, prefix, near, scale, cap)
 
     return jnp.concatenate([block(a, b) for a, b in zip(edges, edges[1:])], axis=1)
 
@@ -106,8 +124,9 @@ def _attend(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
-    mask_BTS: jax.Array,
-    shared: Shared,
+    sees: Sees,
+    prefix: Prefix | None,
+    window: Window | None,
     scale: Number | None,
     cap: Number | None,
 ) -> jax.Array:
@@ -123,21 +142,22 @@ def _attend(
 
     q_KBGTH = (q_BTNH * (H**-0.5 if scale is None else scale)).reshape(B, T, K, N // K, H).transpose(2, 0, 3, 1, 4)
     score_KBGTS = _matmul32(rows(q_KBGTH), k_BSKH.transpose(2, 0, 3, 1)).reshape(K, B, N // K, T, -1)
+    mask_BTS = sees.mask() if window is None else sees.mask() & window.sees(window.position_BS)
     score_KBGTS = jnp.where(mask_BTS[None, :, None], soft_cap(score_KBGTS, cap), -1e30)
     top_KBGT = score_KBGTS.max(axis=-1)
-    if shared is not None:
-        k_PKH, v_PKH, mask_BTP = shared
+    if prefix is not None:
+        k_PKH, v_PKH, position_BP = prefix
         score_KBGTP = jnp.einsum('KBGTH,PKH->KBGTP', q_KBGTH, k_PKH, preferred_element_type=jnp.float32)
         score_KBGTP = soft_cap(score_KBGTP, cap)
-        if mask_BTP is not None:
-            score_KBGTP = jnp.where(mask_BTP[None, :, None], score_KBGTP, -1e30)
+        if window is not None:
+            score_KBGTP = jnp.where(window.sees(position_BP)[None, :, None], score_KBGTP, -1e30)
         top_KBGT = jnp.maximum(top_KBGT, score_KBGTP.max(axis=-1))
     top_KBGT = jax.lax.stop_gradient(top_KBGT)  # whatever is subtracted, the result is the same
 
     weight_KBGTS = jnp.exp(score_KBGTS - top_KBGT[..., None])
     sum_KBGT = weight_KBGTS.sum(axis=-1)
     a_KBGTH = _matmul32(rows(weight_KBGTS).astype(v_BSKH.dtype), v_BSKH.transpose(2, 0, 1, 3)).reshape(q_KBGTH.shape)
-    if shared is not None:
+    if prefix is not None:
         weight_KBGTP = jnp.exp(score_KBGTP - top_KBGT[..., None])
         sum_KBGT += weight_KBGTP.sum(axis=-1)
         a_KBGTH += jnp.einsum(

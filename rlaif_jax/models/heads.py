@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.axes import HEAD, constrain
-from rlaif_jax.models.attention import soft_cap
+from rlaif_jax.models.attention import Sees, soft_cap
 from rlaif_jax.models.transformer import Config, Params, forward
 
 NEVER = -1e30  # the logit of a token that cannot be: finite, so that gradients and 0 · logit stay finite
@@ -71,11 +71,9 @@ def scalar(head: Params, hidden: jax.Array) -> jax.Array:
     return hidden.astype(jnp.float32) @ head['head_D'] + head['head_bias']
 
 
-def value(
-    cfg: Config, params: dict[str, Params], token_BT: jax.Array, position_BT: jax.Array, mask_BTS: jax.Array
-) -> jax.Array:
+def value(cfg: Config, params: dict[str, Params], token_BT: jax.Array, position_BT: jax.Array, sees: Sees) -> jax.Array:
     """The value model, `{'trunk': …, 'head': …}`: value_BT, in reward units, of each prefix that ends with token t."""
-    hidden_BTD, _ = forward(cfg, params['trunk'], token_BT, position_BT, mask_BTS)
+    hidden_BTD, _ = forward(cfg, params['trunk'], token_BT, position_BT, sees)
     return scalar(params['head'], hidden_BTD)
 
 
@@ -84,9 +82,9 @@ def score(
     params: dict[str, Params],
     token_BT: jax.Array,
     position_BT: jax.Array,
-    mask_BTS: jax.Array,
+    sees: Sees,
     last_B: jax.Array,
 ) -> jax.Array:
     """The reward model, `{'trunk': …, 'head': …}`: score_B read at index `last_B`, the response's true last token."""
-    value_BT = value(cfg, params, token_BT, position_BT, mask_BTS)
+    value_BT = value(cfg, params, token_BT, position_BT, sees)
     return jnp.take_along_axis(value_BT, last_B[:, None], axis=1)[:, 0]

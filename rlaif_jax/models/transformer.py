@@ -1,9 +1,9 @@
 """The decoder-only language model: tokens in, hidden states out, cache in and out.
 
-    position_BT, mask_BTS = causal(valid_BT)
-    hidden_BTD, _ = Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS)
+    position_BT, sees = causal(valid_BT)
+    hidden_BTD, _ = Transformer(cfg).apply({'params': params}, token_BT, position_BT, sees)
 
-Who sees whom is the caller's to say, in `mask_BTS`: causal text, cached decoding and branches that share a prefix are
+Who sees whom is the caller's to say, in `sees`: causal text, cached decoding and branches that share a prefix are
 the same forward. Parameters are one flat dict; the layers are stacked along L and scanned. Heads are in `heads.py`.
 """
 
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.axes import TABLE, constrain
-from rlaif_jax.models.attention import Prefix, Window, attention
+from rlaif_jax.models.attention import ALWAYS, Prefix, Sees, Window, attention
 
 Params = dict[str, jax.Array]
 # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
@@ -26,7 +26,6 @@ Params = dict[str, jax.Array]
 Cache = dict[str, jax.Array]
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
-FAR = 2**30  # the window of a layer that has none
 # The matrices of a layer, and over which axes each sums.
 FAN_IN = {
     'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
@@ -166,13 +165,13 @@ class Config:
 
 
 class Transformer(nn.Module):
-    """`apply({'params': params}, token_BT, position_BT, mask_BTS, cache)` -> `(hidden_BTD, cache)`.
+    """`apply({'params': params}, token_BT, position_BT, sees, cache)` -> `(hidden_BTD, cache)`.
 
-    mask_BTS is True where query t may see slot s; a layer with a window sees of these the ones near enough in position.
-    Without a cache S is T; with one, the T new tokens take the slots from `cache['length']` on and S is the cache's size.
-    No query sees a later slot than its own. `prefix` is a full cache of one row that every query of every row sees
-    besides: what all prompts begin with, computed once and copied nowhere. Where only the hidden states at the slots
-    `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the last layer computes no others.
+    `sees` says which slots each token sees; a layer with a window sees of these the ones near enough in position. Without a
+    cache the slots are the tokens' own; with one, the T new tokens take the slots from `cache['length']` on. `prefix` is a
+    full cache of one row that every query of every row sees besides: what all prompts begin with, computed once and copied
+    nowhere. Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the
+    last layer computes no others.
 
     A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
     that the parameters hold besides adds its share.
@@ -185,7 +184,7 @@ class Transformer(nn.Module):
         self,
         token_BT: jax.Array,
         position_BT: jax.Array,
-        mask_BTS: jax.Array,
+        sees: Sees,
         cache: Cache | None = None,
         prefix: Cache | None = None,
         read_BW: jax.Array | None = None,
@@ -209,11 +208,11 @@ class Transformer(nn.Module):
             layer['rope_L'] = jnp.array([ropes.index(kind) for kind in c.each(c.ropes)])
             angle = jax.tree.map(lambda *kinds: jnp.stack(kinds), *angles)
         if c.windowed:
-            layer['window_L'] = jnp.array([window or FAR for window in c.each(c.windows)])
+            layer['window_L'] = jnp.array([window or ALWAYS for window in c.each(c.windows)])
             if cache is not None:
                 at = (0, cache['length'])
                 cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
-        given = Given(c, position_BT, mask_BTS, angle, prefix)
+        given = Given(c, position_BT, sees, angle, prefix)
 
         def body(carry: tuple, scanned: tuple, read_BW: jax.Array | None = None) -> tuple[tuple, None]:
             return block(given, *scanned, *carry, read_BW), None
@@ -236,7 +235,7 @@ class Given(NamedTuple):
 
     cfg: Config
     position_BT: jax.Array
-    mask_BTS: jax.Array
+    sees: Sees
     angle: tuple[jax.Array, jax.Array]  # of `rope`; where layers turn differently, of each kind, stacked
     prefix: Cache | None
 
@@ -281,12 +280,11 @@ def attend(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        picked(given.mask_BTS, read_BW),
+        given.sees.picked(read_BW),
         prefix=prefix,
         window=window,
         scale=cfg.attention_scale,
         cap=cfg.attention_cap,
-        whole=cache is None and read_BW is None,
     )
     return linear(cfg, p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH')), cache
 
@@ -346,7 +344,7 @@ def adapters(params: Params) -> Params:
 def init(cfg: Config, key: jax.Array) -> Params:
     """Fresh float32 parameters."""
     one = jnp.zeros((1, 1), jnp.int32)
-    return Transformer(cfg).init(key, one, one, jnp.ones((1, 1, 1), bool))['params']
+    return Transformer(cfg).init(key, one, one, Sees(one + 1))['params']
 
 
 def forward(
@@ -354,13 +352,13 @@ def forward(
     params: Params,
     token_BT: jax.Array,
     position_BT: jax.Array,
-    mask_BTS: jax.Array,
+    sees: Sees,
     cache: Cache | None = None,
     prefix: Cache | None = None,
     read_BW: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`."""
-    return Transformer(cfg).apply({'params': params}, token_BT, position_BT, mask_BTS, cache, prefix, read_BW)
+    return Transformer(cfg).apply({'params': params}, token_BT, position_BT, sees, cache, prefix, read_BW)
 
 
 def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
@@ -371,11 +369,10 @@ def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
     return cache | {'position_BS': jnp.zeros((batch, slots), jnp.int32)} if cfg.windowed else cache
 
 
-def causal(valid_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`(position_BT, mask_BTS)` of ordinary text: padding, left or right, takes no position and is seen by nobody."""
+def causal(valid_BT: jax.Array) -> tuple[jax.Array, Sees]:
+    """`(position_BT, sees)` of ordinary text: padding, left or right, takes no position and is seen by nobody."""
     position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    t = jnp.arange(valid_BT.shape[1])
-    return position_BT, valid_BT[:, None, :].astype(bool) & (t[None, :, None] >= t[None, None, :])
+    return position_BT, Sees(jnp.where(valid_BT, ALWAYS, 0))
 
 
 def linear(cfg: Config, p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:

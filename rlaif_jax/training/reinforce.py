@@ -127,8 +127,7 @@ def response_states(model: transformer.Config, params: transformer.Params, batch
     """hidden_BTD over the response, T = max_new_tokens: the state in which token t is chosen, which has not seen it."""
     token_BT = jnp.concatenate([batch['prompt_BT'], batch['token_BT']], axis=1)
     valid_BT = jnp.concatenate([batch['valid_BT'], batch['mask_BT']], axis=1)
-    position_BT, mask_BTS = transformer.causal(valid_BT)
-    hidden_BTD, _ = transformer.forward(model, params, token_BT, position_BT, mask_BTS)
+    hidden_BTD, _ = transformer.forward(model, params, token_BT, *transformer.causal(valid_BT))
     return hidden_BTD[:, batch['prompt_BT'].shape[1] - 1 : -1]
 
 

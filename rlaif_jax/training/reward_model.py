@@ -29,6 +29,7 @@ from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
 from rlaif_jax.models import heads, hf, lora, stored, transformer
+from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
 from rlaif_jax.shortening import reads, shortened
@@ -37,8 +38,6 @@ from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
 Scorer = Callable[..., np.ndarray]  # (prompts, responses, ended_B=None) -> score_B; None: all responses are whole
-
-PADDING, PROMPT, FIRST, SECOND = -1, 0, 1, 2  # in branch_BT: which part of its pair a token belongs to
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,8 @@ def scores(model: transformer.Config, params: dict[str, transformer.Params], bat
     batch: what `make_batch` makes. Equal to two forwards of prompt and response up to rounding, at 1 / 1.8 of the cost
     where the prompt is 1024 tokens and a response 128.
     """
-    branch_BT = batch['branch_BT']
-    t = jnp.arange(branch_BT.shape[1])
-    query_BT1, key_B1S = branch_BT[:, :, None], branch_BT[:, None, :]
-    seen_BTS = ((key_B1S == PROMPT) | (key_B1S == query_BT1)) & (key_B1S != PADDING)
-    mask_BTS = seen_BTS & (t[None, :, None] >= t[None, None, :])
-    hidden_BTD, _ = transformer.forward(model, params['trunk'], batch['token_BT'], batch['position_BT'], mask_BTS)
+    sees = Sees(batch['until_BT'])
+    hidden_BTD, _ = transformer.forward(model, params['trunk'], batch['token_BT'], batch['position_BT'], sees)
     # Its gradient is split as it is: else along D, like the head, and the compiler replicates it in between.
     hidden_BTD = axes.constrain(hidden_BTD, 'BTD')
     hidden_BCD = jnp.take_along_axis(hidden_BTD, batch['last_BC'][..., None], axis=1)
@@ -207,24 +202,24 @@ def encode(
 def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict[str, np.ndarray]:
     """Pairs as one batch, a row a pair: prompt, first response, second response, padding.
 
-    token_BT, branch_BT and position_BT; last_BC, the column of each response's true last token, known from lengths and
-    never looked for among tokens; preference_B and weight_B; full_B, where a prompt was shortened or a response
-    fills its room and so was cut, most likely.
+    token_BT, position_BT and until_BT (`attention.Sees`: two branches behind a stem); last_BC, the column of each
+    response's true last token, known from lengths and never looked for among tokens; preference_B and weight_B; full_B,
+    where a prompt was shortened or a response fills its room and so was cut, most likely.
     """
     prompts, firsts, seconds, shortened = encode(tokenizer, pairs, cfg)
-    tokens, branch, position, last = [], [], [], []
+    tokens, until, position, last = [], [], [], []
     for prompt, first, second in zip(prompts, firsts, seconds):
         start, middle, end = len(prompt), len(prompt + first), len(prompt + first + second)
         tokens.append(prompt + first + second)
-        branch.append([PROMPT] * len(prompt) + [FIRST] * len(first) + [SECOND] * len(second))
+        until.append([end] * len(prompt) + [middle] * len(first) + [end] * len(second))
         position.append([*range(middle), *range(start, start + len(second))])
         last.append((middle - 1, end - 1))
     length = padded([len(row) for row in tokens])
     preference_B, weight_B = targets(pairs, cfg.soft)
     return {
         'token_BT': pad_right(tokens, length, tokenizer.pad)[0],
-        'branch_BT': pad_right(branch, length, PADDING)[0],
         'position_BT': pad_right(position, length, 0)[0],
+        'until_BT': pad_right(until, length, 0)[0],
         'last_BC': np.array(last, np.int32),
         'preference_B': preference_B,
         'weight_B': weight_B,
@@ -285,8 +280,7 @@ def score_rows(
     model: transformer.Config, params: dict[str, transformer.Params], token_BT: jax.Array, valid_BT: jax.Array
 ) -> jax.Array:
     """score_B of whole rows, each read at its last valid token."""
-    position_BT, mask_BTS = transformer.causal(valid_BT)
-    return heads.score(model, params, token_BT, position_BT, mask_BTS, valid_BT.sum(1) - 1)
+    return heads.score(model, params, token_BT, *transformer.causal(valid_BT), valid_BT.sum(1) - 1)
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> np.ndarray:

@@ -22,6 +22,7 @@ from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import hf, lora, transformer
+from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.heads import token_logprob
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
@@ -56,13 +57,13 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """−Σ weight·log p(target), in nats, with the sums to divide by.
 
-    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and mask_BTS (branches
-    that share a prefix). target_BT is what follows token_BT: in a branch that is not always the next column.
+    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and until_BT
+    (`attention.Sees`: branches that share a stem). target_BT is what follows token_BT: in a branch that is not always the
+    next column.
     """
-    position_BT, mask_BTS = (
-        (batch['position_BT'], batch['mask_BTS']) if 'mask_BTS' in batch else transformer.causal(batch['valid_BT'])
-    )
-    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], position_BT, mask_BTS)
+    tree = 'until_BT' in batch
+    seen = (batch['position_BT'], Sees(batch['until_BT'])) if tree else transformer.causal(batch['valid_BT'])
+    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], *seen)
     logp_BT, _ = token_logprob(model, params, hidden_BTD, batch['target_BT'])
     weight_BT = batch['weight_BT']
     return -(weight_BT * logp_BT).sum(), {'count': weight_BT.sum()}

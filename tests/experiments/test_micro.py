@@ -13,6 +13,7 @@ from rlaif_jax.labeling import prompts
 from rlaif_jax.micro import lexicon, tasks
 from rlaif_jax.micro.lexicon import SLOTS
 from rlaif_jax.models import hf
+from rlaif_jax.models.attention import Sees
 
 LENGTH = 416
 MIX = Curriculum(length=LENGTH, naming=0, reading=0, shots_batch=1)
@@ -23,10 +24,14 @@ def rows(micro_tokenizer):
     return Rows(MIX, micro_tokenizer, batch=4, seed=0)
 
 
+def masks(batch):
+    return np.asarray(Sees(batch['until_BT']).mask())
+
+
 def paths(batch, b):
     """Of each token of a row that has weight, the tokens that it sees, and the target."""
     for t in np.flatnonzero(batch['weight_BT'][b] >= 0.3):
-        seen = np.flatnonzero(batch['mask_BTS'][b, t])
+        seen = np.flatnonzero(masks(batch)[b, t])
         order = seen[np.argsort(batch['position_BT'][b, seen], kind='stable')]
         yield batch['token_BT'][b, order].tolist(), int(batch['target_BT'][b, t])
 
@@ -72,8 +77,8 @@ def test_one_step_in_ten_has_long_rows_with_exemplars(rows):
 def test_a_token_sees_its_own_path_at_consecutive_positions(rows):
     for step in (0, 9):
         batch = rows(step)
-        for b, mask_TS in enumerate(batch['mask_BTS']):
-            for t in np.flatnonzero(mask_TS.any(1)):
+        for b, mask_TS in enumerate(masks(batch)):
+            for t in np.flatnonzero(np.diagonal(mask_TS)):
                 positions = np.sort(batch['position_BT'][b, mask_TS[t]])
                 np.testing.assert_array_equal(positions, np.arange(batch['position_BT'][b, t] + 1))
                 assert not mask_TS[t, t + 1 :].any()

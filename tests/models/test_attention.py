@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlaif_jax.models.attention import Prefix, Window, attention
+from rlaif_jax.models.attention import Prefix, Sees, Window, attention
 
 
 def formula(q_TNH, k_SKH, v_SKH, seen_TS, scale=None, cap=None):
@@ -28,14 +28,17 @@ def test_attention_is_its_formula(windowed, prefixed, how):
     B, T, S, P = 2, 3, 5, 4
     q, k, v = (rng.standard_normal((B, n, h, 6)) for n, h in ((T, 4), (S, 2), (S, 2)))
     before_k, before_v = (rng.standard_normal((P, 2, 6)) for _ in range(2))
-    seen = rng.random((B, T, S)) < 0.6
-    seen[:, :, 2] = True
+    # Some slots are padding, some have ended at one query and not yet at another; all see the slot 2.
+    until = np.where(rng.random((B, S)) < 0.3, 0, rng.integers(0, S + 2, (B, S)))
+    until[:, 2] = S
+    slot = np.array([[2, 3, 4], [3, 4, 2]])
+    seen = (np.arange(S) <= slot[..., None]) & (slot[..., None] < until[:, None])
     place, there = np.array([[7, 8, 9], [6, 7, 8]]), np.array([[4, 5, 6, 7, 8], [4, 5, 6, 7, 8]])
     near = lambda at: place[:, :, None] - at[:, None] < (5 if windowed else 99)  # noqa: E731
     float32 = lambda *xs: [jnp.asarray(x, jnp.float32) for x in xs]  # noqa: E731
     out = jax.jit(attention)(
         *float32(q, k, v),
-        jnp.asarray(seen),
+        Sees(jnp.asarray(until), jnp.asarray(slot)),
         prefix=Prefix(*float32(before_k, before_v), jnp.arange(P)[None]) if prefixed else None,
         window=Window(jnp.int32(5), jnp.asarray(place), jnp.asarray(there)) if windowed else None,
         **how,
@@ -54,18 +57,19 @@ def test_of_a_whole_text_what_stands_later_is_left_out(T):
     """And nothing else: whatever of the earlier slots a query may see, of a prefix, and within a window."""
     rng = np.random.default_rng(T)
     q, k, v = (jnp.asarray(rng.standard_normal((2, T, h, 6)), jnp.float32) for h in (4, 2, 2))
-    seen_BTS = jnp.asarray(np.tril(rng.random((2, T, T)) < 0.6) | np.eye(T, dtype=bool))
+    until_BT = jnp.asarray(np.where(rng.random((2, T)) < 0.3, 0, np.arange(T) + rng.integers(1, T + 1, (2, T))))
     prefix = Prefix(*(jnp.asarray(rng.standard_normal((5, 2, 6)), jnp.float32) for _ in range(2)), jnp.arange(5)[None])
     place = jnp.broadcast_to(5 + jnp.arange(T), (2, T))
     for before, window in ((None, None), (prefix, None), (prefix, Window(jnp.int32(T // 2 + 3), place, place))):
         whole, any_way = (
-            jax.jit(attention, static_argnames='whole')(q, k, v, seen_BTS, prefix=before, window=window, whole=whole)
-            for whole in (True, False)
+            jax.jit(attention)(q, k, v, Sees(until_BT, slot_BT), prefix=before, window=window)
+            for slot_BT in (None, jnp.arange(T)[None])
         )
-        np.testing.assert_allclose(whole, any_way, rtol=0, atol=1e-5)
+        seeing = np.asarray(Sees(until_BT).mask().any(-1)) | (before is not None)
+        np.testing.assert_allclose(whole[seeing], any_way[seeing], rtol=0, atol=1e-5)
 
 
 def test_a_query_that_sees_nothing_gets_finite_numbers():
     q, k, v = (jnp.ones((1, 2, 2, 4)) * n for n in (1, 2, 3))
-    out = attention(q, k, v, jnp.zeros((1, 2, 2), bool))
+    out = attention(q, k, v, Sees(jnp.zeros((1, 2), int)))
     np.testing.assert_array_equal(out, 3)

@@ -66,15 +66,21 @@ def both(cfg, params, token_BT, valid_BT):
     rolled = lambda x_BT: jnp.stack([x_BT[0], jnp.roll(x_BT[1], small.LENGTH - small.SHORT)])  # noqa: E731
     token_BT, valid_BT = rolled(token_BT), rolled(valid_BT)
 
+    position_BT, sees = transformer.causal(valid_BT)
+
     def step(cache, chosen):
-        hidden_BTD, cache = transformer.forward(cfg, params, *chosen, cache)
+        token_BT, position_BT, slot_BT = chosen
+        hidden_BTD, cache = transformer.forward(
+            cfg, params, token_BT, position_BT, sees._replace(slot_BT=slot_BT), cache
+        )
         return cache, hidden_BTD
 
     def chunks(x_BT):
         return jnp.moveaxis(x_BT.reshape(2, -1, CHUNK, *x_BT.shape[2:]), 1, 0)
 
     cache = transformer.make_cache(cfg, 2, small.LENGTH)
-    _, chunk_XBTD = jax.lax.scan(step, cache, tuple(map(chunks, (token_BT, *transformer.causal(valid_BT)))))
+    slot_BT = jnp.broadcast_to(jnp.arange(small.LENGTH), token_BT.shape)
+    _, chunk_XBTD = jax.lax.scan(step, cache, tuple(map(chunks, (token_BT, position_BT, slot_BT))))
     cached_BTD = jnp.moveaxis(chunk_XBTD, 0, 1).reshape(hidden_BTD.shape)
     return heads.logits(cfg, params, hidden_BTD), heads.logits(cfg, params, cached_BTD), hidden_BTD
 

@@ -111,12 +111,12 @@ def test_a_score_is_read_at_the_true_last_token(params):
     model = {'trunk': params, 'head': head}
     length_B = np.array([5, T, 2])
     valid_BT = np.arange(T) < length_B[:, None]
-    position_BT, mask_BTS = causal(jnp.asarray(valid_BT))
+    position_BT, sees = causal(jnp.asarray(valid_BT))
 
     @jax.jit
     def read(token_BT):
-        score_B = heads.score(CFG, model, token_BT, position_BT, mask_BTS, length_B - 1)
-        return score_B, heads.value(CFG, model, token_BT, position_BT, mask_BTS)
+        score_B = heads.score(CFG, model, token_BT, position_BT, sees, length_B - 1)
+        return score_B, heads.value(CFG, model, token_BT, position_BT, sees)
 
     token_BT = rng.integers(0, CFG.vocab, (B, T))
     expected_B, value_BT = read(token_BT)

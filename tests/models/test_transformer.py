@@ -10,6 +10,7 @@ import pytest
 
 from rlaif_jax import axes
 from rlaif_jax.models import heads
+from rlaif_jax.models.attention import ALWAYS, Sees
 from rlaif_jax.models.transformer import Config, Rope, causal, forward, init, make_cache, rope
 
 CFG = Config(vocab=40, layers=3, width=16, heads=4, kv_heads=2, head_dim=6, ffn=24, max_length=64)
@@ -79,9 +80,9 @@ def test_the_cache_is_invisible(random_params, cfg, chunks):
     start = 0
     for n in chunks:
         t = start + jnp.arange(n)
-        mask_BTS = jnp.broadcast_to(jnp.arange(T + 1)[None, None] <= t[None, :, None], (B, n, T + 1))
+        sees = Sees(jnp.full((B, T + 1), ALWAYS), t[None])
         position_BT = jnp.broadcast_to(t, (B, n))
-        hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, start : start + n]), position_BT, mask_BTS, cache)
+        hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, start : start + n]), position_BT, sees, cache)
         close(hidden_BTD, expected_BTD[:, start : start + n])
         start += n
         assert int(cache['length']) == start
@@ -97,9 +98,9 @@ def test_a_prefix_stands_before_every_row(random_params, cached, cfg):
     before_BT = np.broadcast_to(TOKEN[:1, :P], (B, P))
     expected_BTD = plain(cfg, params, np.concatenate([before_BT, TOKEN[:, P:]], axis=1))[:, P:]
     _, prefix = run(cfg, params, jnp.asarray(before_BT[:1]), *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
-    position_BT, mask_BTS = causal(jnp.ones((B, T - P), bool))
+    position_BT, sees = causal(jnp.ones((B, T - P), bool))
     cache = make_cache(cfg, B, T - P) if cached else None
-    hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, P:]), P + position_BT, mask_BTS, cache, prefix)
+    hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, P:]), P + position_BT, sees, cache, prefix)
     close(hidden_BTD, expected_BTD)
     assert cache is None or int(cache['length']) == T - P  # the prefix takes none of its slots
 
@@ -168,26 +169,24 @@ def test_hidden_states_are_the_same_where_only_some_are_read(random_params, cach
     """In any order, one of them twice, with a prefix; and the cache is filled all the same."""
     P, params = 2, random_params(cfg)
     _, prefix = run(cfg, params, TOKEN[:1, :P], *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
-    position_BT, mask_BTS = causal(jnp.ones((B, T), bool))
+    position_BT, sees = causal(jnp.ones((B, T), bool))
     cache = make_cache(cfg, B, T) if cached else None
-    hidden_BTD, all_filled = run(cfg, params, TOKEN, P + position_BT, mask_BTS, cache, prefix)
+    hidden_BTD, all_filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, prefix)
     read_BW = np.random.default_rng(2).integers(0, T, (B, 3))
-    hidden_BWD, filled = run(cfg, params, TOKEN, P + position_BT, mask_BTS, cache, prefix, read_BW)
+    hidden_BWD, filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, prefix, read_BW)
     close(hidden_BWD, np.take_along_axis(np.asarray(hidden_BTD), read_BW[..., None], axis=1))
     jax.tree.map(close, filled, all_filled)
 
 
 @BOTH
 def test_branches_are_separate_texts(random_params, cfg):
-    """A trunk with two branches, told apart by the mask alone: each branch is what it is behind the trunk alone."""
+    """A trunk with two branches, told apart by where each ends alone: each branch is what it is behind the trunk alone."""
     params = random_params(cfg)
     trunk, one, two = TOKEN[:, :3], TOKEN[:, 3:5], TOKEN[:, 5:]
-    branch_T = np.array([0, 0, 0, 1, 1, 2, 2, 2])
     position_T = np.array([0, 1, 2, 3, 4, 3, 4, 5])
-    sees_TS = (branch_T[None] == 0) | (branch_T[None] == branch_T[:, None])
-    sees_TS &= np.arange(T)[None] <= np.arange(T)[:, None]
-    position_BT, mask_BTS = np.broadcast_to(position_T, (B, T)), np.broadcast_to(sees_TS, (B, T, T))
-    tree_BTD, _ = run(cfg, params, jnp.asarray(TOKEN), jnp.asarray(position_BT), jnp.asarray(mask_BTS))
+    until_T = np.array([8, 8, 8, 5, 5, 8, 8, 8])
+    position_BT, until_BT = np.broadcast_to(position_T, (B, T)), np.broadcast_to(until_T, (B, T))
+    tree_BTD, _ = run(cfg, params, jnp.asarray(TOKEN), jnp.asarray(position_BT), Sees(jnp.asarray(until_BT)))
     for branch, where in ((one, [0, 1, 2, 3, 4]), (two, [0, 1, 2, 5, 6, 7])):
         alone = np.concatenate([trunk, branch], axis=1)
         filled = np.pad(alone, ((0, 0), (0, T - alone.shape[1])))  # behind the text, so nobody sees it
@@ -196,8 +195,8 @@ def test_branches_are_separate_texts(random_params, cfg):
 
 def test_rotary_positions_are_relative(params):
     """Hidden states depend on how far apart tokens are, not on where they stand."""
-    position_BT, mask_BTS = causal(jnp.ones((B, T), bool))
-    close(run(CFG, params, jnp.asarray(TOKEN), position_BT + 31, mask_BTS)[0], plain(CFG, params, TOKEN), 1e-4)
+    position_BT, sees = causal(jnp.ones((B, T), bool))
+    close(run(CFG, params, jnp.asarray(TOKEN), position_BT + 31, sees)[0], plain(CFG, params, TOKEN), 1e-4)
 
 
 def test_remat_keeps_only_what_enters_a_layer(params):
