@@ -45,7 +45,7 @@ class Read:
     does: Literal['answers', 'scores', 'writes']
     rows: int  # at once, over all devices
     prompt: int  # tokens that a row begins with
-    tail: int = 0  # and those of each branch behind it, or those that are written
+    tail: int = 0  # and those of each branch behind it, read or written
     branches: int = 1
     prefix: int = 0  # tokens before all rows, read once for all
     calls: float = 1.0  # in the whole stage
@@ -165,6 +165,11 @@ class _Stage:
         return axes.shares(self.mesh)
 
     @property
+    def platform(self) -> str:
+        """Of the devices; '' where they are not said."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ''
+
+    @property
     def tensor(self) -> int:
         return self.mesh.shape['tensor']
 
@@ -175,7 +180,8 @@ class _Stage:
             return
         resident, cfg = self.resident(), self._model()
         networks = 2 if getattr(how, 'baseline', '') == 'value' else 1
-        rows, T = -(-how.batch // how.parts // self.shares), line.length
+        all_rows, T = self._rows_of_update()
+        rows = -(-all_rows // how.parts // self.shares)
         word = _word(cfg)
         read = self._read_of_update()  # positions behind which the vocabulary is looked at
         saved = networks * cfg.layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
@@ -187,27 +193,34 @@ class _Stage:
         cast = trained // 2 if word == 2 and not how.lora.rank else 0
         working = int(saved + max(layer, logits) + gradients + cast + 2 * _layer_bytes(cfg) * word // self.tensor)
 
-        one = _forward(cfg, T, T * T / 2, read) * how.batch
+        one = _forward(cfg, T, T * T / 2, read) * all_rows
         passes = (4 if how.remat else 3) * networks + (1 if isinstance(how, reinforce.Config) else 0)
         weights = count(cfg) * word / self.tensor
         moved = weights * how.parts * passes + 3 * resident['state']
         yield Program(
             name='update',
             calls=line.steps,
-            tokens=how.batch * T,
+            tokens=all_rows * T,
             resident=sum(resident.values()),
             arguments=resident['state'] + resident['start'] * bool(how.lora.rank or isinstance(how, reinforce.Config)),
             working=working,
             flops=one * passes / self.mesh.size,
             traffic=moved,
             lower=self._lower_update,
-            split=self._split(cfg, how.batch // how.parts, read),
+            split=self._split(cfg, all_rows // how.parts, read),
         )
+
+    def _rows_of_update(self) -> tuple[int, int]:
+        """How many, and their tokens: responses to one prompt are one row."""
+        how, length = self.line.training, self.line.length
+        if isinstance(how, reinforce.Config):
+            return how.batch // how.samples, length + (how.samples - 1) * how.max_new_tokens
+        return how.batch, length
 
     def _read_of_update(self) -> int:
         how = self.line.training
         if isinstance(how, reinforce.Config):
-            return how.max_new_tokens
+            return how.samples * how.max_new_tokens
         return self.line.length if isinstance(how, sft.Config) else 0
 
     def _lower_update(self) -> jax.stages.Lowered:
@@ -216,9 +229,10 @@ class _Stage:
         params, state = _shapes(self.sizes['policy']), self.state()
         if isinstance(how, reinforce.Config):
             P, R = how.max_prompt, how.max_new_tokens
+            prompts = partial(_rows, self.mesh, how.batch // how.samples)
             step = _steps(how, cfg, params, self.mesh).update
             batch = {
-                'prompt_BT': row(jnp.int32, P), 'valid_BT': row(bool, P), 'token_BT': row(jnp.int32, R),
+                'prompt_BT': prompts(jnp.int32, P), 'valid_BT': prompts(bool, P), 'token_BT': row(jnp.int32, R),
                 'mask_BT': row(bool, R), 'sampled_logp_BT': row(jnp.float32, R), 'ended_B': row(bool),
                 'score_B': row(jnp.float32),
             }  # fmt: skip
@@ -227,7 +241,7 @@ class _Stage:
             _, step = _step(how, cfg, self.mesh)
             batch = {
                 'token_BT': row(jnp.int32, T), 'target_BT': row(jnp.int32, T), 'weight_BT': row(jnp.float32, T),
-                'valid_BT': row(bool, T),
+                'position_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T),
             }  # fmt: skip
             given = self._place(state['policy']), self._place(self._start()), batch
         else:
@@ -259,10 +273,14 @@ class _Stage:
             # What is trained is float32, and is cast once a call.
             cast = how and read.role == 'policy' and not how.lora.rank and word < WORD
             copy = count(cfg) * word // self.mesh.size * bool(cast)
-            working = 2 * rows * slots * kept + max(work, logits) + layers + copy  # a loop's cache is there twice
-            seen = read.prompt * (read.prompt / 2 + read.prefix) + read.tail * (slots - read.tail / 2 + read.prefix)
-            flops = _forward(cfg, slots, seen, read.tail + 1)
-            traffic = weights * (1 + read.tail) + rows * kept * read.tail * (read.prompt + read.tail / 2)
+            copy += 0 if self.platform == 'tpu' else weights  # `transformer.apart`
+            # A loop's own cache is there twice.
+            cache = rows * (read.prompt + 2 * read.branches * read.tail) * kept
+            working = cache + max(work, read.branches * logits) + layers + copy
+            written, C = read.tail, read.branches
+            seen = read.prompt * (read.prompt / 2 + read.prefix) + C * written * (slots - written / 2 + read.prefix)
+            flops = _forward(cfg, read.prompt + C * written, seen, C * (written + 1))
+            traffic = weights * (1 + written) + rows * kept * written * (read.prompt + C * written / 2)
         else:
             heads_read = 3 * read.branches if read.does == 'answers' else 0
             work = _layer_work(cfg, rows, T, self.tensor, trained=False)
@@ -322,7 +340,7 @@ class _Stage:
             return generation.sample.lower(
                 cfg, params, row(jnp.int32, read.prompt), row(bool, read.prompt), key, blank.allowed(cfg.vocab),
                 blank.stops(cfg.vocab), max_new_tokens=read.tail, temperature=0.9, top_k=0, top_p=1.0, pad=0,
-                prefix=prefix,
+                prefix=prefix, samples=read.branches,
             )  # fmt: skip
 
     def _place(self, tree: Any) -> Any:

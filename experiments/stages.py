@@ -97,7 +97,7 @@ class Supervised:
             lm = hf.load(self.policy, dtype=self.dtype, mesh=mesh, frozen=bool(cfg.lora.rank))
             tell_prompts(lm, (prompt.text for prompt in prompts), loader.find(self.source).simulated)
             prompts = loader.fitted(prompts, reads(lm.tokenizer, self.max_prompt))
-            batch_at = sft.batches(cfg, lm.tokenizer, prompts, self.max_new_tokens)
+            batch_at = sft.batches(cfg, lm.tokenizer, prompts, self.max_new_tokens, mesh)
             sft.run(cfg, folder, lm, batch_at, mesh, note=note)
             return {'export': 'export'}
 
@@ -296,9 +296,9 @@ class Optimised(ABC):
         ]
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
-        writes = Read(
-            'policy', 'writes', cfg.batch, cfg.max_prompt, cfg.max_new_tokens, calls=cfg.steps + evaluated / cfg.batch
-        )
+        prompts_at_once = cfg.batch // cfg.samples
+        calls = cfg.steps + evaluated / cfg.batch
+        writes = Read('policy', 'writes', prompts_at_once, cfg.max_prompt, cfg.max_new_tokens, cfg.samples, calls=calls)
         prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task))
         there = None if prompts is None else prompts * cfg.samples
         reads = (writes, *rewards)
@@ -330,7 +330,8 @@ class Optimised(ABC):
             scorer = self.scorer(root, mesh, sampled)
             fits = reads(start[0].tokenizer, cfg.max_prompt)
             train, validation = (loader.fitted(prompts, fits) for prompts in (train, validation))
-            loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, cfg.parts * axes.shares(mesh))
+            parts = cfg.samples * cfg.parts * axes.shares(mesh)
+            loader.check_batch('reinforce.batch', cfg.batch, len(train) * cfg.samples, parts)
             prompts_at = loader.batches(train, cfg.batch // cfg.samples, cfg.seed)
             validation = validation[: cfg.eval_prompts]
             quality = data.world.quality if data.world else None

@@ -119,6 +119,15 @@ def _between_slices(shape: Sequence[int], slices: int) -> list[int] | None:
     raise Mistake(f'mesh: {dict(zip(MESH_AXES, shape))}: there are {slices} slices; make data a multiple of them')
 
 
+def platform() -> str:
+    """What kind of device a program that is being traced is for: 'cpu', 'gpu' or 'tpu'; of the mesh, where one is set."""
+    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return 'cpu' if kind == 'cpu' else 'tpu' if 'tpu' in kind else 'gpu'
+
+
 def mesh_of(tree: Any) -> Mesh:
     """The mesh that a tree of arrays lives on. Where no array has one it is a mesh of the first device."""
     placed = [

@@ -21,8 +21,10 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads
 from rlaif_jax.models.attention import ALWAYS, Sees
 from rlaif_jax.models.hf import LM, check_given
-from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache, rounded
+from rlaif_jax.models.transformer import Cache, Config, Params, apart, causal, forward, make_cache, rounded
 from rlaif_jax.text import pad_left
+
+BLOCK = 128  # tokens among which one is drawn at last
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Sample(NamedTuple):
     ended_B: jax.Array  # bool, False where the response was cut at max_new_tokens
 
 
-@partial(jax.jit, static_argnames=('cfg', 'max_new_tokens'))
+@partial(jax.jit, static_argnames=('cfg', 'max_new_tokens', 'samples'))
 def sample(
     cfg: Config,
     params: Params,
@@ -69,64 +71,71 @@ def sample(
     top_p: jax.Array | float = 1.0,
     pad: jax.Array | int = 0,
     prefix: Cache | None = None,
+    samples: int = 1,
 ) -> Sample:
     """Continue ragged prompts, padded on the **left** (`valid_BT` False on padding) so that all rows write the same
-    cache slot.
+    cache slot, each in `samples` ways, which are neighbours. A prompt is read once for all of them.
 
     allowed_V: False for what must never be sampled (padded vocabulary rows, control tokens). stop_V: True for tokens
     that end a response. temperature, top_k (0: all) and top_p (1: all) are traced: changing them compiles nothing.
     Temperature 0 is greedy. `prefix` holds keys and values of what all prompts begin with.
     """
-    B, P = prompt_BT.shape
+    R, P = prompt_BT.shape
+    B = R * samples
     params = rounded(cfg, params)  # once, where every token would do it again
-    before = 0 if prefix is None else prefix['key_LBSKH'].shape[2]  # tokens of the prefix
-    # Nobody sees padding; of the slots behind the prompt, none before it is filled.
-    until_BS = jnp.pad(jnp.where(valid_BT, ALWAYS, 0), ((0, 0), (0, max_new_tokens)), constant_values=ALWAYS)
-    position_BT = before + jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    length_B = before + jnp.sum(valid_BT, axis=1, dtype=jnp.int32)
+    shared = () if prefix is None else (prefix,)
+    start = 0 if prefix is None else prefix['key_LBKSH'].shape[3]
+    position_RT, sees = causal(valid_BT)
+    hidden_RWD, stem = forward(
+        cfg, params, prompt_BT, start + position_RT, sees, make_cache(cfg, R, P), shared, jnp.full((R, 1), P - 1)
+    )
+    stem |= {'until_BS': sees.until_BS}
+    length_B = start + jnp.repeat(jnp.sum(valid_BT, axis=1, dtype=jnp.int32), samples)
 
-    cache = make_cache(cfg, B, P + max_new_tokens)
-    last_BW = jnp.full((B, 1), P - 1)
-    sees = Sees(until_BS, jnp.arange(P)[None])
-    hidden_BWD, cache = forward(cfg, params, prompt_BT, position_BT, sees, cache, prefix, last_BW)
+    # What every token reads again lies as it is read.
+    cache, platform = make_cache(cfg, B, max_new_tokens), axes.platform()
+    if platform != 'tpu':  # there a scan reads the stack without copying, and is far less to compile
+        params = apart(cfg, params, turned=platform == 'cpu')
+        stem, cache, shared = apart(cfg, stem), apart(cfg, cache), tuple(apart(cfg, one) for one in shared)
+    every_BS = jnp.full((B, max_new_tokens), ALWAYS)
 
-    def going(state: dict) -> jax.Array:
-        return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
-
-    def decode(state: dict) -> dict:
+    def choose(state: dict, hidden_BD: jax.Array) -> dict:
+        """Draw the next token of each row."""
         step, ended_B = state['step'], state['ended_B']
-        logit_BV = truncate(heads.logits(cfg, params, state['hidden_BD'], allowed_V), temperature, top_k, top_p)
+        logit_BV = truncate(heads.logits(cfg, params, hidden_BD, allowed_V), temperature, top_k, top_p)
         token_B, logp_B = draw(logit_BV, jax.random.fold_in(key, step), temperature)
         token_B = jnp.where(ended_B, pad, token_B).astype(jnp.int32)
-
-        # Row b's new token takes position length_b + step, and slot P + step like everyone's.
-        sees = Sees(until_BS, (P + step)[None, None])
-        hidden_BTD, cache = forward(
-            cfg, params, token_B[:, None], (length_B + step)[:, None], sees, state['cache'], prefix
-        )
-        return {
+        return state | {
             'step': step + 1,
-            'hidden_BD': hidden_BTD[:, 0],
-            'cache': cache,
             'ended_B': ended_B | stop_V[token_B],
+            'last_B': token_B,
             'token_BT': state['token_BT'].at[:, step].set(token_B),
             'mask_BT': state['mask_BT'].at[:, step].set(~ended_B),
             'logp_BT': state['logp_BT'].at[:, step].set(jnp.where(ended_B, 0.0, logp_B)),
         }
 
-    state = jax.lax.while_loop(
-        going,
-        decode,
-        {
-            'step': jnp.int32(0),
-            'hidden_BD': hidden_BWD[:, 0],
-            'cache': cache,
-            'ended_B': jnp.zeros(B, bool),
-            'token_BT': jnp.full((B, max_new_tokens), pad, jnp.int32),
-            'mask_BT': jnp.zeros((B, max_new_tokens), bool),
-            'logp_BT': jnp.zeros((B, max_new_tokens), jnp.float32),
-        },
-    )
+    def going(state: dict) -> jax.Array:
+        return (state['step'] < max_new_tokens) & ~jnp.all(state['ended_B'])
+
+    def decode(state: dict) -> dict:
+        # Row b's last token takes position length_b + step, and slot `step` like everyone's.
+        step = state['step'] - 1
+        hidden_BTD, cache = forward(
+            cfg, params, state['last_B'][:, None], (length_B + step)[:, None], Sees(every_BS, step[None, None]),
+            state['cache'], (*shared, stem),
+        )  # fmt: skip
+        return choose(state | {'cache': cache}, hidden_BTD[:, 0])
+
+    empty = {
+        'step': jnp.int32(0),
+        'cache': cache,
+        'ended_B': jnp.zeros(B, bool),
+        'last_B': jnp.full(B, pad, jnp.int32),
+        'token_BT': jnp.full((B, max_new_tokens), pad, jnp.int32),
+        'mask_BT': jnp.zeros((B, max_new_tokens), bool),
+        'logp_BT': jnp.zeros((B, max_new_tokens), jnp.float32),
+    }
+    state = jax.lax.while_loop(going, decode, choose(empty, jnp.repeat(hidden_RWD[:, 0], samples, axis=0)))
     return Sample(state['token_BT'], state['mask_BT'], state['logp_BT'], state['ended_B'])
 
 
@@ -154,11 +163,28 @@ def truncate(
 
 
 def draw(logit_BV: jax.Array, key: jax.Array, temperature: jax.Array | float) -> tuple[jax.Array, jax.Array]:
-    """`(token_B, logp_B)`: one token a row and its log-probability, in nats; the largest one, with 0, at temperature 0."""
+    """`(token_B, logp_B)`: one token a row and its log-probability, in nats; the largest one, with 0, at temperature 0.
+
+    Two numbers are drawn a row: one finds a block of tokens by the sum of their probabilities, one a token within it. That
+    is one pass over the vocabulary, where Gumbel noise is a random number for each token of it.
+    """
+    B, V = logit_BV.shape
     greedy = jnp.asarray(temperature) <= 0
-    token_B = jnp.where(greedy, jnp.argmax(logit_BV, axis=-1), jax.random.categorical(key, logit_BV))
-    logp_BV = logit_BV - jax.nn.logsumexp(logit_BV, axis=-1, keepdims=True)
-    logp_B = jnp.take_along_axis(logp_BV, token_B[:, None], axis=-1)[:, 0]
+    top_B1 = jnp.max(logit_BV, axis=-1, keepdims=True)
+    weight_BV = jnp.exp(logit_BV - top_B1)
+    weight_BZY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+    which_2B = jax.random.uniform(key, (2, B))
+
+    def found(weight_BZ: jax.Array, where_B: jax.Array) -> jax.Array:
+        """The first whose share, added to those before it, is above `where` in [0, 1): never one of no weight."""
+        sum_BZ = jnp.cumsum(weight_BZ, axis=-1)
+        return jnp.sum(sum_BZ <= where_B[:, None] * sum_BZ[:, -1:], axis=-1)
+
+    sum_BZ = weight_BZY.sum(axis=-1)
+    block_B = found(sum_BZ, which_2B[0])
+    weight_BY = jnp.take_along_axis(weight_BZY, block_B[:, None, None], axis=1)[:, 0]
+    token_B = jnp.where(greedy, jnp.argmax(logit_BV, axis=-1), block_B * BLOCK + found(weight_BY, which_2B[1]))
+    logp_B = jnp.take_along_axis(logit_BV - top_B1, token_B[:, None], axis=-1)[:, 0] - jnp.log(sum_BZ.sum(axis=-1))
     return token_B, jnp.where(greedy, 0.0, logp_B)
 
 
@@ -240,7 +266,7 @@ def extend(
     """`generate` for tokens: what is written behind each row, its end token included. Raises `Mistake` as it does."""
     mesh = mesh or axes.mesh_of(lm.params)
     axes.check_batch('batch', how.batch, mesh)
-    before, new = 0 if prefix is None else prefix['key_LBSKH'].shape[2], how.max_new_tokens
+    before, new = 0 if prefix is None else prefix['key_LBKSH'].shape[3], how.max_new_tokens
     room = lm.config.max_length - new - before
     if room < 1:
         raise Mistake(f'max_new_tokens = {new}: the model was made for {lm.config.max_length} tokens in all')

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlaif_jax import axes, batching, generation, text
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import Sampling, extend, generate, sample
-from rlaif_jax.models import hf
+from rlaif_jax.models import heads, hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.transformer import Config, Rope, causal, forward, make_cache
 
@@ -174,10 +175,10 @@ def test_the_loop_stops_with_the_last_row(params, monkeypatch):
     other = Config(**{**vars(CFG), 'max_length': 63})  # its own program
     for stop_V in (np.ones(V, bool), STOP_V):
         runs.clear()
-        out = draw(params, cfg=other, temperature=0.7, new=32, stop_V=stop_V, prompts=PROMPTS[:4])
+        out = draw(params, cfg=other, temperature=0.7, new=48, stop_V=stop_V, prompts=PROMPTS[:4])
         jax.effects_barrier()
         assert out.ended_B.all()
-        assert len(runs) == 1 + out.mask_BT.sum(1).max() < 32
+        assert len(runs) == out.mask_BT.sum(1).max() < 48  # of the last token nobody asks what comes behind it
 
 
 def test_a_mesh_changes_nothing(params):
@@ -254,6 +255,25 @@ def test_a_prompt_that_does_not_fit_is_named(lm):
         generate(LM(lm.config, lm.params, text.Tokenizer(lm.tokenizer.hf, (2,)), ''), [''], max_new_tokens=4, batch=2)
     with pytest.raises(Mistake, match='batch = 3: .* 8'):
         generate(lm, ['x'], batch=3, mesh=axes.make_mesh({'data': 8}))
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely():
+    """Of a vocabulary of several blocks, the last one not full; what cannot be is never drawn. By a chi-squared test."""
+    rng, V, n = np.random.default_rng(5), 300, 20_000
+    logit_V = rng.normal(0, 2, V).astype(np.float32)
+    logit_V[rng.random(V) < 0.3] = heads.NEVER
+    logit_V[128:256] = heads.NEVER  # a whole block
+    token_B, logp_B = jax.jit(generation.draw)(np.broadcast_to(logit_V, (n, V)), jax.random.key(1), 1.0)
+    prob_V = np.exp(logit_V.astype(np.float64) - logit_V.max())
+    prob_V /= prob_V.sum()
+    np.testing.assert_allclose(logp_B, np.log(prob_V[token_B]), atol=1e-5)
+    count_V = np.bincount(token_B, minlength=V)
+    assert not count_V[prob_V == 0].any()
+    often = prob_V * n > 5
+    seen, due = [*count_V[often], count_V[~often].sum()], [*prob_V[often] * n, prob_V[~often].sum() * n]
+    assert stats.chisquare(seen, due, sum_check=False).pvalue > 1e-3
+    greedy_B, zero_B = generation.draw(logit_V[None], jax.random.key(1), 0.0)
+    assert int(greedy_B[0]) == logit_V.argmax() and not zero_B.any()
 
 
 # extend: tokens in, tokens out

@@ -193,10 +193,11 @@ def ways(
     """log P(way) behind each row, `(B, O, A)`, in one forward: the rows of a group are branches behind their stem, and the
     nodes of the answers are branches behind each row (`Group`).
     """
-    P = 0 if prefix is None else prefix['key_LBSKH'].shape[2]
+    P = 0 if prefix is None else prefix['key_LBKSH'].shape[3]
     # Wanted are each row's last token and the nodes only; the head is over all of V, for the captured mass.
     read_BW = read_BOW.reshape(len(read_BOW), -1)
-    hidden_BWD, _ = forward(cfg, params, token_BT, P + position_BT, Sees(until_BT), prefix=prefix, read_BW=read_BW)
+    before = () if prefix is None else (prefix,)
+    hidden_BWD, _ = forward(cfg, params, token_BT, P + position_BT, Sees(until_BT), before=before, read_BW=read_BW)
     logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(*read_BOW.shape, -1)
     logp_BOAM = logit_BOWV[:, :, tree['node_AM'], tree['token_AM']]
     logp_BOAM -= jax.nn.logsumexp(logit_BOWV, axis=-1)[:, :, tree['node_AM']]

@@ -10,20 +10,23 @@ the same forward. Parameters are one flat dict; the layers are stacked along L a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlaif_jax.axes import TABLE, constrain
-from rlaif_jax.models.attention import ALWAYS, Prefix, Sees, Window, attention
+from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Window, attention, look_back
 
 Params = dict[str, jax.Array]
-# key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
-# window also position_BS, of the token in each slot.
-Cache = dict[str, jax.Array]
+# key_LBKSH, value_LBKSH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
+# window also position_BS, of the token in each slot; where some slots hold padding, until_BS (`attention.Sees`).
+Cache = dict[str, Any]
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
 # The matrices of a layer, and over which axes each sums.
@@ -167,11 +170,14 @@ class Config:
 class Transformer(nn.Module):
     """`apply({'params': params}, token_BT, position_BT, sees, cache)` -> `(hidden_BTD, cache)`.
 
-    `sees` says which slots each token sees; a layer with a window sees of these the ones near enough in position. Without a
-    cache the slots are the tokens' own; with one, the T new tokens take the slots from `cache['length']` on. `prefix` is a
-    full cache of one row that every query of every row sees besides: what all prompts begin with, computed once and copied
-    nowhere. Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the
-    last layer computes no others.
+    `sees` says which slots each token sees; a layer with a window sees of these the ones near enough in position. The T new
+    tokens take the slots of the cache, where there is one, from `cache['length']` on. They see each other alone where
+    `sees` is of them alone, as when they are the first; else the slots are those of the cache.
+
+    `before` are full caches that queries see besides, computed once and copied nowhere: of one row, what all prompts begin
+    with; of R rows, before B / R neighbouring rows each, prompts whose responses these are. Tokens that see each other
+    alone may have one of one row. Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden
+    is `(B, W, D)` and the last layer computes no others.
 
     A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
     that the parameters hold besides adds its share.
@@ -186,48 +192,69 @@ class Transformer(nn.Module):
         position_BT: jax.Array,
         sees: Sees,
         cache: Cache | None = None,
-        prefix: Cache | None = None,
+        before: Sequence[Cache] = (),
         read_BW: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-        params = {name: self.param(name, *drawn(c, name)) for name in c.names}
+        params = {name: self.param(name, *drawn(self.cfg, name)) for name in self.cfg.names}
         params |= adapters(self.variables['params'])
-        layer = {name: x for name, x in params.items() if '_L' in name}
+        return forward(self.cfg, params, token_BT, position_BT, sees, cache, before, read_BW)
 
-        # Every device looks up its share of D for the rows of all; then rows change places. The table stays where it is.
-        x_BTD = constrain(params['embed_VD'].astype(dtype), 'VD')[constrain(token_BT, 'BT', TABLE)]
-        x_BTD = constrain(constrain(x_BTD, 'BTD', TABLE), 'BTD')
-        if c.embed_scale != 1:
-            x_BTD *= jnp.asarray(c.embed_scale, dtype)
 
-        # What differs between layers is scanned with their parameters; what does not is computed here, once.
-        ropes = list(dict.fromkeys(c.each(c.ropes)))
-        angles = [rope(position_BT, c.head_dim, kind) for kind in ropes]
-        angle = angles[0]
-        if len(ropes) > 1:
-            layer['rope_L'] = jnp.array([ropes.index(kind) for kind in c.each(c.ropes)])
-            angle = jax.tree.map(lambda *kinds: jnp.stack(kinds), *angles)
-        if c.windowed:
-            layer['window_L'] = jnp.array([window or ALWAYS for window in c.each(c.windows)])
-            if cache is not None:
-                at = (0, cache['length'])
-                cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
-        given = Given(c, position_BT, sees, angle, prefix)
+def forward(
+    cfg: Config,
+    params: Params,
+    token_BT: jax.Array,
+    position_BT: jax.Array,
+    sees: Sees,
+    cache: Cache | None = None,
+    before: Sequence[Cache] = (),
+    read_BW: jax.Array | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`. Layers that lie one by one
+    (`apart`) are computed one by one, without a scan.
+    """
+    dtype, length = jnp.dtype(cfg.dtype), token_BT.shape[1]
+    # Every device looks up its share of D for the rows of all; then rows change places. The table stays where it is.
+    x_BTD = constrain(params['embed_VD'].astype(dtype), 'VD')[constrain(token_BT, 'BT', TABLE)]
+    x_BTD = constrain(constrain(x_BTD, 'BTD', TABLE), 'BTD')
+    if cfg.embed_scale != 1:
+        x_BTD *= jnp.asarray(cfg.embed_scale, dtype)
 
-        def body(carry: tuple, scanned: tuple, read_BW: jax.Array | None = None) -> tuple[tuple, None]:
-            return block(given, *scanned, *carry, read_BW), None
-
-        carry = x_BTD, cache
-        if read_BW is None:
-            body = jax.checkpoint(body) if c.remat else body
-            (x_BTD, cache), _ = jax.lax.scan(body, carry, (jnp.arange(c.layers), layer))
-        else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
-            numbered = lambda i: (i, jax.tree.map(lambda x: x[i], layer))  # noqa: E731
-            carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(c.layers - 1))
-            (x_BTD, cache), _ = body(carry, numbered(c.layers - 1), read_BW)
+    # What differs between layers is scanned with their parameters; what does not is computed here, once.
+    layer = {name: x for name, x in params.items() if '_L' in name}
+    ropes = list(dict.fromkeys(cfg.each(cfg.ropes)))
+    angles = [rope(position_BT, cfg.head_dim, kind) for kind in ropes]
+    angle = angles[0]
+    if len(ropes) > 1:
+        layer['rope_L'] = np.array([ropes.index(kind) for kind in cfg.each(cfg.ropes)])
+        angle = jax.tree.map(lambda *kinds: jnp.stack(kinds), *angles)
+    if cfg.windowed:
+        layer['window_L'] = np.array([window or ALWAYS for window in cfg.each(cfg.windows)])
         if cache is not None:
-            cache = cache | {'length': cache['length'] + token_BT.shape[1]}
-        return norm(c, params, 'final_norm_D', x_BTD), cache
+            at = (0, cache['length'])
+            cache = cache | {'position_BS': jax.lax.dynamic_update_slice(cache['position_BS'], position_BT, at)}
+    given = Given(cfg, position_BT, sees, angle, tuple(before))
+
+    def body(carry: tuple, scanned: tuple, read_BW: jax.Array | None = None) -> tuple[tuple, None]:
+        return block(given, *scanned, *carry, read_BW), None
+
+    def numbered(i: Any) -> tuple[Any, Params]:
+        return i, {name: x[i] if isinstance(x, tuple) else jnp.asarray(x)[i] for name, x in layer.items()}
+
+    carry = x_BTD, cache
+    if isinstance(layer['query_LDNH'], tuple):
+        for i in range(cfg.layers):
+            carry, _ = body(carry, numbered(i), read_BW if i == cfg.layers - 1 else None)
+    elif read_BW is None:
+        body = jax.checkpoint(body) if cfg.remat else body
+        carry, _ = jax.lax.scan(body, carry, (jnp.arange(cfg.layers), jax.tree.map(jnp.asarray, layer)))
+    else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
+        carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(cfg.layers - 1))
+        carry, _ = body(carry, numbered(cfg.layers - 1), read_BW)
+    x_BTD, cache = carry
+    if cache is not None:
+        cache = cache | {'length': cache['length'] + length}
+    return norm(cfg, params, 'final_norm_D', x_BTD), cache
 
 
 class Given(NamedTuple):
@@ -237,11 +264,11 @@ class Given(NamedTuple):
     position_BT: jax.Array
     sees: Sees
     angle: tuple[jax.Array, jax.Array]  # of `rope`; where layers turn differently, of each kind, stacked
-    prefix: Cache | None
+    before: tuple[Cache, ...]
 
 
 def block(
-    given: Given, index: jax.Array, p: Params, x_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
+    given: Given, index: Any, p: Params, x_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
 ) -> tuple[jax.Array, Cache | None]:
     """The layer `index`, whose parameters are `p`: `(hidden_BTD, cache)`, with `read_BW` of these tokens alone."""
     cfg = given.cfg
@@ -254,7 +281,7 @@ def block(
 
 
 def attend(
-    given: Given, index: jax.Array, p: Params, h_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
+    given: Given, index: Any, p: Params, h_BTD: jax.Array, cache: Cache | None, read_BW: jax.Array | None
 ) -> tuple[jax.Array, Cache | None]:
     """What the tokens of `h_BTD`, or of them those at `read_BW`, take from those that they see."""
     cfg = given.cfg
@@ -268,24 +295,16 @@ def attend(
     q_BTNH = rotate(q_BTNH, tuple(picked(x, read_BW) for x in angle))
     k_BSKH, v_BSKH = rotate(k_BTKH, angle), v_BTKH
     if cache is not None:
-        cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
-    prefix = window = None
-    if given.prefix is not None:
-        before = given.prefix
-        prefix = Prefix(before['key_LBSKH'][index, 0], before['value_LBSKH'][index, 0], before.get('position_BS'))
+        cache = write(cache, index, k_BSKH, v_BSKH)
+    how = {'scale': cfg.attention_scale, 'cap': cfg.attention_cap}
     if cfg.windowed:
-        position_BS = given.position_BT if cache is None else cache['position_BS']
-        window = Window(p['window_L'], picked(given.position_BT, read_BW), position_BS)
-    a_BTNH = attention(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        given.sees.picked(read_BW),
-        prefix=prefix,
-        window=window,
-        scale=cfg.attention_scale,
-        cap=cfg.attention_cap,
-    )
+        how['window'] = Window(p['window_L'], picked(given.position_BT, read_BW), given.position_BT)
+    sees, before = given.sees.picked(read_BW), [kept(one, index) for one in given.before]
+    if cache is None or given.sees.slot_BT is None:
+        prefix = Prefix(before[0].k_RKSH[0], before[0].v_RKSH[0], before[0].position_RS) if before else None
+        a_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, sees, prefix=prefix, **how)
+    else:
+        a_BTNH = look_back(q_BTNH, [*before, kept(cache, index)._replace(sees=sees)], **how)
     return linear(cfg, p, 'out_LNHD', 'out_bias_LD', constrain(a_BTNH, 'BTNH')), cache
 
 
@@ -347,25 +366,11 @@ def init(cfg: Config, key: jax.Array) -> Params:
     return Transformer(cfg).init(key, one, one, Sees(one + 1))['params']
 
 
-def forward(
-    cfg: Config,
-    params: Params,
-    token_BT: jax.Array,
-    position_BT: jax.Array,
-    sees: Sees,
-    cache: Cache | None = None,
-    prefix: Cache | None = None,
-    read_BW: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
-    """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`."""
-    return Transformer(cfg).apply({'params': params}, token_BT, position_BT, sees, cache, prefix, read_BW)
-
-
 def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
     """An empty cache in the dtype of the matrix products."""
-    shape = (cfg.layers, batch, slots, cfg.kv_heads, cfg.head_dim)
+    shape = (cfg.layers, batch, cfg.kv_heads, slots, cfg.head_dim)
     empty = jnp.zeros(shape, cfg.dtype)
-    cache = {'key_LBSKH': empty, 'value_LBSKH': empty, 'length': jnp.int32(0)}
+    cache = {'key_LBKSH': empty, 'value_LBKSH': empty, 'length': jnp.int32(0)}
     return cache | {'position_BS': jnp.zeros((batch, slots), jnp.int32)} if cfg.windowed else cache
 
 
@@ -373,6 +378,37 @@ def causal(valid_BT: jax.Array) -> tuple[jax.Array, Sees]:
     """`(position_BT, sees)` of ordinary text: padding, left or right, takes no position and is seen by nobody."""
     position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
     return position_BT, Sees(jnp.where(valid_BT, ALWAYS, 0))
+
+
+def apart(cfg: Config, tree: dict[str, Any], turned: bool = False) -> dict[str, Any]:
+    """Parameters, or a cache, with each layer's part as an array of its own: a program that reads them again and again
+    finds them where they lie, where a scan would copy each out of the stack. `turned`: matrices as their transposes.
+    """
+
+    def part(name: str, x: jax.Array) -> Any:
+        matrix = turned and name in FAN_IN
+        return Turned.of(x, len(FAN_IN[name])) if matrix else x
+
+    return {name: tuple(part(name, x[i]) for i in range(cfg.layers)) if '_L' in name else x for name, x in tree.items()}
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=('weight_FD',), meta_fields=('shape',))
+@dataclass(frozen=True)
+class Turned:
+    """A layer's matrix as its transpose, all axes that it sums over last. On a CPU its product with few tokens takes two
+    thirds of the time: it is read along its rows, as it lies.
+    """
+
+    weight_FD: jax.Array
+    shape: tuple[int, ...]  # of the matrix itself
+
+    @classmethod
+    def of(cls, weight: jax.Array, inner: int) -> Turned:
+        size = math.prod(weight.shape[:inner])
+        return cls(weight.reshape(size, -1).T, weight.shape)
+
+    def astype(self, dtype: Any) -> Turned:
+        return replace(self, weight_FD=self.weight_FD.astype(dtype))
 
 
 def linear(cfg: Config, p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:
@@ -384,14 +420,17 @@ def linear(cfg: Config, p: Params, name: str, bias: str, x_BT: jax.Array) -> jax
     return y_BT + p[bias].astype(cfg.dtype)[None, None] if bias in p else y_BT
 
 
-def project(x_BT: jax.Array, weight: jax.Array) -> jax.Array:
+def project(x_BT: jax.Array, weight: jax.Array | Turned) -> jax.Array:
     """The product over all axes of `x_BT` behind B and T, as many as `weight` begins with.
 
     As one flat matrix product: on a CPU its weight gradient takes half the time of the einsum's.
     """
     inner = x_BT.ndim - 2
     size = math.prod(weight.shape[:inner])
-    flat = x_BT.reshape(-1, size) @ weight.reshape(size, -1)
+    if isinstance(weight, Turned):
+        flat = jnp.einsum('FD,BD->FB', weight.weight_FD, x_BT.reshape(-1, size)).T
+    else:
+        flat = x_BT.reshape(-1, size) @ weight.reshape(size, -1)
     return flat.reshape(*x_BT.shape[:2], *weight.shape[inner:])
 
 
@@ -445,13 +484,26 @@ def rotate(x_BTNH: jax.Array, angle: tuple[jax.Array, jax.Array]) -> jax.Array:
     return x_BTNR if turned == x_BTNH.shape[-1] else jnp.concatenate([x_BTNR, x_BTNH[..., turned:]], axis=-1)
 
 
-def write(cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[Cache, jax.Array, jax.Array]:
-    """Put the new keys and values into the layer's next slots; returns the cache and the layer's whole key_BSKH,
-    value_BSKH.
+def write(cache: Cache, layer: Any, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
+    """Put the new keys and values into the layer's next slots.
 
-    The cache is carried through the scan and updated in place: scanning over it would copy all of it at every token.
+    The cache is carried from layer to layer and updated in place: scanning over it would copy all of it at every token.
     """
-    at = (layer, 0, cache['length'], 0, 0)
-    key = jax.lax.dynamic_update_slice(cache['key_LBSKH'], k_BTKH[None].astype(cache['key_LBSKH'].dtype), at)
-    value = jax.lax.dynamic_update_slice(cache['value_LBSKH'], v_BTKH[None].astype(cache['value_LBSKH'].dtype), at)
-    return cache | {'key_LBSKH': key, 'value_LBSKH': value}, key[layer], value[layer]
+
+    def written(held: Any, new_BTKH: jax.Array) -> Any:
+        new_BKTH = new_BTKH.swapaxes(1, 2)
+        if isinstance(held, tuple):
+            mine = held[layer]
+            mine = jax.lax.dynamic_update_slice(mine, new_BKTH.astype(mine.dtype), (0, 0, cache['length'], 0))
+            return (*held[:layer], mine, *held[layer + 1 :])
+        return jax.lax.dynamic_update_slice(held, new_BKTH[None].astype(held.dtype), (layer, 0, 0, cache['length'], 0))
+
+    new = {'key_LBKSH': k_BTKH, 'value_LBKSH': v_BTKH}
+    return cache | {name: written(cache[name], x_BTKH) for name, x_BTKH in new.items()}
+
+
+def kept(cache: Cache, layer: Any) -> Keys:
+    """What a layer has in a cache. Of a full one whoever comes behind sees all but padding."""
+    key_BKSH, until_BS = cache['key_LBKSH'][layer], cache.get('until_BS')
+    sees = None if until_BS is None else Sees(until_BS, jnp.full((1, 1), until_BS.shape[1]))
+    return Keys(key_BKSH, cache['value_LBKSH'][layer], sees, cache.get('position_BS'))

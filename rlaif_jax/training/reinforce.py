@@ -33,6 +33,7 @@ from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within, same_if
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.folder import finish, finished
 from rlaif_jax.models import heads, hf, lora, transformer
+from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
 from rlaif_jax.training import loop
@@ -91,8 +92,10 @@ class Config:
             raise ValueError(f'{must}: greedy responses explore nothing')
         counts = 'steps', 'batch', 'samples', 'max_prompt', 'max_new_tokens', 'eval_every', 'eval_prompts', 'candidates'
         check_within(self, 1, MOST, *counts, 'save_every')
-        if self.batch % self.samples:
-            raise ValueError(f'batch = {self.batch} does not fall into groups of samples = {self.samples}')
+        if self.batch % (self.samples * self.parts):
+            raise ValueError(
+                f'batch = {self.batch} does not fall into parts = {self.parts} of groups of samples = {self.samples}'
+            )
         if self.baseline == 'leave_one_out' and self.samples < 2:
             raise ValueError('baseline leave_one_out needs samples of 2 or more: other responses to the same prompt')
 
@@ -124,11 +127,23 @@ def value_loss(value_T: jax.Array, return_T: jax.Array, mask_T: jax.Array) -> ja
 
 
 def response_states(model: transformer.Config, params: transformer.Params, batch: training.Batch) -> jax.Array:
-    """hidden_BTD over the response, T = max_new_tokens: the state in which token t is chosen, which has not seen it."""
-    token_BT = jnp.concatenate([batch['prompt_BT'], batch['token_BT']], axis=1)
-    valid_BT = jnp.concatenate([batch['valid_BT'], batch['mask_BT']], axis=1)
-    hidden_BTD, _ = transformer.forward(model, params, token_BT, *transformer.causal(valid_BT))
-    return hidden_BTD[:, batch['prompt_BT'].shape[1] - 1 : -1]
+    """hidden_BTD over the response, T = max_new_tokens: the state in which token t is chosen, which has not seen it.
+
+    A prompt is computed once: the responses to it, which are neighbours, are branches behind it.
+    """
+    (R, P), (B, T) = batch['prompt_BT'].shape, batch['token_BT'].shape
+    C = B // R
+    of_prompt = lambda x_BT: x_BT.reshape(R, C * T)  # noqa: E731
+    token_RS = jnp.concatenate([batch['prompt_BT'], of_prompt(batch['token_BT'])], axis=1)
+    end_1S = P + T * (1 + jnp.arange(C * T) // T)[None]
+    until_RS = [jnp.where(batch['valid_BT'], P + C * T, 0), jnp.where(of_prompt(batch['mask_BT']), end_1S, 0)]
+    position_RP = jnp.maximum(jnp.cumsum(batch['valid_BT'], axis=1, dtype=jnp.int32) - 1, 0)
+    position_RS = jnp.concatenate([position_RP, position_RP[:, -1:] + 1 + jnp.arange(C * T)[None] % T], axis=1)
+    sees = Sees(jnp.concatenate(until_RS, axis=1))
+    hidden_RSD, _ = transformer.forward(model, params, token_RS, position_RS, sees)
+    last_RCTD = jnp.broadcast_to(hidden_RSD[:, None, None, P - 1], (R, C, 1, hidden_RSD.shape[-1]))
+    own_RCTD = hidden_RSD[:, P:].reshape(R, C, T, -1)
+    return jnp.concatenate([last_RCTD, own_RCTD[:, :, :-1]], axis=2).reshape(B, T, -1)
 
 
 def response_logp(
@@ -149,8 +164,9 @@ def loss(
     """L_π + L_V summed over responses, and the sums that the log shows. A response of weight 0 (unscorable) adds
     nothing.
 
-    batch: prompt_BT and valid_BT (padded on the left), token_BT and mask_BT (the response), sampled_logp_BT,
-    ref_logp_BT, score_B, weight_B, baseline_B (what `baseline` makes of the batch's returns; not read with a network).
+    batch: prompt_BT and valid_BT (padded on the left, a row for all responses to it), token_BT and mask_BT (the response),
+    sampled_logp_BT, ref_logp_BT, score_B, weight_B, baseline_B (what `baseline` makes of the batch's returns; not read with
+    a network).
     """
     mask_BT, weight_B = batch['mask_BT'], batch['weight_B']
     hidden_BTD = response_states(model, networks['policy'], batch)
@@ -215,7 +231,9 @@ class Steps(NamedTuple):
     """The jitted functions of a run, with their shardings; `update` donates the state."""
 
     init: Callable[..., Any]  # (policy params) -> state
-    sample: Callable[..., generation.Sample]  # (policy params, prompt_BT, valid_BT, key) -> generation.Sample
+    sample: Callable[
+        ..., generation.Sample
+    ]  # (policy params, prompt_BT, valid_BT, key, samples=1) -> generation.Sample
     update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics); the state holds what is trained
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
 
@@ -284,18 +302,20 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     shapes = jax.eval_shape(init, lm.params)
     where_state = axes.shardings(shapes, mesh)
     where_policy = axes.shardings(training.whole(lm.params, shapes['policy']['params']), mesh)
-    sample = partial(
-        generation.sample,
-        model,
-        allowed_V=allowed_V,
-        stop_V=stop_V,
-        max_new_tokens=cfg.max_new_tokens,
-        temperature=cfg.temperature,
-        pad=lm.tokenizer.pad,
-    )
+
+    def sample(
+        params: transformer.Params, prompt_BT: jax.Array, valid_BT: jax.Array, key: jax.Array, samples: int = 1
+    ) -> generation.Sample:
+        return generation.sample(
+            model, params, prompt_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature, pad=lm.tokenizer.pad, samples=samples,
+        )  # fmt: skip
+
     return Steps(
         init=jax.jit(init, in_shardings=(where_params,), out_shardings=where_state),
-        sample=jax.jit(sample, in_shardings=(where_policy, here, here, everywhere), out_shardings=here),
+        sample=jax.jit(
+            sample, static_argnums=4, in_shardings=(where_policy, here, here, everywhere), out_shardings=here
+        ),
         update=jax.jit(
             update,
             in_shardings=(where_state, where_params, here),
@@ -329,12 +349,12 @@ class Rollouts:
         return rows
 
     def respond(
-        self, params: transformer.Params, rows: Sequence[Sequence[int]], key: jax.Array
+        self, params: transformer.Params, rows: Sequence[Sequence[int]], key: jax.Array, samples: int = 1
     ) -> tuple[training.Batch, list[str], np.ndarray]:
-        """A response to each prompt: the arrays of a batch, the texts, and whether each has ended."""
+        """`samples` responses to each prompt: the arrays of a batch, the texts, and whether each has ended."""
         length = min(padded([len(row) for row in rows], BUCKET), self.cfg.max_prompt)
         given = hosts.to_mesh(pad_left(rows, length, self.lm.tokenizer.pad), axes.rows(self.mesh))
-        sample = self.steps.sample(params, *given, key)
+        sample = self.steps.sample(params, *given, key, samples)
         batch = {
             'prompt_BT': given[0], 'valid_BT': given[1], 'token_BT': sample.token_BT, 'mask_BT': sample.mask_BT,
             'sampled_logp_BT': sample.logp_BT, 'ended_B': sample.ended_B,
@@ -414,7 +434,8 @@ def run(
     where the KL runs away or steps are not finite. `judge` and `quality`, where the truth is known, go into the log of
     validation responses and decide nothing. `note` stands beside everything that is printed.
     """
-    axes.check_batch('reinforce.batch / reinforce.parts', cfg.batch // cfg.parts, mesh)
+    rows = cfg.batch // cfg.samples // cfg.parts
+    axes.check_batch('reinforce.batch / reinforce.samples / reinforce.parts', rows, mesh)
     steps, model = make_steps(cfg, lm, mesh), lora.adapted(cfg.lora, lm.config)
     seed = jax.random.key(cfg.seed)
 
@@ -422,8 +443,8 @@ def run(
         return training.whole(lm.params, state['policy']['params'])
 
     def read(i: int) -> tuple[list[Prompt], list[list[int]]]:
-        prompts = [prompt for prompt in prompts_at(i) for _ in range(cfg.samples)]
-        return prompts, rollouts.read(prompts)
+        prompts = prompts_at(i)
+        return [prompt for prompt in prompts for _ in range(cfg.samples)], rollouts.read(prompts)
 
     told = {'save_every': cfg.save_every, 'note': note, 'optimizer': 'policy_optimizer'}
     with jax.set_mesh(mesh):
@@ -445,7 +466,7 @@ def run(
             for i, (prompts, rows) in going.steps_left(read):
                 began = time.perf_counter()
                 key = jax.random.fold_in(jax.random.fold_in(seed, 0), i)
-                batch, texts, ended_B = rollouts.respond(policy(going.state), rows, key)
+                batch, texts, ended_B = rollouts.respond(policy(going.state), rows, key, cfg.samples)
                 sampled = time.perf_counter()
                 score_B = rollouts.score(prompts, texts, ended_B)
                 scored = time.perf_counter()

@@ -39,6 +39,7 @@ class Config:
     parts: int = field(default=1, metadata=SAME)  # the batch goes through the device in this many parts
     # The backward pass computes each layer again: a third more time, far less memory.
     remat: bool = field(default=False, metadata=SAME)
+    pack: bool = field(default=True, metadata=SAME)  # short examples share rows: less padding, the same step
     window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -57,13 +58,11 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """−Σ weight·log p(target), in nats, with the sums to divide by.
 
-    batch: token_BT, target_BT, weight_BT, and either valid_BT (plain causal text) or position_BT and until_BT
-    (`attention.Sees`: branches that share a stem). target_BT is what follows token_BT: in a branch that is not always the
-    next column.
+    batch: token_BT, target_BT, weight_BT, position_BT, and until_BT (`attention.Sees`: several texts in a row, or branches
+    that share a stem). target_BT is what follows token_BT: that is not always the next column.
     """
-    tree = 'until_BT' in batch
-    seen = (batch['position_BT'], Sees(batch['until_BT'])) if tree else transformer.causal(batch['valid_BT'])
-    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], *seen)
+    sees = Sees(batch['until_BT'])
+    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], batch['position_BT'], sees)
     logp_BT, _ = token_logprob(model, params, hidden_BTD, batch['target_BT'])
     weight_BT = batch['weight_BT']
     return -(weight_BT * logp_BT).sum(), {'count': weight_BT.sum()}
@@ -110,10 +109,11 @@ def run(
 
 
 def batches(
-    cfg: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int
+    cfg: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int, mesh: Mesh
 ) -> Callable[[int], training.Batch]:
-    """`batch_at(step)` of prompts with their references, for `run`: padded to the next multiple of 32 tokens, few shapes to
-    compile. A reference of more than `max_new_tokens`, its end token among them, is cut and ends all the same.
+    """`batch_at(step)` of prompts with their references, for `run`: padded to the next multiple of 32 tokens, and in whole
+    eighths of the batch's rows where they are packed, few shapes to compile. A reference of more than `max_new_tokens`, its
+    end token among them, is cut and ends all the same.
 
     Raises `Mistake` where there is not even one batch of them.
     """
@@ -126,30 +126,61 @@ def batches(
     def lengths(prompts: Sequence[Prompt]) -> list[int]:
         return [len(before) + len(after) for before, after in zip(*encode(prompts))]
 
+    splits = cfg.parts * axes.shares(mesh)
+    unit = -(-cfg.batch // 8 // splits) * splits
     rows_at = loader.batches(prompts, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='sft.batch')
 
     def batch_at(step: int) -> training.Batch:
         before, after = encode(rows_at(step))
-        return example_batch(before, after, padded([len(a) + len(b) for a, b in zip(before, after)]), tokenizer.pad)
+        sizes = [len(a) + len(b) - 1 for a, b in zip(before, after)]  # the last token is only foretold
+        length = padded(sizes)
+        rows = together(sizes, length, unit, cfg.batch) if cfg.pack else None
+        return example_batch(before, after, length, tokenizer.pad, rows)
 
     return batch_at
 
 
-def example_batch(prompts: list[list[int]], responses: list[list[int]], length: int, pad: int) -> dict[str, np.ndarray]:
-    """Prompts and responses (end token included) as one batch of T = length: weight 1 on the response's tokens, 0
-    elsewhere.
+def together(lengths: Sequence[int], room: int, unit: int, most: int) -> list[list[int]]:
+    """Which texts stand in which row: each where there is room for it, the longest first. As many rows as that takes, in
+    whole `unit`s, so that there are few shapes to compile; `most`, where each is alone, at most.
     """
-    token_BT = np.full((len(prompts), length + 1), pad, np.int32)
-    weight_BT = np.zeros((len(prompts), length + 1), np.float32)
-    valid_BT = np.zeros((len(prompts), length + 1), bool)
-    for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        row = (prompt + response)[: length + 1]
-        token_BT[b, : len(row)] = row
-        valid_BT[b, : len(row)] = True
-        weight_BT[b, len(prompt) : len(row)] = 1.0
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, free in enumerate(left) if free >= lengths[i]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(i)
+        left[row] -= lengths[i]
+    return rows + [[]] * (min(-(-len(rows) // unit) * unit, most) - len(rows))
+
+
+def example_batch(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    length: int,
+    pad: int,
+    rows: Sequence[Sequence[int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Prompts and responses (end token included) as one batch of T = length: weight 1 where a token of the response
+    follows, 0 elsewhere. `rows` says which stand in each row, one behind the other (None: each in its own); none sees
+    another (`attention.Sees`).
+    """
+    texts = [(prompt + response)[: length + 1] for prompt, response in zip(prompts, responses, strict=True)]
+    rows = [[i] for i in range(len(texts))] if rows is None else rows
+    token_BT, target_BT = (np.full((len(rows), length), pad, np.int32) for _ in range(2))
+    weight_BT = np.zeros((len(rows), length), np.float32)
+    position_BT, until_BT = (np.zeros((len(rows), length), np.int32) for _ in range(2))
+    for b, row in enumerate(rows):
+        start = 0
+        for text, prompt in ((texts[i], prompts[i]) for i in row):
+            end = start + len(text) - 1
+            token_BT[b, start:end], target_BT[b, start:end] = text[:-1], text[1:]
+            weight_BT[b, start + max(len(prompt) - 1, 0) : end] = 1.0
+            position_BT[b, start:end], until_BT[b, start:end] = np.arange(end - start), end
+            start = end
     return {
-        'token_BT': token_BT[:, :-1],
-        'target_BT': token_BT[:, 1:],
-        'weight_BT': weight_BT[:, 1:],
-        'valid_BT': valid_BT[:, :-1],
-    }
+        'token_BT': token_BT, 'target_BT': target_BT, 'weight_BT': weight_BT, 'position_BT': position_BT,
+        'until_BT': until_BT,
+    }  # fmt: skip

@@ -78,7 +78,8 @@ def sft(
     cfg = _fitting(_Supervised, more, lm, len(shown), epochs=1, response='max_new_tokens')
     whole = [replace(one, reference=text) for one, text in zip(shown, written)]
     rows = list(loader.fitted(whole, reads(lm.tokenizer, cfg.max_prompt)))  # before anything is trained
-    batch_at, mesh = supervised.batches(cfg, lm.tokenizer, rows, cfg.max_new_tokens), axes.mesh_of(lm.params)
+    mesh = axes.mesh_of(lm.params)
+    batch_at = supervised.batches(cfg, lm.tokenizer, rows, cfg.max_new_tokens, mesh)
     given = {'prompts': [one.text for one in shown], 'references': written}
     return _run('sft', folder, cfg, lm, given, lambda at: supervised.run(cfg, at, lm, batch_at, mesh), hf.load)
 
@@ -136,7 +137,7 @@ def reinforce(
     cfg = _fitting(reinforcement.Config, more, lm, len(shown), epochs=8, response='max_new_tokens')
     asked = _prompts('validation', shown if validation is None else validation, lm)[: cfg.eval_prompts]
     mesh, scorer = axes.mesh_of(lm.params), _scorer(reward, cfg)
-    count, parts = len(shown) * cfg.samples, cfg.parts * axes.shares(mesh)
+    count, parts = len(shown) * cfg.samples, cfg.samples * cfg.parts * axes.shares(mesh)
     loader.check_batch('reinforce.batch', cfg.batch, count, parts)
     if not asked:
         raise Mistake('validation holds no prompts; leave it out, or give some')

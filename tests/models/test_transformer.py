@@ -100,7 +100,7 @@ def test_a_prefix_stands_before_every_row(random_params, cached, cfg):
     _, prefix = run(cfg, params, jnp.asarray(before_BT[:1]), *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
     position_BT, sees = causal(jnp.ones((B, T - P), bool))
     cache = make_cache(cfg, B, T - P) if cached else None
-    hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, P:]), P + position_BT, sees, cache, prefix)
+    hidden_BTD, cache = run(cfg, params, jnp.asarray(TOKEN[:, P:]), P + position_BT, sees, cache, (prefix,))
     close(hidden_BTD, expected_BTD)
     assert cache is None or int(cache['length']) == T - P  # the prefix takes none of its slots
 
@@ -171,9 +171,9 @@ def test_hidden_states_are_the_same_where_only_some_are_read(random_params, cach
     _, prefix = run(cfg, params, TOKEN[:1, :P], *causal(jnp.ones((1, P), bool)), make_cache(cfg, 1, P))
     position_BT, sees = causal(jnp.ones((B, T), bool))
     cache = make_cache(cfg, B, T) if cached else None
-    hidden_BTD, all_filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, prefix)
+    hidden_BTD, all_filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, (prefix,))
     read_BW = np.random.default_rng(2).integers(0, T, (B, 3))
-    hidden_BWD, filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, prefix, read_BW)
+    hidden_BWD, filled = run(cfg, params, TOKEN, P + position_BT, sees, cache, (prefix,), read_BW)
     close(hidden_BWD, np.take_along_axis(np.asarray(hidden_BTD), read_BW[..., None], axis=1))
     jax.tree.map(close, filled, all_filled)
 
@@ -220,7 +220,7 @@ def test_bfloat16_is_for_matrix_products_only(params):
     assert logit_BTV.dtype == jnp.float32
     expected_BTV = heads.logits(CFG, params, plain(CFG, params, TOKEN))
     assert 1e-4 < np.abs(logit_BTV - expected_BTV).mean() < 0.05  # another precision, the same model
-    assert make_cache(cfg, 1, 2)['key_LBSKH'].dtype == jnp.bfloat16
+    assert make_cache(cfg, 1, 2)['key_LBKSH'].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(

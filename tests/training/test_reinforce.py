@@ -312,6 +312,23 @@ def test_kl_is_the_gap_of_the_two_log_probabilities():
     assert float(metrics['sampler/mismatch']) < 1e-5
 
 
+def test_a_prompt_is_computed_once_for_all_responses_to_it():
+    """Sampled and trained on as if it stood before each of them: the same tokens, the same step."""
+    here, batch = world(), make_batch(left())
+    shared = take({name: batch[name] for name in ('prompt_BT', 'valid_BT')}, [1, 6])
+    twice = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), shared)
+    several = here.steps.sample(left(), shared['prompt_BT'], shared['valid_BT'], jax.random.key(3), 4)
+    alone = here.steps.sample(left(), twice['prompt_BT'], twice['valid_BT'], jax.random.key(3))
+    np.testing.assert_array_equal(several.token_BT, alone.token_BT)
+    np.testing.assert_allclose(several.logp_BT, alone.logp_BT, atol=1e-5)
+    assert len(np.unique(several.token_BT, axis=0)) > 4 and len(set(np.asarray(several.mask_BT).sum(1))) > 1
+    more = {'token_BT': several.token_BT, 'mask_BT': several.mask_BT, 'sampled_logp_BT': several.logp_BT}
+    more |= {'ended_B': several.ended_B, 'score_B': batch['score_B']}
+    close(*(here.update(here.state(left(), head=0.1), prompts | more) for prompts in (shared, twice)), 1e-5)
+    kl_B, apart_B = (here.steps.measure(left(), params(), prompts | more) for prompts in (shared, twice))
+    np.testing.assert_allclose(kl_B, apart_B, atol=1e-5)
+
+
 # Scores that are none
 
 

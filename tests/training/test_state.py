@@ -190,10 +190,10 @@ def test_targets_are_what_follows(batch):
         n = len(row) - 1
         assert batch['token_BT'][b, :n].tolist() == row[:n]
         assert batch['target_BT'][b, :n].tolist() == row[1:]
-        assert np.all(batch['token_BT'][b, n + 1 :] == PAD)
+        assert np.all(batch['token_BT'][b, n:] == PAD)
         weighted = batch['target_BT'][b, batch['weight_BT'][b] == 1].tolist()
         assert weighted == row[max(len(prompt), 1) :]  # nothing predicts a first token
-        assert batch['valid_BT'][b].sum() == min(len(row), LENGTH)
+        assert (batch['until_BT'][b] > 0).sum() == n and batch['position_BT'][b, :n].tolist() == list(range(n))
     assert set(np.unique(batch['weight_BT'])) == {0.0, 1.0}
     assert {x.shape for x in batch.values()} == {(len(PROMPTS), LENGTH)}
 
@@ -204,7 +204,7 @@ def test_only_weighted_targets_are_learned(params, batch):
     assert sums['count'] == batch['weight_BT'].sum()
     other = np.where(batch['weight_BT'] == 0, 39, batch['target_BT'])
     assert loss(params, batch | {'target_BT': other})[0] == total
-    padded = np.where(batch['valid_BT'], batch['token_BT'], 39)
+    padded = np.where(batch['until_BT'] > 0, batch['token_BT'], 39)
     assert loss(params, batch | {'token_BT': padded})[0] == pytest.approx(float(total), rel=1e-6)
     assert loss(params, batch | {'weight_BT': 0 * batch['weight_BT']})[0] == 0
     half = loss(params, batch | {'weight_BT': batch['weight_BT'] / 2})
@@ -212,6 +212,20 @@ def test_only_weighted_targets_are_learned(params, batch):
     # One row after another is the batch.
     one = lambda b: batch | {'weight_BT': batch['weight_BT'] * (np.arange(8) == b)[:, None]}  # noqa: E731
     assert sum(float(loss(params, one(b))[0]) for b in range(8)) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_texts_that_share_rows_are_the_same_batch(params, batch):
+    """Packed as tightly as it goes, no text sees another; gradient and loss are those of a row each."""
+    sizes = [min(len(a) + len(b) - 1, LENGTH) for a, b in zip(PROMPTS, RESPONSES)]
+    rows = sft.together(sizes, LENGTH, 1, 8)
+    assert sorted(sum(rows, [])) == list(range(8)) and max(sum(sizes[i] for i in row) for row in rows) <= LENGTH
+    assert -(-sum(sizes) // LENGTH) <= len(rows) < 8
+    loss = jax.jit(jax.value_and_grad(partial(sft.loss, MODEL), has_aux=True))
+    (total, sums), grads = loss(params, batch)
+    (found, counts), others = loss(params, sft.example_batch(PROMPTS, RESPONSES, LENGTH, PAD, rows))
+    assert counts == sums and float(found) == pytest.approx(float(total), rel=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-4), others, grads)
+    assert [len(sft.together(sizes, LENGTH, unit, 8)) % unit for unit in (1, 2, 4, 8)] == [0] * 4
 
 
 def test_a_longer_batch_has_the_same_loss(params):
