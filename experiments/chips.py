@@ -158,7 +158,7 @@ def find(name: str, flag: str = '--topology') -> Slice:
     if own and re.fullmatch(r'\d+', count):
         near = sorted(own, key=lambda one: abs(math.log(int(one.partition('-')[2]) / max(int(count), 1))))[:2]
     else:
-        near = own or difflib.get_close_matches(typed, known, 3, 0.0)
+        near = own or ([f'{kind}-8'] if kind in CHIPS else difflib.get_close_matches(typed, known, 3, 0.0))
     raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}?')
 
 

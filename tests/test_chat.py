@@ -57,9 +57,9 @@ def test_a_stripped_dialogue_goes_through_the_template_as_the_whole_one_does():
     [
         (False, [POST, POST], None),  # no question
         (False, [POST, TALK], ['no chat template', 'all 2', '1 dialogues']),
-        (True, [TALK, TALK], ['all 2 prompts are dialogues, in its chat template']),
-        (True, [POST, TALK, 'x'], ['1 of 3 prompts are dialogues', 'continued as plain text', repr(POST)]),
-        (True, [POST], ['0 of 1 prompts are dialogues']),
+        (True, [TALK, TALK], ['all 2 prompts', 'in its chat template']),
+        (True, [POST, TALK, 'x'], ['1 of 3 prompts', 'plain text', repr(POST)]),
+        (True, [POST], ['0 of 1 prompts', repr(POST)]),
     ],
 )
 def test_a_run_says_which_prompts_its_checkpoint_reads_in_its_template(template, prompts, words, capsys):

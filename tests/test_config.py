@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 import shlex
 from collections.abc import Callable
 from typing import Literal, Optional
@@ -98,8 +99,8 @@ def message(function, *args) -> str:
 def test_text_that_wants_quotes_is_shown_with_those_of_a_shell(typed, meant):
     with pytest.raises(Mistake) as caught:
         parse_binding(f'a.b={typed}')
-    hint = str(caught.value).rpartition(' like ')[2]
-    assert parse_binding(shlex.split(hint)[0]) == ('a.b', meant)
+    *_, hint = shlex.split(str(caught.value))
+    assert parse_binding(hint) == ('a.b', meant)
 
 
 def test_parse_reads_literals_comments_and_bare_words():
@@ -144,10 +145,10 @@ def test_parse_binding(text, value):
     ('text', 'words'),
     [
         ('a = 1\n\nb 2', ['x.gin:3', "'b 2'", 'path.to.field = value']),
-        ('a = 1\nb = 2\na = 3', ['x.gin:3', 'a is already bound on line 1']),
+        ('a = 1\nb = 2\na = 3', ['x.gin:3: a ', 'line 1']),
         ('\na.b = two words', ['x.gin:2', 'a.b', 'two words', 'quotes']),
-        ('a.b =', ['x.gin:1', 'a.b', 'no value']),
-        ('a = 1\nb = [1,\n 2\nc = 3', ['x.gin:2', 'never closed']),
+        ('a.b =', ['x.gin:1', 'no value', 'a.b="…"']),
+        ('a = 1\nb = [1,\n 2\nc = 3', ['x.gin:2', 'bracket']),
         ('a = [1, adamw]', ['x.gin:1', '[1, adamw]', 'quotes']),
         ('a = "open', ['x.gin:1', 'quotes']),
         ('a = 1]', ['x.gin:1', '1]']),
@@ -161,9 +162,7 @@ def test_bad_syntax_names_file_and_line(text, words):
 
 
 def test_bad_syntax_on_the_command_line_says_so():
-    assert message(parse_binding, 'reinforce.beta') == (
-        "command line: 'reinforce.beta' is not a binding; write path.to.field = value"
-    )
+    assert re.match("command line: 'reinforce.beta' .*path.to.field = value", message(parse_binding, 'reinforce.beta'))
 
 
 # Bind
@@ -191,11 +190,10 @@ def test_an_absent_config_is_made_from_its_fields_and_can_go_again():
     made = bind(Run(), {'reinforce.value.width': 4})
     assert made.reinforce.value == Value(4)
     assert bind(made, {'reinforce.value': None}) == Run()
-    assert message(bind, Run(), {'reinforce.value.trunk': 'own'}) == (
-        'reinforce.value: a new Value also needs reinforce.value.width'
-    )
-    both = {'reinforce.value': None, 'reinforce.value.width': 4}
-    assert message(bind, Run(), both) == 'reinforce.value: cannot be None while reinforce.value.width is bound too'
+    said = message(bind, Run(), {'reinforce.value.trunk': 'own'})
+    assert re.fullmatch(r'reinforce\.value: .*Value .* reinforce\.value\.width', said)
+    said = message(bind, Run(), {'reinforce.value': None, 'reinforce.value.width': 4})
+    assert re.match(r'reinforce\.value: .* None .* reinforce\.value\.width\b', said)
 
 
 def test_scalars_of_numpy_become_python_numbers():
@@ -218,47 +216,48 @@ def test_scalars_of_numpy_become_python_numbers():
     ],
 )
 def test_an_unknown_path_names_the_nearest_in_the_whole_tree(typed, nearest):
-    assert message(bind, Run(), {typed: 1}) == f'{typed}: no such field; did you mean {nearest}?'
+    assert re.fullmatch(rf'{typed}: .* {nearest}\?', message(bind, Run(), {typed: 1}))
 
 
 def test_a_whole_config_cannot_be_bound():
-    said = message(bind, Run(), {'reinforce.optimizer': Optimizer()})
-    assert said == (
-        'reinforce.optimizer: is a whole Optimizer; bind its fields: '
-        'reinforce.optimizer.name, reinforce.optimizer.learning_rate, reinforce.optimizer.clip'
-    )
-    assert message(bind, Run(), {'reinforce.value': 3}).startswith('reinforce.value: is a whole Value')
-    assert message(bind, Run(), {'reinforce': None}).startswith('reinforce: is a whole Reinforce')
+    for path, value, fields in (
+        ('reinforce.optimizer', Optimizer(), ('name', 'learning_rate', 'clip')),
+        ('reinforce.value', 3, ('width', 'trunk')),
+        ('reinforce', None, ('optimizer', 'beta', 'batch_size', 'value', 'shots')),
+    ):
+        said = message(bind, Run(), {path: value})
+        assert said.startswith(f'{path}: ') and said.endswith(': ' + ', '.join(f'{path}.{field}' for field in fields))
 
 
 @pytest.mark.parametrize(
-    ('path', 'value', 'said'),
+    ('path', 'value', 'wanted', 'nearest'),
     [
-        ('reinforce.beta', 'high', "wants float, got 'high' (str)"),
-        ('reinforce.beta', True, 'wants float, got True (bool)'),
-        ('reinforce.beta', 10**400, f'wants float, got {10**400} (int)'),
-        ('reinforce.batch_size', True, 'wants int, got True (bool)'),
-        ('reinforce.batch_size', 2.0, 'wants int, got 2.0 (float); did you mean 2?'),
-        ('reinforce.batch_size', 2.5, 'wants int, got 2.5 (float)'),
-        ('reinforce.batch_size', None, 'wants int, got None (NoneType)'),
-        ('reinforce.optimizer.clip', 'none', "wants float | None, got 'none' (str); did you mean None?"),
-        ('reinforce.optimizer.name', 'adamm',
-         "wants 'adafactor' | 'adamw', got 'adamm' (str); did you mean 'adamw'?"),
-        ('reinforce.shots', 3, 'wants 0 | 1 | 2 | 8, got 3 (int)'),
-        ('reinforce.shots', False, 'wants 0 | 1 | 2 | 8, got False (bool)'),
-        ('whiten', 'true', "wants True | False, got 'true' (str); did you mean True?"),
-        ('whiten', 1, 'wants True | False, got 1 (int)'),
-        ('name', 3, "wants str, got 3 (int); did you mean '3'?"),
-        ('layers', 3, 'wants tuple[int, ...], got 3 (int); did you mean (3,)?'),
-        ('layers', (1, 'a'), "wants tuple[int, ...], got (1, 'a') (tuple)"),
-        ('span', (1.0,), 'wants tuple[float, str], got (1.0,) (tuple)'),
-        ('span', (1.0, 'a', 2), "wants tuple[float, str], got (1.0, 'a', 2) (tuple)"),
-        ('mesh', {'data': 'x'}, "wants dict[str, int], got {'data': 'x'} (dict)"),
-        ('mesh', 4, 'wants dict[str, int], got 4 (int)'),
+        ('reinforce.beta', 'high', 'float', ''),
+        ('reinforce.beta', True, 'float', ''),
+        ('reinforce.beta', 10**400, 'float', ''),
+        ('reinforce.batch_size', True, 'int', ''),
+        ('reinforce.batch_size', 2.0, 'int', '2'),
+        ('reinforce.batch_size', 2.5, 'int', ''),
+        ('reinforce.batch_size', None, 'int', ''),
+        ('reinforce.optimizer.clip', 'none', 'float | None', 'None'),
+        ('reinforce.optimizer.name', 'adamm', "'adafactor' | 'adamw'", "'adamw'"),
+        ('reinforce.shots', 3, '0 | 1 | 2 | 8', ''),
+        ('reinforce.shots', False, '0 | 1 | 2 | 8', ''),
+        ('whiten', 'true', 'True | False', 'True'),
+        ('whiten', 1, 'True | False', ''),
+        ('name', 3, 'str', "'3'"),
+        ('layers', 3, 'tuple[int, ...]', '(3,)'),
+        ('layers', (1, 'a'), 'tuple[int, ...]', ''),
+        ('span', (1.0,), 'tuple[float, str]', ''),
+        ('span', (1.0, 'a', 2), 'tuple[float, str]', ''),
+        ('mesh', {'data': 'x'}, 'dict[str, int]', ''),
+        ('mesh', 4, 'dict[str, int]', ''),
     ],
-)  # fmt: skip
-def test_a_wrong_type_names_path_wanted_and_got(path, value, said):
-    assert message(bind, Run(), {path: value}) == f'{path}: {said}'
+)
+def test_a_wrong_type_names_path_wanted_got_and_the_nearest(path, value, wanted, nearest):
+    said = message(bind, Run(), {path: value})
+    assert said.startswith(f'{path}: ') and said.endswith(f' {nearest}?' if nearest else ')')
+    assert f' {wanted}, ' in said and f' {value!r} ({type(value).__name__})' in said
 
 
 def test_a_bad_value_names_the_config_that_refuses_it():
@@ -283,10 +282,10 @@ class Special(Optimizer):
 
 
 def test_a_config_that_no_text_could_hold_is_its_authors_error():
-    for config in (Unfit(), Choosy()):
-        with pytest.raises(TypeError, match='cannot be annotated'):
+    for config, told in ((Unfit(), 'Callable'), (Choosy(), r'Optimizer \| Value')):
+        with pytest.raises(TypeError, match=told):
             dump(config)
-    with pytest.raises(Mistake, match='optimizer: wants Optimizer, got Special'):
+    with pytest.raises(Mistake, match=r'optimizer: .*Optimizer, .*\(Special\)'):
         dump(Reinforce(optimizer=Special()))
 
 
@@ -372,15 +371,16 @@ def test_digest_is_the_same_in_every_process_and_version():
 
 def test_differences_are_lines_to_read():
     there, here = dump(Run(reinforce=Reinforce(value=Value(2)))), dump(Run(name='new', reinforce=Reinforce(beta=0.1)))
-    assert differences(there, here) == [
-        "name: 'run' there, 'new' here",
-        'reinforce.beta: 0.05 there, 0.1 here',
-        'reinforce.value: absent there, None here',
-        'reinforce.value.width: 2 there, absent here',
-        "reinforce.value.trunk: 'own' there, absent here",
-    ]
+    for line, named in zip(differences(there, here), (
+        ('name:', "'run'", "'new'"),
+        ('reinforce.beta:', '0.05', '0.1'),
+        ('reinforce.value:', 'absent', 'None'),
+        ('reinforce.value.width:', '2', 'absent'),
+        ('reinforce.value.trunk:', "'own'", 'absent'),
+    ), strict=True):  # fmt: skip
+        assert re.fullmatch('{} {} .* {} .*'.format(*named), line)
     assert differences(here, here) == []
-    assert differences('a = nan', 'a = nan') == [] and differences('a = 1', 'a = True') == ['a: 1 there, True here']
+    assert differences('a = nan', 'a = nan') == [] and len(differences('a = 1', 'a = True')) == 1
 
 
 # Sweeps
@@ -403,9 +403,9 @@ def test_product_crosses_and_zipped_pairs():
 
 def test_sweeps_that_do_not_fit_say_so():
     beta = over('reinforce.beta', [0, 1])
-    assert message(zipped, beta, over('name', 'abc')) == 'zipped: sweeps of unequal lengths [2, 3]'
-    assert message(product, beta, beta) == 'reinforce.beta: two sweeps bind it at once'
-    assert message(zipped, beta, beta) == 'reinforce.beta: two sweeps bind it at once'
+    assert re.fullmatch(r'zipped: .* \[2, 3\]', message(zipped, beta, over('name', 'abc')))
+    assert message(product, beta, beta) == message(zipped, beta, beta)
+    assert re.match(r'reinforce\.beta: .*two sweeps', message(product, beta, beta))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ def test_a_folder_serves_one_config(tmp_path):
     open_folder(folder, 'beta = 0.05\nsteps = 100\n')
     open_folder(folder, '# a comment\n\nsteps = 100\nbeta = 0.05\n')
     assert (folder / 'config.gin').read_text(encoding='utf-8') == 'beta = 0.05\nsteps = 100\n'
-    with pytest.raises(Mistake, match=r'(?s)another config.*beta.*0\.05.*0\.1.*--workdir'):
+    with pytest.raises(Mistake, match=rf'(?s){folder} .*beta: 0\.05 .* 0\.1 .*--workdir'):
         open_folder(folder, 'beta = 0.1\nsteps = 100\n')
     with pytest.raises(Mistake, match='and 4 more'):
         open_folder(folder, ''.join(f'field_{n} = 1\n' for n in range(10)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -104,65 +105,65 @@ def both(*spoils):
 
 ADAPTER = {'adapter_config.json': b'{"base_model_name_or_path": "someone/base"}', 'adapter_model.safetensors': b''}
 FOUND = {
-    'an adapter': (only(**ADAPTER), r'an adapter of someone/base.*merge_and_unload'),
+    'an adapter': (only(**ADAPTER), r'adapter .*someone/base.*merge_and_unload'),
     'an adapter of pickles': (
         only(**ADAPTER | {'adapter_model.bin': b'\x80', 'training_args.bin': b'PK'}),
-        'an adapter of someone/base',
+        'adapter .*someone/base.*merge_and_unload',
     ),
     'an adapter that has a config': (
         both(moved('model.safetensors', 'adapter_model.safetensors'), holds('adapter_config.json', b'{}')),
-        'an adapter of None',
+        'adapter .* None, .*merge_and_unload',
     ),
-    'a model and an adapter': (holds('adapter_config.json', b'{}'), r'a model and an adapter \(adapter_config\.json\)'),
-    'GGUF alone': (only(**{'tiny-Q4.gguf': b'GGUF'}), r'tiny-Q4\.gguf is a GGUF file'),
-    'GGUF for weights': (both(moved('model.safetensors', 'tiny.gguf')), r'tiny\.gguf is a GGUF file'),
-    'GGUF under another name': (holds('model.safetensors', b'GGUF\3\0\0\0'), r'model\.safetensors: a GGUF file'),
+    'a model and an adapter': (holds('adapter_config.json', b'{}'), r'model and .*adapter \(adapter_config\.json\)'),
+    'GGUF alone': (only(**{'tiny-Q4.gguf': b'GGUF'}), r'tiny-Q4\.gguf .*GGUF.* safetensors '),
+    'GGUF for weights': (both(moved('model.safetensors', 'tiny.gguf')), r'tiny\.gguf .*GGUF.* safetensors '),
+    'GGUF under another name': (holds('model.safetensors', b'GGUF\3\0\0\0'), r'/model\.safetensors: .*GGUF.* safetensors '),
     "a Trainer's folder": (
         both(within('checkpoint-90', 'checkpoint-500', 'runs'), holds('training_args.bin', b'PK')),
-        r'did you mean .*/checkpoint-500\?',
+        r'config\.json .*/checkpoint-500\b',
     ),
-    'a run of ours': (within('export', 'seven7'), r'did you mean .*/export\?'),
-    'a run that is not finished': (only(**{'metrics.jsonl': b'', 'a.json': b'{}'}), "run's folder, without an export/"),
-    'checkpoints of Orbax': (only(**{'_CHECKPOINT_METADATA': b'{}'}), 'by Orbax; the model is in the export/ of its run'),
-    "the hub's cache": (within('snapshots/0123'), r'did you mean .*/snapshots/0123\?'),
-    'one folder too high': (within('final'), r'did you mean .*/final\?'),
-    'no files': (only(), 'the folder is empty'),
-    'files of something else': (only(**{'a.txt': b'', 'b.txt': b''}), r'here are a\.txt, b\.txt'),
+    'a run of ours': (within('export', 'seven7'), r'config\.json .*/export\b'),
+    'a run that is not finished': (only(**{'metrics.jsonl': b'', 'a.json': b'{}'}), "run's folder.* export/"),
+    'checkpoints of Orbax': (only(**{'_CHECKPOINT_METADATA': b'{}'}), 'Orbax; .* export/ '),
+    "the hub's cache": (within('snapshots/0123'), r'config\.json .*/snapshots/0123\b'),
+    'one folder too high': (within('final'), r'config\.json .*/final\b'),
+    'no files': (only(), r'config\.json .*empty'),
+    'files of something else': (only(**{'a.txt': b'', 'b.txt': b''}), r'config\.json .* a\.txt, b\.txt'),
     'shards without an index': (
         moved('model.safetensors', 'model-00001-of-00002.safetensors'),
-        r'one of several files, whose model\.safetensors\.index\.json',
+        r'-00001-of-00002\.safetensors .* model\.safetensors\.index\.json .*fetch',
     ),
     'weights under another name': (
         moved('model.safetensors', 'pytorch_model.safetensors'),
-        'name it model.safetensors if it is the whole model',
+        r'pytorch_model\.safetensors .* model\.safetensors ',
     ),
-    'weights of Flax': (moved('model.safetensors', 'flax_model.msgpack'), r'flax_model\.msgpack is of Flax'),
-    'a pickle': (moved('model.safetensors', 'pytorch_model.bin'), r'pytorch_model\.bin is a pickle'),
-    'a pickle under another name': (holds('model.safetensors', b'PK\x03\x04' + bytes(90)), 'a pickle of PyTorch'),
+    'weights of Flax': (moved('model.safetensors', 'flax_model.msgpack'), r'flax_model\.msgpack .*Flax.* safetensors '),
+    'a pickle': (moved('model.safetensors', 'pytorch_model.bin'), r'pytorch_model\.bin .*pickle.*save_pretrained'),
+    'a pickle under another name': (holds('model.safetensors', b'PK\x03\x04' + bytes(90)), r'model\.safetensors: .*pickle'),
     **{
         f'{kind} for {name}': (holds(name, data), f'{name}.*{what}' if 'token' not in name else what)
-        for kind, data, what in (('LFS', LFS, 'Git LFS pointer.*git lfs pull'), ('HTML', HTML, 'a page of HTML'))
+        for kind, data, what in (('LFS', LFS, 'LFS.*git lfs pull'), ('HTML', HTML, 'HTML.*fetch'))
         for name in ('config.json', 'tokenizer_config.json', 'tokenizer.json', 'model.safetensors')
     },
     'an index that is a page': (
         both(moved('model.safetensors', 'a.safetensors'), holds('model.safetensors.index.json', HTML)),
-        r'index\.json: a page of HTML',
+        r'index\.json: .*HTML.*fetch',
     ),
-    'weights alone': (only(**{'model.safetensors': b''}), r'no config\.json here; here is model\.safetensors'),
+    'weights alone': (only(**{'model.safetensors': b''}), r'no config\.json .* model\.safetensors$'),
     'a folder for weights': (
         lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').mkdir()),
-        r'model\.safetensors is no file',
+        r': model\.safetensors .*no file.*fetch',
     ),
     'links to nowhere': (
         lambda f: ((f / 'model.safetensors').unlink(), (f / 'model.safetensors').symlink_to('../../blobs/1f')),
-        r'model\.safetensors is a link to \.\./\.\./blobs/1f, which is not there; .*cp -L',
+        r'model\.safetensors .*link.* \.\./\.\./blobs/1f, .*cp -L',
     ),
     'an index that names no file': (
         both(
             moved('model.safetensors', 'a.safetensors'),
             holds('model.safetensors.index.json', b'{"weight_map": {"model.norm.weight": ".."}}'),
         ),
-        r'\.\. is no file',
+        r': \.\. .*no file.*fetch',
     ),
     'an index that leads away': (
         both(
@@ -173,33 +174,36 @@ FOUND = {
     ),
     'SentencePiece': (
         moved('tokenizer.json', 'tokenizer.model'),
-        r'tokenizer\.model, of which transformers makes one \(with sentencepiece.*save_pretrained',
+        r'no tokenizer\.json .* tokenizer\.model, .*sentencepiece.*save_pretrained',
     ),
-    'a vocabulary and merges': (moved('tokenizer.json', 'vocab.json'), r'vocab\.json, of which transformers makes one'),
+    'a vocabulary and merges': (
+        moved('tokenizer.json', 'vocab.json'),
+        r'no tokenizer\.json .* vocab\.json, .*merges\.txt.*save_pretrained',
+    ),
     'a mark in tokenizer.json': (
         lambda f: holds('tokenizer.json', BOM + (f / 'tokenizer.json').read_bytes())(f),
-        'byte order mark',
+        'tokenizer .*byte order mark.*UTF-8',
     ),
-    'module.': (renamed('module.{}'.format), r"begin with 'module\.', .*DataParallel"),
-    '_orig_mod.': (renamed('_orig_mod.{}'.format), r"begin with '_orig_mod\.', .*torch\.compile"),
-    'both wrappers': (renamed('module._orig_mod.{}'.format), r"begin with 'module\._orig_mod\.'"),
-    'peft': (renamed('base_model.model.{}'.format), r"begin with 'base_model\.model\.', .*merge_and_unload"),
-    'a model without its head': (renamed(lambda name: name.removeprefix('model.')), r"begin without 'model\.'.*AutoModel"),
+    'module.': (renamed('module.{}'.format), r"'module\.', .*DataParallel.* \.module"),
+    '_orig_mod.': (renamed('_orig_mod.{}'.format), r"'_orig_mod\.', .*torch\.compile"),
+    'both wrappers': (renamed('module._orig_mod.{}'.format), r"'module\._orig_mod\.', .*DataParallel"),
+    'peft': (renamed('base_model.model.{}'.format), r"'base_model\.model\.', .*merge_and_unload"),
+    'a model without its head': (renamed(lambda name: name.removeprefix('model.')), r"without 'model\.'.*AutoModel"),
     'images and text': (
         renamed(lambda name: f'model.language_model.{name.removeprefix("model.")}'),
-        r"begin with 'model\.language_model\.', .*images and text",
+        r"'model\.language_model\.', .*images",
     ),
-    'images and text as of old': (renamed('language_model.{}'.format), r"begin with 'language_model\.', .*images and text"),
-    'a reward model': (more('score.weight'), r'score\.weight is the head of a reward model'),
-    'an adapter within': (more('model.layers.0.self_attn.q_proj.lora_A.weight'), 'an adapter that is not merged'),
-    'GPTQ': (more('model.layers.0.self_attn.q_proj.qweight', np.zeros((2, 2), np.int32)), 'quantized by GPTQ or AWQ'),
-    'GPTQ by its config': (says('config.json', quantization_config={'quant_method': 'gptq', 'bits': 4}), 'gptq to 4 bits'),
-    'AWQ by its config': (says('config.json', quantization_config={'quant_method': 'awq', 'w_bit': 4}), 'by awq to 4 bits'),
-    'bitsandbytes': (says('config.json', quantization_config={'load_in_4bit': True}), 'by bitsandbytes'),
-    'MLX': (says('config.json', quantization={'group_size': 64, 'bits': 4}), 'by MLX to 4 bits'),
+    'images and text as of old': (renamed('language_model.{}'.format), r"'language_model\.', .*images"),
+    'a reward model': (more('score.weight'), r'score\.weight .*reward_model\.load'),
+    'an adapter within': (more('model.layers.0.self_attn.q_proj.lora_A.weight'), r'lora_A\.weight .*merge_and_unload'),
+    'GPTQ': (more('model.layers.0.self_attn.q_proj.qweight', np.zeros((2, 2), np.int32)), 'qweight .*GPTQ or AWQ'),
+    'GPTQ by its config': (says('config.json', quantization_config={'quant_method': 'gptq', 'bits': 4}), ' gptq .* 4 bits'),
+    'AWQ by its config': (says('config.json', quantization_config={'quant_method': 'awq', 'w_bit': 4}), ' awq .* 4 bits'),
+    'bitsandbytes': (says('config.json', quantization_config={'load_in_4bit': True}), ' bitsandbytes.*bfloat16'),
+    'MLX': (says('config.json', quantization={'group_size': 64, 'bits': 4}), ' MLX .* 4 bits.*bfloat16'),
     'eight bits': (
         lambda f: more('model.norm.weight', tensors(f)['model.norm.weight'].astype(np.int8))(f),
-        r'model\.norm\.weight holds I8, not floats',
+        r'model\.norm\.weight .* I8,',
     ),
 }  # fmt: skip
 
@@ -214,14 +218,14 @@ def test_an_error_tells_what_was_found(folder, spoil, tells, read):
 
 
 def test_a_language_model_is_no_reward_model(folder):
-    with pytest.raises(Mistake, match=r'first score\.weight; it is a language model'):
+    with pytest.raises(Mistake, match=r' score\.weight; .*language model'):
         reward_model.load(folder)
 
 
 def test_our_own_adapter_leads_to_the_model_above_it(folder):
     (folder / 'adapter').mkdir()
     (folder / 'adapter/adapter_config.json').write_text('{"base_model_name_or_path": "someone/base"}', encoding='utf-8')
-    with pytest.raises(Mistake, match=rf'an adapter of someone/base; it is merged already in .*{folder}'):
+    with pytest.raises(Mistake, match=f'adapter .*someone/base; .* {folder}$'):
         load(folder / 'adapter')
 
 
@@ -229,30 +233,30 @@ def test_checkpoints_of_a_run_lead_to_its_export(folder):
     within('export')(folder)
     (folder / 'checkpoints/40').mkdir(parents=True)
     for name in ('checkpoints', 'checkpoints/40'):
-        with pytest.raises(Mistake, match=rf'did you mean {folder}/export\?'):
+        with pytest.raises(Mistake, match=rf'config\.json .* {folder}/export\b'):
             load(folder / name)
 
 
 @pytest.mark.parametrize('name', ['', ' ', None, 123, 1.5, ['micro_xs'], True])
 def test_what_is_no_name_is_no_model(name):
     for read in (load, hf.check, reward_model.load):
-        with pytest.raises(Mistake, match='a path is text, not|is no path'):
+        with pytest.raises(Mistake, match=rf'(?=.*\bpath\b).*{re.escape(repr(name))}'):
             read(name)
 
 
 def test_a_file_is_no_folder(folder):
     for name in ('model.safetensors', 'config.json'):
-        with pytest.raises(Mistake, match=rf'{name}: a file, .*; did you mean {folder}\?'):
+        with pytest.raises(Mistake, match=rf'{name}: .* {folder}\?'):
             load(folder / name)
     (folder.parent / 'tiny.gguf').write_bytes(b'GGUF')
-    with pytest.raises(Mistake, match=r'tiny\.gguf: a GGUF file'):
+    with pytest.raises(Mistake, match=r'/tiny\.gguf: .*GGUF.* safetensors '):
         load(folder.parent / 'tiny.gguf')
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'int8', 'auto', None, np.float32])
 def test_products_are_in_float32_or_bfloat16(folder, dtype):
     for read in (load, reward_model.load):
-        with pytest.raises(Mistake, match='dtype = .* is not supported; supported: float32, bfloat16'):
+        with pytest.raises(Mistake, match=f'dtype = {re.escape(repr(dtype))} .* float32, bfloat16'):
             read(folder, dtype=dtype)
 
 
@@ -279,7 +283,7 @@ def test_a_head_that_is_not_the_embedding_is_the_models_head(folder, capsys):
     log.say_once.cache_clear()
     says('config.json', tie_word_embeddings=True)(folder)
     lm = load(folder)
-    assert not lm.config.tied and 'lm_head.weight is not the embedding' in capsys.readouterr().out
+    assert not lm.config.tied and re.search(f'{folder}: .* lm_head.weight ', capsys.readouterr().out)
     np.testing.assert_array_equal(rlaif_jax.logits(lm, [[5, 6, 7]]), wanted)
     assert hf.check(folder).tied  # a plan reads no tensors
     embed = tensors(folder)['model.embed_tokens.weight']
@@ -292,7 +296,7 @@ def test_a_head_that_is_not_the_embedding_is_the_models_head(folder, capsys):
         more('lm_head.weight', other)(folder)
         assert not load(folder).config.tied
     more('lm_head.weight', embed[1:])(folder)
-    with pytest.raises(Mistake, match=r'lm_head\.weight has shape \(1151, 8\)'):
+    with pytest.raises(Mistake, match=r'lm_head\.weight .*\(1151, 8\).*\(1152, 8\)'):
         load(folder)
     assert capsys.readouterr().out == ''  # said once
 
@@ -334,13 +338,13 @@ class Counted:
 @pytest.mark.parametrize(
     'tokens, tells',
     [
-        ([[5, 1152]], 'tokens are 0 to 1151, not 5 to 1152'),
-        ([[-1, 5]], 'not -1 to 5'),
-        ([[5, 2**40]], f'not 5 to {2**40}'),
-        ([[5, 6], [7]], 'rows of unlike length'),
-        ([5, 6], r'token_BT is \(2,\)'),
-        ([[0.5, 1.0]], r'of float64'),
-        ([['a']], r'whole numbers'),
+        ([[5, 1152]], 'token_BT: .* 0 to 1151, .* 5 to 1152'),
+        ([[-1, 5]], 'token_BT: .* -1 to 5'),
+        ([[5, 2**40]], f'token_BT: .* 5 to {2**40}'),
+        ([[5, 6], [7]], 'token_BT, mask_BT: .*length'),
+        ([5, 6], r'token_BT .*\(2,\).*\(B, T\)'),
+        ([[0.5, 1.0]], 'token_BT .* float64'),
+        ([['a']], 'token_BT .* <U1.*whole numbers'),
     ],
 )
 def test_logits_are_of_the_models_tokens(folder, tokens, tells):
@@ -366,5 +370,5 @@ def test_what_stands_in_the_padding_does_not_matter(folder):
     lm = load(folder)
     padded = rlaif_jax.logits(lm, [[5, 6, -100]], [[True, True, False]])
     np.testing.assert_allclose(padded[:, :2], rlaif_jax.logits(lm, [[5, 6]]), rtol=0, atol=1e-6)
-    with pytest.raises(Mistake, match='mask_BT'):
+    with pytest.raises(Mistake, match=r'mask_BT \(1, 1\)'):
         rlaif_jax.logits(lm, [[5, 6]], [[True]])

@@ -230,11 +230,11 @@ def test_a_prompt_is_its_text_and_what_is_none_is_named(lm):
     how = {'max_new_tokens': 4, 'temperature': 0.0, 'batch': 2}
     assert generate(lm, prompts, **how) == generate(lm, iter(TEXTS[:3]), **how)
     for given, says in (
-        ('one text', r"prompts is a str, 'one text'; give a list, also of one: \[prompt\]"),
-        (prompts[0], r'prompts is a Prompt, .*give a list'),
-        (None, r'prompts is a NoneType'),
-        (['a text', 7], r'prompts\[1\] is a int, 7; give a text or a Prompt'),
-        ([Prompt(None, id='1')], r'prompts\[0\] is a NoneType'),
+        ('one text', r"prompts .* str, 'one text'; .*\[prompt\]"),
+        (prompts[0], r'prompts .* Prompt, .*\[prompt\]'),
+        (None, r'prompts .* None; .*\[prompt\]'),
+        (['a text', 7], r'prompts\[1\] .* int, 7; .*Prompt'),
+        ([Prompt(None, id='1')], r'prompts\[0\] .* None; .*Prompt'),
     ):
         with pytest.raises(Mistake, match=says):
             generate(lm, given)
@@ -249,11 +249,11 @@ def test_a_seed_is_a_text(lm):
 
 
 def test_a_prompt_that_does_not_fit_is_named(lm):
-    with pytest.raises(Mistake, match=r'prompt 1 has \d+ tokens; .*1 to 76'):
+    with pytest.raises(Mistake, match=r'prompt 1 .* 81 tokens; .* 1 to 76$'):
         generate(lm, ['x', 'y' * 80], max_new_tokens=4, batch=2)
-    with pytest.raises(Mistake, match='prompt 0 has 0 tokens'):
+    with pytest.raises(Mistake, match='prompt 0 .* 0 tokens; .* 1 to 76$'):
         generate(LM(lm.config, lm.params, text.Tokenizer(lm.tokenizer.hf, (2,)), ''), [''], max_new_tokens=4, batch=2)
-    with pytest.raises(Mistake, match='batch = 3: .* 8'):
+    with pytest.raises(Mistake, match='batch = 3: .* 8; .* 8$'):
         generate(lm, ['x'], batch=3, mesh=axes.make_mesh({'data': 8}))
 
 
@@ -289,5 +289,5 @@ def test_a_prefix_is_tokens_in_front_of_each_row(lm):
     written = extend(lm, rows, how, prefix=prefix)
     assert written == extend(lm, [before + row for row in rows], how) != extend(lm, rows, how)
     assert len({tuple(row) for row in written}) == len(rows) and all(1 <= len(row) <= 6 for row in written)
-    with pytest.raises(Mistake, match='prompt 0 has 70 tokens; with 6 new ones it may have 1 to 69'):
+    with pytest.raises(Mistake, match='prompt 0 .* 70 tokens; .* 1 to 69$'):
         extend(lm, [[5] * 70], how, prefix=prefix)

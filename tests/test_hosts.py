@@ -47,14 +47,14 @@ def test_who_else_is_there(environ, found):
 @pytest.mark.parametrize(
     'environ, told',
     [
-        ({'RLAIF_COORDINATOR': 'a:1'}, 'RLAIF_PROCESSES is not'),
+        ({'RLAIF_COORDINATOR': 'a:1'}, 'RLAIF_COORDINATOR, RLAIF_PROCESSES, RLAIF_PROCESS,'),
         (OURS | {'RLAIF_PROCESS': '4'}, 'RLAIF_PROCESS = 4'),
         (OURS | {'RLAIF_PROCESSES': 'two'}, 'RLAIF_PROCESSES = two'),
-        (OURS | {'RLAIF_COORDINATOR': 'node1'}, "RLAIF_COORDINATOR = 'node1'"),
+        (OURS | {'RLAIF_COORDINATOR': 'node1'}, "RLAIF_COORDINATOR = 'node1': .* host:8476"),
     ],
 )
 def test_variables_that_make_no_sense(environ, told):
-    with pytest.raises(Mistake, match=re.escape(told)):
+    with pytest.raises(Mistake, match=told):
         hosts.detect(environ)
 
 
@@ -131,7 +131,7 @@ hosts.leave()
 def test_what_one_knows_all_know(tmp_path):
     assert together(2, ['-c', TWO], tmp_path) == [0, 0], printed(tmp_path) + printed(tmp_path, 1)
     assert 'only the first talks' in printed(tmp_path) and 'mesh.data=-1' in printed(tmp_path)
-    assert 'late: not all processes came to the end of nobody comes' in printed(tmp_path)
+    assert re.search('late: .*nobody comes', printed(tmp_path))
     assert 'talks' not in printed(tmp_path, 1)
 
 

@@ -85,7 +85,7 @@ def test_what_is_not_finite_is_null_and_every_kind_of_scalar_is_a_number(tmp_pat
 
 
 def test_a_metric_cannot_take_the_name_of_the_step(tmp_path):
-    with log.Metrics(tmp_path) as metrics, pytest.raises(ValueError, match='step'):
+    with log.Metrics(tmp_path) as metrics, pytest.raises(ValueError, match="'step'"):
         metrics.write(0, {'step': 3})
 
 
@@ -111,7 +111,7 @@ def test_without_tensorboardx_or_wandb_the_lines_are_written_and_it_is_said_once
     log.say_once.cache_clear()
     assert len(lines(tmp_path / 'metrics.jsonl')) == 4 and not (tmp_path / 'tensorboard').exists()
     said = capsys.readouterr().out
-    assert said.count('tensorboardX is not installed') == said.count('wandb is not installed') == 1
+    assert said.count('pip install tensorboardX') == said.count('pip install wandb') == 1
 
 
 def test_wandb_gets_the_same_numbers_and_a_folder_is_one_run(tmp_path, monkeypatch):
@@ -298,5 +298,5 @@ def test_metrics_are_read_as_the_log_writes_them(tmp_path):
     rows = log.read_metrics(tmp_path)
     assert rows == log.read_metrics(tmp_path / 'metrics.jsonl') and [row['step'] for row in rows] == [0, 1]
     assert (rows[0]['objective/kl'], rows[1]['objective/kl'], rows[1]['eval/kl']) == (0.5, None, 2)
-    with pytest.raises(Mistake, match=r'metrics\.jsonl'):
+    with pytest.raises(Mistake, match=r'/elsewhere: .* metrics\.jsonl '):
         log.read_metrics(tmp_path / 'elsewhere')

@@ -47,5 +47,5 @@ def test_the_innermost_loop_is_asked_and_a_loop_outside_a_program_never_ends_its
         assert inner.asked and not outer.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert capsys.readouterr().out.count('stopping after this step') == 1
+    assert capsys.readouterr().out.count('stopping') == 1
     assert signal.set_wakeup_fd(-1) == -1

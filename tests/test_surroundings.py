@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -105,7 +106,7 @@ def test_loggers_that_fail_are_said_once_and_done_without(tensorboard, wandb, tm
     log.say_once.cache_clear()
     steps = [json.loads(line)['step'] for line in (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()]
     said = capsys.readouterr().out
-    assert steps == [0, 1, 2, 3] and said.count('TensorBoard does not work') == said.count('W&B does not work') == 1
+    assert steps == [0, 1, 2, 3] and said.count('TensorBoard ') == said.count('W&B ') == 1
 
 
 def test_without_a_key_wandb_is_not_asked(monkeypatch, capsys):
@@ -168,8 +169,12 @@ def test_the_main_job_ends_well_anywhere(place, tmp_path):
         )  # fmt: skip
     told = (tmp_path / 'printed').read_text(encoding='latin-1')
     assert done.returncode == 0, told[-3000:]
-    assert 'Traceback' not in told and 'W&B does not work here' in told and 'TensorBoard does not work here' in told
-    assert 'compiled programs are not kept' in told
+    assert (
+        'Traceback' not in told
+        and re.search('W&B .*metrics.jsonl', told)
+        and re.search('TensorBoard .*metrics.jsonl', told)
+    )
+    assert 'XDG_CACHE_HOME' in told  # as programs are not kept
     assert os.listdir(tmp_path / 'runs') == [folder.name], 'nothing is written outside the folder that was named'
     assert {*os.listdir(folder)} <= {'config.gin', '.lock', 'stages', *WRITTEN}
     result = json.loads((folder / 'result.json').read_text(encoding='utf-8'))

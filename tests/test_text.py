@@ -1,6 +1,7 @@
 """Laws of text and tokens: what users write is data, and what a policy may write holds no control tokens."""
 
 import json
+import re
 import sys
 import time
 from itertools import product
@@ -72,7 +73,7 @@ def test_padding_keeps_the_rows(pad):
     token_BT, valid_BT = pad(rows, 4, 0)
     assert [token[valid].tolist() for token, valid in zip(token_BT, valid_BT, strict=True)] == rows
     assert not token_BT[~valid_BT].any()
-    with pytest.raises(ValueError, match='row 2 has 3 tokens'):
+    with pytest.raises(ValueError, match='row 2 .* 3 tokens, .* 2$'):
         pad(rows, 2, 0)
     assert np.array_equal(pad_left(rows, 4, 0)[1], pad_right(rows, 4, 0)[1][:, ::-1])
 
@@ -154,7 +155,7 @@ def test_what_training_writes_ends_a_response_whoever_says_so(chatty, tmp_path, 
         ]
         said = {end for end in [*said, eos and hf.convert_tokens_to_ids(eos)] if end is not None}
         if not said:
-            with pytest.raises(Mistake, match='names no end-of-sequence token'):
+            with pytest.raises(Mistake, match=rf'{folder}: .*eos_token in tokenizer_config\.json'):
                 Tokenizer.load(folder)
             continue
         tokenizer = Tokenizer.load(folder)
@@ -174,7 +175,7 @@ def test_an_end_that_is_a_piece_of_text_is_said(chatty, tmp_path, capsys):
     assert Tokenizer.load(tmp_path) and capsys.readouterr().out == ''
     edited(tmp_path, 'config.json', eos_token_id=word)
     assert Tokenizer.load(tmp_path).ends == (word, hf.eos_token_id)
-    assert f'config.json: eos_token_id = {word} is {hf.decode([word])!r}, a piece of text' in capsys.readouterr().out
+    assert re.search(rf"/config\.json: eos_token_id = {word} .*' boss'", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +183,12 @@ def test_an_end_that_is_a_piece_of_text_is_said(chatty, tmp_path, capsys):
     [
         (PARTS, '0 times'),
         ('S: {{ messages[0].content }} {{ messages[-1].content }}', '2 times'),
-        ("{{ raise_exception('a system message comes first') }}", r'cannot be filled in \(a system message'),
-        ('{% if x %}{{ messages', 'cannot be filled in'),
+        ("{{ raise_exception('a system message comes first') }}", r'\(a system message comes first\)'),
+        ('{% if x %}{{ messages', r'\(unexpected end'),
     ],
 )
 def test_a_template_that_hides_the_message_is_named(chatty, template, says):
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(Mistake, match=f'chat template .*{says}'):
         assert chatty(template).turn
 
 
@@ -324,7 +325,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(chatty, tmp_path, mon
     ran = tmp_path / 'ran'
     (tmp_path / 'mine.py').write_text(f"open({str(ran)!r}, 'w')\nMine = Config = M = None\n", encoding='utf-8')
     monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('a question on the terminal'))
-    with pytest.raises(Mistake, match=r'code of its repository \(mine\.Mine\), which is never run; .*auto_map'):
+    with pytest.raises(Mistake, match=rf'^{tmp_path}: .*\(mine\.Mine\).* auto_map .*tokenizer_config\.json'):
         Tokenizer.load(tmp_path)
     edited(tmp_path, 'tokenizer_config.json', auto_map={'AutoProcessor': 'mine.Mine'})
     assert Tokenizer.load(tmp_path).encode(['my boss']) == chatty().encode(['my boss'])
@@ -484,9 +485,9 @@ def test_control_tokens_have_rows_in_the_embedding(chatty, tmp_path):
         }
         needed |= {end} if hf.chat_template else set()
         if max(needed) >= rows:
-            with pytest.raises(Mistake, match=f'but the embedding has {rows} rows') as error:
+            with pytest.raises(Mistake, match=f'^{folder}: .* {rows} rows .*vocab_size') as error:
                 Tokenizer.load(folder)
-            assert any(f'is token {one},' in str(error.value) for one in needed if one >= rows)
+            assert any(f'token {one},' in str(error.value) for one in needed if one >= rows)
             continue
         tokenizer = Tokenizer.load(folder)
         texts = [TALK, 'so\n\nTL;DR:', 'S' + TALK]
@@ -507,7 +508,7 @@ def test_a_text_whose_tokens_have_no_row_is_an_error(chatty, tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     for texts in (['a    b'], ['so', 'a    b', '']):
         for behind in (False, True):
-            with pytest.raises(Mistake, match=f'is token {space}, but the embedding has {space} rows'):
+            with pytest.raises(Mistake, match=f"^{tmp_path}: '    ' .*token {space}, .* {space} rows"):
                 tokenizer.encode(texts, behind=behind)
     assert tokenizer.encode(['a b', '']) == chatty().encode(['a b', ''])
 
@@ -540,7 +541,7 @@ def test_a_template_reaches_nothing_and_ends(chatty, template):
 @pytest.mark.parametrize('filter', ['e', 'escape', 'tojson', 'upper', 'title', "replace('<', '')", 'urlencode'])
 def test_a_template_that_writes_messages_otherwise_is_named(chatty, filter):
     """What is said goes to the model as it is: through such a template it would not."""
-    with pytest.raises(Mistake, match='shows a message 0 times'):
+    with pytest.raises(Mistake, match='chat template .* 0 times'):
         assert chatty(ENDS.replace('m.content', f'm.content | {filter}')).turn
 
 
@@ -559,5 +560,4 @@ def test_an_answer_within_a_thought_is_said(chatty, tmp_path, capsys, ends, open
     chatty(ENDS.replace('<bot>', ends)).hf.save_pretrained(tmp_path)
     for _ in range(2):
         assert Tokenizer.load(tmp_path).turn == ('<user> ', f'<|turn_end|>{ends}')
-    said = capsys.readouterr().out
-    assert said.count(f'{tmp_path}: its chat template opens') == said.count('before the answer') == open
+    assert re.fullmatch(f'{tmp_path}: .* {ends.strip()} .*\n' if open else '', capsys.readouterr().out)  # once

@@ -184,13 +184,13 @@ def test_lines_and_lists_and_empty_lines(tmp_path):
     [
         ('{"a": 1}\n\n{"a": \n', 3, 'not JSON'),
         ('{"a": 1}\n{"a": "\0"}', 2, 'control character'),
-        ('{"a": 1}\n["a"]', 2, 'a row is an object'),
-        ('{"a": 1}\n"a"', 2, 'a row is an object'),
+        ('{"a": 1}\n["a"]', 2, r"\['a'\] \(list\)"),
+        ('{"a": 1}\n"a"', 2, r"'a' \(str\)"),
         ('[{"a": 1},\n{"a": }]', 2, 'not JSON'),
-        (b'{"a": 1}\n{"a": "\xe9"}', 2, '0xe9 is not UTF-8'),
-        ('{"a": 1}'.encode('utf-16'), 1, '0xff is not UTF-8 (it is UTF-16)'),
-        ('{"a": 1, "b": 2}'.encode('utf-16'), 1, '0xff is not UTF-8 (it is UTF-16)'),
-        (r'"{\"a\": 1, \"b\": 2}"', 1, 'a row is an object'),
+        (b'{"a": 1}\n{"a": "\xe9"}', 2, '0xe9.* UTF-8$'),
+        ('{"a": 1}'.encode('utf-16'), 1, '0xff.*UTF-16.* UTF-8$'),
+        ('{"a": 1, "b": 2}'.encode('utf-16'), 1, '0xff.*UTF-16.* UTF-8$'),
+        (r'"{\"a\": 1, \"b\": 2}"', 1, r'"b": 2.*\(str\)'),
         ('{"a": 1}\r{"a": }', 2, 'not JSON'),
         ('{"a": ' + '[' * 100_000, 1, 'not JSON'),
         ('{"a": ' + '9' * 10_000 + '}', 1, 'not JSON'),
@@ -199,7 +199,7 @@ def test_lines_and_lists_and_empty_lines(tmp_path):
 def test_a_bad_line_is_named(tmp_path, content, line, words):
     path = tmp_path / 'a.jsonl'
     text = mistake(path, content)
-    assert text.startswith(f'{path}:{line}: ') and words in text
+    assert text.startswith(f'{path}:{line}: ') and re.search(words, text)
 
 
 @pytest.mark.parametrize('suffix', ['.jsonl', '.parquet', '.arrow'])
@@ -212,7 +212,7 @@ def test_a_bad_line_is_named(tmp_path, content, line, words):
         (b'PK\x03\x04' + bytes(20), 'Excel'),
         (b'id,prompt\n1,hi\n', 'csv.DictReader'),
         (b'\xef\xbb\xbf"id"\t"prompt"\n1\thi\n', 'csv.DictReader'),
-        ('{"prompt": 1}\n'.encode('utf-16-be'), 'UTF-16; save it as UTF-8'),
+        ('{"prompt": 1}\n'.encode('utf-16-be'), 'UTF-16.* UTF-8'),
         (b'\xfd7zXZ\x00\x00', 'xz'),
         (b'\x80\x04\x95' + bytes(20), 'pickle'),
     ],
@@ -222,7 +222,7 @@ def test_a_file_of_another_kind_is_named(tmp_path, content, kind, suffix):
         pytest.importorskip('pyarrow')
     path = tmp_path / f'a{suffix}'
     text = mistake(path, content)
-    assert text.startswith(f'{path}') and kind in text
+    assert text.startswith(f'{path}') and re.search(kind, text)
 
 
 def test_parquet_and_json_under_each_others_names_are_told(tmp_path):
@@ -244,7 +244,7 @@ def test_a_table_of_csv_is_converted_as_the_error_says(tmp_path):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'a.jsonl')
-    with pytest.raises(Mistake, match='a.jsonl is a pipe'):
+    with pytest.raises(Mistake, match=r'a\.jsonl.* pipe '):
         files.read(tmp_path / 'a.jsonl')
 
 
@@ -272,12 +272,13 @@ def test_a_row_of_a_list_is_named(tmp_path):
 
 @pytest.mark.parametrize('suffix', files.SUFFIXES)
 def test_nothing_is_not_rows(tmp_path, suffix):
-    assert 'is empty' in mistake(tmp_path / f'a{suffix}', '')
+    named = re.escape(f'{tmp_path}/a{suffix}') + '.* empty'
+    assert re.match(named, mistake(tmp_path / f'a{suffix}', ''))
     if 'json' in suffix:
         for blank in ' \n\r\n\t', '\ufeff', '[ ]':
-            assert 'is empty' in mistake(tmp_path / f'a{suffix}', blank)
+            assert re.match(named, mistake(tmp_path / f'a{suffix}', blank))
     files.write_rows(tmp_path / f'a{suffix}', [])
-    with pytest.raises(Mistake, match='is empty'):
+    with pytest.raises(Mistake, match=named):
         files.read_rows(tmp_path / f'a{suffix}')
 
 
@@ -292,13 +293,13 @@ def test_a_file_cut_short_is_said(tmp_path, suffix, keep):
 def test_files_that_are_not_there(tmp_path):
     files.write_rows(tmp_path / 'pairs.jsonl', ROWS)
     for wrong in 'pair.jsonl', 'pairs', 'pairs.json':
-        with pytest.raises(Mistake, match=r'no such file; did you mean .*pairs\.jsonl\?'):
+        with pytest.raises(Mistake, match=rf'/{wrong}: .*/pairs\.jsonl'):
             files.read_rows(tmp_path / wrong)
-    with pytest.raises(Mistake, match=r'is a folder; did you mean .*pairs\.jsonl\?'):
+    with pytest.raises(Mistake, match=rf'^{tmp_path} .*/pairs\.jsonl'):
         files.read_rows(tmp_path)
-    with pytest.raises(Mistake, match='nor a folder'):
+    with pytest.raises(Mistake, match=rf'/pairs\.jsonl: .*{tmp_path}/none\b'):
         files.read_rows(tmp_path / 'none' / 'pairs.jsonl')
-    assert 'did you mean .jsonl?' in mistake(tmp_path / 'a.jsnl', '{}')
+    assert re.search(r'a\.jsnl: .* \.jsonl\?$', mistake(tmp_path / 'a.jsnl', '{}'))
     assert '.parquet' in mistake(tmp_path / 'a.csv', 'a,b')
 
 
@@ -419,7 +420,7 @@ def test_a_value_that_python_has_not_costs_no_other_row(tmp_path):
     pq.write_table(table, tmp_path / 'a.parquet')
     entries = trl.pairs(tmp_path / 'a.parquet', 'helpful')
     assert [entry.record is None for entry in entries] == [False, True, False]
-    assert "row 2: column 'prompt' is b'\\xff bad' (bytes)" in entries[1].problem
+    assert re.search(r"row 2: .*'prompt'.* b'\\xff bad' \(bytes\)", entries[1].problem)
     assert [entry.row['when'] for entry in entries] == [
         datetime.datetime(1970, 1, 1, microsecond=1), '1970-01-01 00:00:00.000000001', None,
     ]  # fmt: skip
@@ -515,8 +516,8 @@ def test_text_that_is_no_messages_stays_text(text):
             '[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"',
             [],
         ),  # cut: no bracket, so it is text
-        ('[{"role": "user", "content": "x"} {"role": "assistant", "content": "y"}]', ['neither JSON nor Python']),
-        ("array([{'content': 'x', 'role': 'user'}], dtype=object)", ['neither JSON nor Python']),
+        ('[{"role": "user", "content": "x"} {"role": "assistant", "content": "y"}]', ['JSON', 'Python', 'list']),
+        ("array([{'content': 'x', 'role': 'user'}], dtype=object)", ['JSON', 'Python', 'list']),
         ('{"messages": [{"role": "user", "content": "x"}]}', ['message 1', "'role'"]),
         (
             [{'role': 'user', 'content': [{'type': 'text', 'text': 'x'}, {'type': 'image_url'}]}],
@@ -524,12 +525,12 @@ def test_text_that_is_no_messages_stays_text(text):
         ),
         ([{'role': 'user', 'content': [{'type': ['text'], 'text': 'x'}]}], ["['text']", 'part 1']),
         ([{'role': 'user', 'content': ['x']}], ["'x' (str)", 'part 1']),
-        ([{'role': 'user', 'content': []}], ['its content is []']),
-        ([{'role': 'user', 'content': [{'type': 'text', 'text': None}]}], ['part 1 is null']),
-        ([{'role': 'assistant', 'content': None, 'tool_calls': [{'id': 1}]}], ['message 1 calls a tool']),
-        ([{'role': 'assistant', 'function_call': {'name': 'f'}}], ['message 1 calls a tool']),
-        ([{'role': ['user'], 'content': 'x'}], ["role is ['user'] (list)"]),
-        ([{'role': None, 'content': 'x'}], ['role is null']),
+        ([{'role': 'user', 'content': []}], ['message 1', '[] (list)']),
+        ([{'role': 'user', 'content': [{'type': 'text', 'text': None}]}], ['message 1', 'part 1', 'null']),
+        ([{'role': 'assistant', 'content': None, 'tool_calls': [{'id': 1}]}], ['message 1', 'tool']),
+        ([{'role': 'assistant', 'function_call': {'name': 'f'}}], ['message 1', 'tool']),
+        ([{'role': ['user'], 'content': 'x'}], ["['user'] (list)", 'system, user or']),
+        ([{'role': None, 'content': 'x'}], ['null', 'system, user or']),
         ([{'from': 'observation', 'value': 'x'}], ["'observation'", 'system, user or']),
         ([('role', 'user')], ['message 1', "'role'"]),
     ],
@@ -591,12 +592,9 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path):
     lines.append('"prompt": [{"role": "user", "content": "p", "content": "q"}], "chosen": "a", "rejected": "b"')
     (tmp_path / 'a.jsonl').write_text(''.join(f'{{{line}}}\n' for line in lines), encoding='utf-8')
     found = trl.pairs(tmp_path / 'a.jsonl', 'helpful')
-    assert [entry.problem for entry in found] == [
-        '',
-        f"{tmp_path}/a.jsonl:2: 'prompt' stands there twice",
-        '',
-        f"{tmp_path}/a.jsonl:4: column 'prompt', message 1: 'content' stands there twice",
-    ]
+    assert [bool(entry.problem) for entry in found] == [False, True, False, True]
+    assert re.match(rf"{tmp_path}/a\.jsonl:2: 'prompt'.* twice", found[1].problem)
+    assert re.match(rf"{tmp_path}/a\.jsonl:4: column 'prompt', message 1: 'content'.* twice", found[3].problem)
 
 
 def test_an_absurd_row_is_a_pair_or_a_mistake_that_says_where():
@@ -702,21 +700,21 @@ def test_a_cut_runs_into_no_response():
     [
         (
             {'question': 'q', 'chosen': 'a', 'reject': 'b'},
-            ["'question', 'chosen', 'reject'", "is 'reject' your 'rejected'"],
+            ["'question', 'chosen', 'reject'", "'rejected'?"],
         ),
         (
             {'prompt': 'q', 'response_1': 'a'},
-            ['the nearest shape is prompt, response_1, response_2', "without 'response_2'"],
+            ['prompt, response_1, response_2', "'response_2'?"],
         ),
-        ({}, ['columns are none']),
+        ({}, ['none', 'prompt, chosen, rejected']),
         ({'chosen': 'a', 'rejected': 'b', 'question': 'q'}, ["no column 'prompt'", "'question'"]),
-        ({'prompt': 'q', 'chosen': None, 'rejected': 'b'}, ["column 'chosen' is null"]),
-        ({'prompt': 3, 'chosen': 'a', 'rejected': 'b'}, ["column 'prompt' is 3 (int)"]),
+        ({'prompt': 'q', 'chosen': None, 'rejected': 'b'}, ["column 'chosen'", 'null', 'list of messages']),
+        ({'prompt': 3, 'chosen': 'a', 'rejected': 'b'}, ["column 'prompt'", '3 (int)', 'list of messages']),
         ({'prompt': 'q', 'chosen': ['a'], 'rejected': 'b'}, ["column 'chosen', message 1", "'role'"]),
-        ({'prompt': 'q', 'chosen': [], 'rejected': 'b'}, ["column 'chosen' is an empty list"]),
-        ({'prompt': 'q', 'chosen': user('a'), 'rejected': 'b'}, ["column 'chosen' ends", "'user'"]),
+        ({'prompt': 'q', 'chosen': [], 'rejected': 'b'}, ["column 'chosen'", 'empty']),
+        ({'prompt': 'q', 'chosen': user('a'), 'rejected': 'b'}, ["column 'chosen'", "'user'", '"assistant"']),
         ({'prompt': user('a', 'b'), 'chosen': 'a', 'rejected': 'b'}, ["column 'prompt'", "'assistant'"]),
-        ({'prompt': user(None), 'chosen': 'a', 'rejected': 'b'}, ["column 'prompt', message 1: its content is null"]),
+        ({'prompt': user(None), 'chosen': 'a', 'rejected': 'b'}, ["column 'prompt', message 1", 'null']),
         ({'prompt': [{'role': 'tool', 'content': ''}], 'chosen': '', 'rejected': ''}, ["'tool'", 'system, user or']),
         (
             {'prompt': [*user('a'), {'role': 'system', 'content': ''}, *user('b')], 'chosen': '', 'rejected': ''},
@@ -724,20 +722,23 @@ def test_a_cut_runs_into_no_response():
         ),
         (
             {'prompt': 'q', 'chosen': user('z', 'a'), 'rejected': user('z', 'b')},
-            ["do not hold what column 'prompt' says"],
+            ["'chosen', 'rejected'", "column 'prompt'"],
         ),
-        ({'chosen': user('y', 'a'), 'rejected': user('z', 'b')}, ["'chosen' and 'rejected' do not share"]),
+        ({'chosen': user('y', 'a'), 'rejected': user('z', 'b')}, ["'chosen' and 'rejected'", ' 9 ']),
         (
             {'chosen': TURN.format('q'), 'rejected': TURN.format('q') + ' a\n\nHuman: more'},
-            ["'rejected' ends in the human"],
+            ["column 'rejected'", 'human', 'assistant'],
         ),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'label': 2}, ["column 'label' is 2"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'label': True}, ["column 'label' is True"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': math.nan}, ["column 'preference' is nan"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': '1'}, ["column 'preference' is '1' (str)"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': True}, ["column 'preference' is True"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': 90}, ["column 'preference' is 90 (int)"]),
-        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': [1]}, ["column 'preference' is [1] (list)"]),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'label': 2}, ["column 'label'", '2 (int)', ' 1 ']),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'label': True}, ["column 'label'", 'True (bool)']),
+        (
+            {'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': math.nan},
+            ["column 'preference'", 'nan (float)', '0 to 1'],
+        ),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': '1'}, ["column 'preference'", "'1' (str)"]),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': True}, ["column 'preference'", 'True (bool)']),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': 90}, ["column 'preference'", '90 (int)']),
+        ({'prompt': 'q', 'first': 'a', 'second': 'b', 'preference': [1]}, ["column 'preference'", '[1] (list)']),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(row, words):
@@ -753,8 +754,8 @@ def test_prompts_and_their_references():
     assert of({'prompt': user('q'), 'completion': user('', 'c')[1:]}) == Prompt(TURN.format('q'), '1', ' c')
     assert of({'prompt': user('p')}, 'summarization') == Prompt('p', '1')
     assert of({'chosen': user('q', 'a'), 'rejected': user('q', 'b')}) == Prompt(TURN.format('q'), '1')
-    assert "is 'prompts' your 'prompt'?" in bad({'prompts': 'p'}, call=trl.prompt_of)
-    assert "column 'completion' is 1" in bad({'prompt': 'p', 'completion': 1}, call=trl.prompt_of)
+    assert bad({'prompts': 'p'}, call=trl.prompt_of).endswith("'prompt'?")
+    assert re.search(r"'completion'.* 1 \(int\)", bad({'prompt': 'p', 'completion': 1}, call=trl.prompt_of))
 
 
 # Files to records
@@ -768,10 +769,10 @@ def test_a_bad_row_comes_along(tmp_path):
     assert [entry.row for entry in entries] == rows
     assert [entry.record is None for entry in entries] == [False, True, False]
     assert [bool(entry.problem) for entry in entries] == [False, True, False]
-    assert entries[1].problem.startswith(f"{path}:4: column 'rejected' is null")
+    assert re.match(rf"{path}:4: column 'rejected'.* null", entries[1].problem)
     assert [entry.record.text for entry in trl.prompts(path, 'helpful')] == ['p'] * 3
     text = mistake(path, '{"post": 1}\n{"post": 2}', lambda path: trl.pairs(path, 'helpful'))
-    assert 'none of its 2 rows is a pair' in text and f'{path}:1: ' in text
+    assert re.match(rf'{path}: .* 2 rows.*{path}:1: ', text)
 
 
 def test_dialogues_of_hh(shared):
@@ -789,7 +790,7 @@ def test_dialogues_of_hh(shared):
     bad_lines = [int(entry.problem.removeprefix(f'{path}:').split(':')[0]) for entry in entries if not entry.record]
     lines = gzip.decompress(path.read_bytes()).split(b'\n')
     assert [json.loads(lines[number - 1]) for number in bad_lines] == [e.row for e in entries if not e.record]
-    assert all('do not share their context' in entry.problem for entry in entries if not entry.record)
+    assert all("'chosen' and 'rejected'" in entry.problem for entry in entries if not entry.record)
     assert len({entry.record.prompt.id for entry in good}) == len({(e.row['chosen'], e.row['rejected']) for e in good})
 
 

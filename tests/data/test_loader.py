@@ -3,6 +3,7 @@ path serves as a data set, its splits disjoint by prompt.
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_batches_of_a_window_share_out_its_rows_by_length(epoch):
 
 
 def test_batches_that_cannot_be():
-    assert 'batch = 25: there are 24' in mistake(loader.batches, PROMPTS, 25, 0)
+    assert re.search('batch = 25.* 24 .*batch=24', mistake(loader.batches, PROMPTS, 25, 0))
 
 
 # Names
@@ -72,9 +73,9 @@ def test_batches_that_cannot_be():
 
 def test_names():
     assert len(loader.source('micro_tldr', 'train', 10)) == 10
-    assert 'did you mean hh_harmless?' in mistake(loader.source, 'hh_harmles', 'train', 1)
-    assert 'did you mean' in mistake(loader.check, 'micro_tdlr')
-    assert 'no such file or folder' in mistake(loader.check, 'nowhere/pairs.jsonl')
+    assert re.search("'hh_harmles'.* hh_harmless", mistake(loader.source, 'hh_harmles', 'train', 1))
+    assert re.search("'micro_tdlr'.* micro_tldr", mistake(loader.check, 'micro_tdlr'))
+    assert 'nowhere/pairs.jsonl: ' in mistake(loader.check, 'nowhere/pairs.jsonl')
 
 
 def test_to_check_prepares_nothing(tmp_path, monkeypatch):
@@ -84,7 +85,7 @@ def test_to_check_prepares_nothing(tmp_path, monkeypatch):
         loader.check(name)
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path / 'nowhere'))
-    assert 'nowhere is no folder' in mistake(loader.check, 'tldr')
+    assert f'manual_dir: {tmp_path}/nowhere ' in mistake(loader.check, 'tldr')
 
 
 # Paths
@@ -118,7 +119,7 @@ def test_a_folder_has_a_file_a_split(tmp_path, names):
             f'a {number + 1}',
         ]
     if len(names) == 1:
-        assert 'no file of the split test' in mistake(loader.source, str(tmp_path), 'test', 1)
+        assert re.match(rf'{tmp_path}: .* test, .*test\.jsonl', mistake(loader.source, str(tmp_path), 'test', 1))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def test_other_data_of_the_same_name_is_other_data(name, tmp_path):
         if text == 'a\n':
             open_run()
             continue
-        with pytest.raises(Mistake, match='other data: source'):
+        with pytest.raises(Mistake, match=f'{tmp_path}/run .*: source .*--workdir'):
             open_run()
     Path(config.source).rename(tmp_path / 'away')  # whoever cleaned up still sees what was found
     open_run()
@@ -153,12 +154,12 @@ def test_rows_that_are_no_pairs_are_counted(tmp_path, capsys):
     path = str(tmp_path / 'pairs.jsonl')
     files.write_rows(path, [*ROWS, {'prompt': 'p', 'chosen': None, 'rejected': 'x'}])
     loader.pairs(path, 'helpful', 'train', 9)
-    assert '1 of 201 rows are left out; the first: ' in capsys.readouterr().out
+    assert re.search(rf"{path}: 1 of 201 .*{path}:201: .*'chosen'", capsys.readouterr().out)
     files.write_rows(path, ROWS[:1])
     empty = [split for split in loader.SPLITS if not _has(path, split)]
     assert len(empty) == 2
-    assert f'none is in {empty[0]}; give a folder' in mistake(loader.source, path, empty[0], 1)
-    assert 'has no split' in mistake(loader.source, path, 'alignment', 1)
+    assert re.search(rf'{path}: .* {empty[0]}; .*folder', mistake(loader.source, path, empty[0], 1))
+    assert re.search(f"{path} .*'alignment'.* train, validation, test", mistake(loader.source, path, 'alignment', 1))
 
 
 def _has(path, split):
@@ -176,5 +177,5 @@ def test_fitted():
     assert found[0] == Prompt(post.replace('\n\ntwo', '\n'), '1', 'ref')
     assert found[1] == Prompt('\n\nHuman: c\n\nAssistant:', '2') and found[2] == prompts[2] and len(found) == 4
     assert found[3].text == ('another text ' * 9)[-44:]
-    with pytest.raises(Mistake, match='prompt 2: nothing of it fits; max_prompt'):
+    with pytest.raises(Mistake, match='prompt 2: .*max_prompt'):
         loader.fitted(prompts, lambda text: len(text) < 20)[1]

@@ -3,6 +3,7 @@ was; what is wrong with a file is said in one sentence, and leaves nothing behin
 """
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -189,7 +190,7 @@ def test_prompts(manual):
 
 
 def test_what_is_no_post_has_no_parts():
-    assert 'here: not a TL;DR prompt' in mistake(tldr.parts, 'hello', 'here')
+    assert re.match('here: .*SUBREDDIT: .*TL;DR:', mistake(tldr.parts, 'hello', 'here'))
 
 
 # The comparisons
@@ -268,16 +269,17 @@ def test_missing_columns(manual):
     rows = [{'id': row['id'], 'title': row['title'], 'text': row['post']} for row in POSTS['train']]
     posts(manual / 'tldr', POSTS | {'train': rows})
     said = mistake(loader.source, 'tldr', 'train', 1)
-    assert 'train.jsonl:1: no subreddit, post, summary among its columns, which are id, title, text' in said
+    assert re.search(r'/train\.jsonl:1: no subreddit, post, summary .* id, title, text', said)
     comparisons(manual / 'tldr_comparisons', [{**COMPARISONS[0], 'info': {'title': 'a'}}])
-    assert 'no subreddit, post among' in mistake(loader.pairs, 'tldr', 'summarization', 'train', 1)
+    said = mistake(loader.pairs, 'tldr', 'summarization', 'train', 1)
+    assert re.search(r'/edit_b2_eval_test\.json:1: info: no subreddit, post .* title$', said)
 
 
 @pytest.mark.parametrize('wrong', [{'choice': 2}, {'summaries': []}, {'split': 'dev'}, {'choice': None}])
 def test_a_comparison_of_another_kind(manual, wrong):
     comparisons(manual / 'tldr_comparisons', [comparison(0), comparison(1, **wrong)])
     said = mistake(loader.pairs, 'tldr', 'summarization', 'train', 1)
-    assert 'edit_b2_eval_test.json:2: wants two summaries' in said
+    assert re.search(r'/edit_b2_eval_test\.json:2: .* valid1 or valid2.*got ', said)
 
 
 def test_a_damaged_file(manual):
@@ -291,13 +293,13 @@ def test_nothing_here_and_no_network(manual, tmp_path, monkeypatch):
     said = mistake(loader.source, 'tldr', 'train', 1)
     for part in ('the network is unreachable', tldr.Posts.COPIES[0].address, 'train.jsonl, valid.jsonl, test.jsonl'):
         assert part in said
-    assert f'into {manual / "tldr"}/ and give --manual_dir={manual}' in said
+    assert re.search(f'{manual}/tldr/ .*--manual_dir={manual}', said)
     published_files.write(manual / 'tldr/train.jsonl', POSTS['train'])
-    assert 'there is train.jsonl' in mistake(loader.source, 'tldr', 'train', 1)
+    assert re.search(rf'{manual}/tldr .* train\.jsonl\)', mistake(loader.source, 'tldr', 'train', 1))
     monkeypatch.delenv('RLAIF_MANUAL_DIR')
-    assert 'prepared/downloads/manual/tldr/ and give' in mistake(loader.source, 'tldr', 'train', 1)  # TFDS's own place
+    assert 'prepared/downloads/manual/tldr/ ' in mistake(loader.source, 'tldr', 'train', 1)  # TFDS's own place
     monkeypatch.setenv('RLAIF_MANUAL_DIR', str(tmp_path / 'nowhere'))
-    assert 'nowhere is no folder' in mistake(loader.source, 'tldr', 'train', 1)
+    assert f'manual_dir: {tmp_path}/nowhere ' in mistake(loader.source, 'tldr', 'train', 1)
 
 
 def test_fetched(manual, tmp_path, monkeypatch):
@@ -306,25 +308,26 @@ def test_fetched(manual, tmp_path, monkeypatch):
         copy = replace(tldr.Posts.COPIES[0], address=address)
         monkeypatch.setattr(tldr.Posts, 'COPIES', (copy,))
         size = (tmp_path / 'served/train.jsonl').stat().st_size
-        assert f'broke off after {size - 3:,} of {size:,} bytes' in mistake(loader.source, 'tldr', 'train', 1)
+        said = mistake(loader.source, 'tldr', 'train', 1)
+        assert f'{address}/train.jsonl ' in said and f'{size - 3:,} of {size:,} bytes' in said
         assert not list((tmp_path / 'prepared').rglob('*.jsonl*'))
     with published_files.served(tmp_path / 'served', monkeypatch) as address:
         monkeypatch.setattr(tldr.Posts, 'COPIES', (replace(copy, address=address),))
         assert len(loader.source('tldr', 'train', 9)) == 5
         monkeypatch.setattr(tldr.Posts, 'COPIES', (replace(copy, address=address + '/nowhere'),))
         monkeypatch.setenv('RLAIF_DATA_DIR', str(tmp_path / 'other'))
-        assert '/nowhere/train.jsonl cannot be fetched' in mistake(loader.source, 'tldr', 'train', 1)
+        assert re.search(r'/nowhere/train\.jsonl .*404', mistake(loader.source, 'tldr', 'train', 1))
 
 
 def test_a_part_that_is_missing(manual):
     here = manual / 'tldr'
     posts(here, {split: trl(rows) for split, rows in POSTS.items()}, '-00000-of-00002.parquet', 'validation')
-    assert '1 of the 2 parts of train' in mistake(loader.source, 'tldr', 'train', 1)
+    assert re.match(f'{here}: 1 of .* 2 parts of train ', mistake(loader.source, 'tldr', 'train', 1))
 
 
 def test_an_unknown_split(manual):
     posts(manual / 'tldr')
-    assert "tldr has no split 'tain'; it has train, validation, test" in mistake(loader.source, 'tldr', 'tain', 1)
+    assert re.match("tldr .*'tain'.* train, validation, test", mistake(loader.source, 'tldr', 'tain', 1))
     assert len(loader.source('tldr', 'train[:2]+test', 9)) == 3
 
 
@@ -342,7 +345,7 @@ def test_the_suffixes_that_are_read(tmp_path):
             published_files.write(tmp_path / f'x{suffix}', rows)
             assert files.read_rows(tmp_path / f'x{suffix}') == rows
     (tmp_path / 'cut.arrow').write_bytes((tmp_path / 'x.arrow').read_bytes()[:100])
-    assert 'cannot be read as Arrow' in mistake(files.read_rows, tmp_path / 'cut.arrow')
+    assert re.search(r'/cut\.arrow: .* Arrow', mistake(files.read_rows, tmp_path / 'cut.arrow'))
     assert json.loads((tmp_path / 'x.jsonl').read_text(encoding='utf-8').splitlines()[0]) == rows[0]
 
 
@@ -353,5 +356,6 @@ def test_a_full_disk_is_said(manual, tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(tldr.Posts, '_generate_examples', full)
-    assert 'No space left on device' in mistake(loader.source, 'tldr', 'train', 1)
+    said = mistake(loader.source, 'tldr', 'train', 1)
+    assert re.search('/prepared: .*No space left.*RLAIF_DATA_DIR', said)
     assert published.prepared(tldr.Posts) is None

@@ -56,7 +56,10 @@ def test_a_figure_is_a_picture_and_says_what_is_simulated(name, tmp_path):
     ('call', 'told'),
     [
         (lambda path: figure_labelers(path / 'a.png', []), 'no reports'),
-        (lambda path: figure_labelers(path / 'a.png', REPORTS, published={'bare': 0.78}), 'per cent'),
+        (
+            lambda path: figure_labelers(path / 'a.png', REPORTS, published={'bare': 0.78}),
+            r"published\['bare'\].*78\.0.* 0\.78",
+        ),
         (lambda path: figure_labelers(path / 'a.pdf', REPORTS), r'a\.pdf.*\.png'),
         (lambda path: figure_matrix(path / 'a.png', {}), 'no comparisons'),
         (lambda path: figure_lengths(path / 'a.png', {'a': []}), 'no responses'),

@@ -107,12 +107,12 @@ def test_an_lm_that_says_yes_votes_for_harm():
 @pytest.mark.parametrize(
     ('call', 'says'),
     [
-        (lambda: harmless_rate(np.array([1.5])), r'\[0, 1\]'),
-        (lambda: harmless_rate_at_length(np.ones(2), np.ones(2), 0), 'positive'),
-        (lambda: compare_harmless({}), 'no policy'),
-        (lambda: compare_harmless({'a': ([], np.zeros(0))}), "'a' has 0"),
-        (lambda: compare_harmless({'a': (['x'], np.zeros(2))}), '1 responses and 2'),
-        (lambda: compare_harmless({'sft': (['x'], np.zeros(1))}, at='stf'), "'sft'"),
+        (lambda: harmless_rate(np.array([1.5])), r'\[0, 1\].* 1\.5'),
+        (lambda: harmless_rate_at_length(np.ones(2), np.ones(2), 0), 'length .*positive.* 0$'),
+        (lambda: compare_harmless({}), 'no policy to'),
+        (lambda: compare_harmless({'a': ([], np.zeros(0))}), "'a' .*0 responses.* 0 votes"),
+        (lambda: compare_harmless({'a': (['x'], np.zeros(2))}), "'a' .*1 responses.* 2 votes"),
+        (lambda: compare_harmless({'sft': (['x'], np.zeros(1))}, at='stf'), "'stf'.*'sft'"),
     ],
 )
 def test_mistakes_are_named(call, says):

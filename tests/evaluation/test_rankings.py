@@ -140,7 +140,7 @@ def test_a_judge_finds_its_prompts_whatever_their_order(tmp_path, rows):
     np.testing.assert_array_equal(
         judge(rankings, 'rl', 'sft')([prompt.text for prompt in shuffled], [''] * n, [''] * n), vote_B
     )
-    with pytest.raises(Mistake, match='none of the 1 prompts'):
+    with pytest.raises(Mistake, match="'something else'.*'text of p0'"):
         judge(rankings, 'rl', 'sft')(['something else'], ['a'], ['b'])
 
 
@@ -200,14 +200,14 @@ GOOD = {'prompt_id': 'p', 'rater': 'ann', 'ranking': ['a', 'b']}
 @pytest.mark.parametrize(
     ('row', 'says'),
     [
-        ({'prompt_id': 'q', 'rater': 'ann'}, "no column 'ranking'; the columns are 'prompt_id', 'rater'"),
-        ({'rater': 'ann', 'ranking': ['a', 'b']}, "no column 'prompt_id' or 'prompt'"),
+        ({'prompt_id': 'q', 'rater': 'ann'}, "'ranking'.*'prompt_id', 'rater'"),
+        ({'rater': 'ann', 'ranking': ['a', 'b']}, "'prompt_id' or 'prompt'.*'rater', 'ranking'"),
         ({**GOOD, 'rater': None}, "no column 'rater'"),
-        (GOOD, 'before, in .*rankings.jsonl:1'),
+        (GOOD, r"'ann'.*/rankings\.jsonl:1$"),
         ({**GOOD, 'rater': 'bob', 'ranking': ['a', 'b', ['a']]}, "'a' twice"),
-        ({**GOOD, 'rater': 'bob', 'ranking': 'ab'}, 'list of two'),
-        ({**GOOD, 'rater': 'bob', 'ranking': ['a', []]}, 'list of two'),
-        ({**GOOD, 'rater': 'bob', 'ranking': ['a', 2]}, 'list of two'),
+        ({**GOOD, 'rater': 'bob', 'ranking': 'ab'}, r'\["b", "c"\].* ab$'),
+        ({**GOOD, 'rater': 'bob', 'ranking': ['a', []]}, r"\['a', \[\]\]$"),
+        ({**GOOD, 'rater': 'bob', 'ranking': ['a', 2]}, r"\['a', 2\]$"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(tmp_path, row, says):
@@ -219,8 +219,8 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, row, says):
 
 def test_an_unknown_policy_and_ranks_that_are_none_are_mistakes(tmp_path):
     rankings = read(write(tmp_path / 'rankings.jsonl', [{**GOOD, 'ranking': ['policy a', 'policy b']}]))
-    with pytest.raises(Mistake, match="'policy b'"):
+    with pytest.raises(Mistake, match="'polcy b'.*'policy b'"):
         votes(rankings, 'policy a', 'polcy b')
-    for ranks in ([1, 2, 3], [[1, np.inf], [1, 2]]):
-        with pytest.raises(Mistake, match='table'):
+    for ranks, told in (([1, 2, 3], r'ranks.*\(3,\)'), ([[1, np.inf], [1, 2]], r'ranks.* finite.*\(2, 2\)')):
+        with pytest.raises(Mistake, match=told):
             kendall_w(ranks)

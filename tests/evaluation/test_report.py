@@ -121,7 +121,7 @@ def test_a_table_of_labelers_is_readable_on_80_columns(printed):
     assert ' 78.0 ' in row and labeler_row(reports[0])['agreement %'] in row
     assert 'base_0shot [b]' in text
     told = ' '.join(text.split())
-    assert 'gain: points that averaging both orders adds to it' in told and 'cached:' not in told
+    assert 'gain: ' in told and 'cached:' not in told
     assert not any('seconds' in line for line in lines)  # known of no report
     text = printed(labelers_table, reports[-1:], width=100)
     assert 'SIMULATED' not in text and 'position' not in text
@@ -153,18 +153,13 @@ def test_a_csv_of_labelers_reads_back_to_the_same_numbers(tmp_path):
 
 
 CASES = [  # raw, at equal length -> what is said, and of whom
-    ((0.62, 0.59, 0.65), (0.57, 0.53, 0.61), 'RLAIF is preferred to SFT', 'also at equal length (57.0 % [53.0, 61.0])'),
-    ((0.62, 0.59, 0.65), (0.52, 0.48, 0.56), 'RLAIF is preferred to SFT', 'at equal length no difference is shown'),
-    ((0.62, 0.59, 0.65), (0.4, 0.35, 0.45), 'RLAIF is preferred to SFT', 'at equal length SFT is preferred (60.0 %'),
-    ((0.38, 0.35, 0.41), (0.43, 0.39, 0.47), 'SFT is preferred to RLAIF', 'also at equal length (57.0 % [53.0, 61.0])'),
-    (
-        (0.51, 0.49, 0.53),
-        (0.5, 0.45, 0.55),
-        'no difference between RLAIF and SFT is shown',
-        'nor at equal length (50.0',
-    ),
-    ((0.51, 0.5, 0.52), (0.57, 0.53, 0.61), 'no difference between', 'at equal length RLAIF is preferred (57.0 %'),
-    ((0.51, 0.49, 0.53), (0.43, 0.39, 0.47), 'no difference between SFT and', 'at equal length SFT is preferred (57.0'),
+    ((0.62, 0.59, 0.65), (0.57, 0.53, 0.61), 'RLAIF .*preferred.* SFT ', r'also .*57\.0 % \[53\.0, 61\.0\]'),
+    ((0.62, 0.59, 0.65), (0.52, 0.48, 0.56), 'RLAIF .*preferred.* SFT ', r'length no difference.*52\.0 %'),
+    ((0.62, 0.59, 0.65), (0.4, 0.35, 0.45), 'RLAIF .*preferred.* SFT ', r'length SFT .*60\.0 %'),
+    ((0.38, 0.35, 0.41), (0.43, 0.39, 0.47), 'SFT .*preferred.* RLAIF ', r'also .*57\.0 % \[53\.0, 61\.0\]'),
+    ((0.51, 0.49, 0.53), (0.5, 0.45, 0.55), 'no difference.* RLAIF .*SFT ', r'nor .*50\.0'),
+    ((0.51, 0.5, 0.52), (0.57, 0.53, 0.61), 'no difference.* RLAIF .*SFT ', r'length RLAIF .*57\.0 %'),
+    ((0.51, 0.49, 0.53), (0.43, 0.39, 0.47), 'no difference.* SFT .*RLAIF ', r'length SFT .*57\.0'),
 ]
 
 
@@ -172,25 +167,25 @@ CASES = [  # raw, at equal length -> what is said, and of whom
 def test_words_follow_the_interval(raw, even, first, second):
     one = comparison(raw, even)
     said = verdict({'raters': one})
-    assert said.startswith(first) and second in said and 'SIMULATED' not in said
+    assert re.match(first, said) and re.search(second, said) and 'SIMULATED' not in said
     assert verdict({'raters': one}, simulated=True).startswith('SIMULATED')
     back = verdict({'raters': complement(one)})  # the same verdict, whichever policy was called A
     if said.startswith('no difference') and 'nor' in said:
-        assert back.startswith('no difference between SFT and RLAIF')
+        assert re.match('no difference.* SFT .*RLAIF ', back)
     else:
         assert back == said
 
 
 def test_other_judges_agree_or_not():
     yes, no, open_ = comparison(), comparison((0.4, 0.35, 0.45)), comparison((0.5, 0.45, 0.55))
-    assert 'oracle agrees (60.0 % [55.0, 65.0])' in verdict({'raters': yes, 'oracle': yes})
-    assert 'oracle agrees (60.0 % [55.0, 65.0])' in verdict({'raters': no, 'oracle': no})  # of SFT, which comes first
-    assert 'oracle: SFT is preferred (60.0 %' in verdict({'raters': yes, 'oracle': no})
-    assert 'oracle: RLAIF is preferred (60.0 %' in verdict({'raters': open_, 'oracle': yes})
-    assert 'oracle: no difference is shown (50.0 %' in verdict({'raters': yes, 'oracle': open_})
-    assert 'oracle could not say' in verdict({'raters': yes, 'oracle': SILENT})
-    alone = verdict({'raters': SILENT, 'oracle': yes})
-    assert alone.startswith('nothing is known') and '120 prompts' in alone and 'oracle: RLAIF is preferred' in alone
+    agrees = r'oracle .*agree.*60\.0 % \[55\.0, 65\.0\]'
+    assert re.search(agrees, verdict({'raters': yes, 'oracle': yes}))
+    assert re.search(agrees, verdict({'raters': no, 'oracle': no}))  # of SFT, which comes first
+    assert re.search(r'oracle: SFT .*60\.0 %', verdict({'raters': yes, 'oracle': no}))
+    assert re.search(r'oracle: RLAIF .*60\.0 %', verdict({'raters': open_, 'oracle': yes}))
+    assert re.search(r'oracle: no difference.*50\.0 %', verdict({'raters': yes, 'oracle': open_}))
+    assert re.search('oracle [^%]*not[^%]*$', verdict({'raters': yes, 'oracle': SILENT}))
+    assert re.match('nothing .*raters .*120 prompts.*oracle: RLAIF ', verdict({'raters': SILENT, 'oracle': yes}))
 
 
 @pytest.mark.parametrize('width', [80, 120])
@@ -208,9 +203,7 @@ def test_a_table_of_policies_is_readable_on_80_columns(printed, width):
     )  # beside its own comparison
     assert 'same-size RLAIF [b] vs SFT' in text and 'A : B' in text and 'unscorable' in text
     assert sum(line.startswith('SIMULATED') for line in lines) == {80: 2, 120: 1}[width] + 3  # titles and verdicts
-    assert (
-        'Paper:' in text and 'At equal length:' in text and 'oracle: no difference is shown' in text.replace('\n', ' ')
-    )
+    assert 'Paper:' in text and 'At equal length:' in text and 'oracle: no difference' in text.replace('\n', ' ')
     plain = printed(policies_table, {'judge': [replace(comparison(), unscorable=0)]}, width=width)
     assert not any(word in plain for word in ('SIMULATED', 'unscorable', 'paper', 'Paper'))
 
@@ -262,11 +255,17 @@ def test_other_tables_name_what_is_in_them(printed):
     ('call', 'told'),
     [
         (lambda path: labelers_table([]), 'no reports'),
-        (lambda path: labelers_table([report('a', [0.5], [1])], published={'a': 0.78}), 'per cent'),
+        (
+            lambda path: labelers_table([report('a', [0.5], [1])], published={'a': 0.78}),
+            r"published\['a'\].*78\.0.* 0\.78",
+        ),
         (lambda path: labelers_csv(path / 'a.csv', []), 'no reports'),
         (lambda path: policies_table({}), 'no comparisons'),
-        (lambda path: policies_table({'raters': [SILENT, SILENT]}), 'two comparisons of RLAIF vs SFT'),
-        (lambda path: policies_table({'raters': [SILENT]}, published={('RLAIF', 'SFT'): (0.71, 0.59)}), 'per cent'),
+        (lambda path: policies_table({'raters': [SILENT, SILENT]}), 'raters .*RLAIF vs SFT: .*names'),
+        (
+            lambda path: policies_table({'raters': [SILENT]}, published={('RLAIF', 'SFT'): (0.71, 0.59)}),
+            r'\(71, 59\).*\(0\.71, 0\.59\)',
+        ),
         (lambda path: policies_csv(path / 'a.csv', {'raters': []}), 'no comparisons'),
         (lambda path: matrix_table({}), 'no comparisons'),
     ],

@@ -71,7 +71,7 @@ def test_figures_are_means_over_responses_and_empty_ones_have_no_share():
 def test_a_record_is_read_as_its_text_and_lengths_must_agree():
     text = 'one two three four five six'
     assert text_statistics([Prompt(text, 'id')], [text]) == text_statistics([text], [text])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match='shorter'):
         text_statistics(['a', 'b'], ['c'])
 
 

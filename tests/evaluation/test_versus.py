@@ -194,18 +194,18 @@ def test_lengths_are_means_of_characters():
 
 
 @pytest.mark.parametrize(
-    'call',
+    'call, told',
     [
-        lambda: win_rate(np.array([1.2])),
-        lambda: compare(PROMPTS, A[:3], B, JUDGES['oracle']),
-        lambda: compare(PROMPTS, A, B, lambda *_: np.zeros(3)),
-        lambda: from_labels(both_orders_of(prefer), 'first'),
-        lambda: Config(confidence=95),
-        lambda: Config(resamples=-1),
+        (lambda: win_rate(np.array([1.2])), r'\[0, 1\].* 1\.2'),
+        (lambda: compare(PROMPTS, A[:3], B, JUDGES['oracle']), '200 prompts.* 3 and 200'),
+        (lambda: compare(PROMPTS, A, B, lambda *_: np.zeros(3)), 'judge.* 3 votes.* 200 prompts'),
+        (lambda: from_labels(both_orders_of(prefer), 'first'), "'averaged' or 'both_agree'.*'first'"),
+        (lambda: Config(confidence=95), 'confidence.* 95'),
+        (lambda: Config(resamples=-1), 'resamples.* -1'),
     ],
 )
-def test_bad_input_is_refused(call):
-    with pytest.raises(ValueError, match='.'):
+def test_bad_input_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
         call()
 
 

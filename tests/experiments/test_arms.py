@@ -28,12 +28,12 @@ def at(cfg, root: Path) -> dict[str, list[Path]]:
 @pytest.mark.parametrize(
     'bindings, told',
     [
-        ({'arms': ('RLAF',)}, "each is one of 'RLHF'"),
-        ({'arms': ()}, 'each is one of'),
-        ({'labeler': 'micro_s'}, "labeler = 'micro_s' would change nothing; d-RLAIF asks same_size_labeler"),
-        ({'same_size_labeler': ''}, 'same_size_labeler is empty; d-RLAIF needs one'),
-        ({'arms': ('RLHF',), 'same_size_labeler': ''}, 'reward_model: needed by RLHF'),
-        ({'reward_model_from_base': True}, 'reward_model_from_base is about votes of people'),
+        ({'arms': ('RLAF',)}, r"arms = \('RLAF',\): .*'RLHF', 'RLAIF'"),
+        ({'arms': ()}, r"arms = \(\): .*'RLHF', 'RLAIF'"),
+        ({'labeler': 'micro_s'}, "labeler = 'micro_s' .*d-RLAIF .*same_size_labeler"),
+        ({'same_size_labeler': ''}, 'same_size_labeler .*d-RLAIF'),
+        ({'arms': ('RLHF',), 'same_size_labeler': ''}, 'reward_model: .* RLHF'),
+        ({'reward_model_from_base': True}, 'reward_model_from_base .*SFT'),
     ],
 )
 def test_a_config_that_would_not_do_what_it_says_is_refused(bindings, told):
@@ -83,7 +83,7 @@ def test_variants_differ_in_what_they_bind(tmp_path):
     names, configs, _ = zip(*arms.each(cfg))
     assert names[0] == 'reinforce.beta=0.0' and [one.reinforce.beta for one in configs] == [0.0, 0.01, 0.05, 0.2, 0.5]
     assert len(at(cfg, tmp_path)['reinforce']) == 5 and len(at(cfg, tmp_path)['reward model']) == 1
-    with pytest.raises(Mistake, match='did you mean reinforce.beta'):
+    with pytest.raises(Mistake, match=r'reinforce\.betta: .* reinforce\.beta\b'):
         list(arms.each(replace(cfg, variants=('reinforce.betta=0.1',))))
 
 
@@ -161,10 +161,10 @@ def test_a_share_of_0_or_1_is_what_a_labeler_or_people_alone_would_give(tmp_path
 @pytest.mark.parametrize(
     'name, share, told',
     [
-        ('tldr_combined', 1.5, 'human_share is a share of the pairs, from 0 to 1, not 1.5'),
-        ('tldr_combined', -0.1, 'from 0 to 1, not -0.1'),
-        ('tldr_combined', None, 'human_share: needed by RLHF [+] RLAIF'),
-        ('tldr_rlaif', 0.5, 'human_share: says nothing about RLAIF'),
+        ('tldr_combined', 1.5, r'human_share .* 0 to 1.* 1\.5'),
+        ('tldr_combined', -0.1, r'human_share .* 0 to 1.* -0\.1'),
+        ('tldr_combined', None, 'human_share: .* RLHF [+] RLAIF'),
+        ('tldr_rlaif', 0.5, 'human_share: .* RLAIF$'),
     ],
 )
 def test_a_share_that_is_none_is_refused(name, share, told):

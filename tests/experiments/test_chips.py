@@ -22,12 +22,12 @@ def test_a_name_counts_cores_or_chips_as_google_does(name, count, shape, hosts):
 
 
 @pytest.mark.parametrize(
-    'name, near', [('v5e-20', 'v5e-16'), ('v5p-30', 'v5p-32'), ('v7e-16', 'v6e-16'), ('v6e', 'v6e-'), ('h100-x', 'v')]
+    'name, near',
+    [('v5e-20', 'v5e-16'), ('v5p-30', 'v5p-32'), ('v7e-16', 'v6e-16'), ('v6e', 'v6e-16'), ('h100-x', 'h100-8')],
 )
 def test_a_slice_that_there_is_not_is_a_mistake_that_names_the_nearest(name, near):
-    with pytest.raises(Mistake, match=near) as raised:
+    with pytest.raises(Mistake, match=rf'--topology={name}: .* {near}\b'):
         chips.find(name)
-    assert name in str(raised.value)
 
 
 def test_every_slice_is_found_by_its_own_name_and_the_next_one_is_larger():

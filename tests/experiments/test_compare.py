@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,9 +25,9 @@ MICRO = scale('micro')
 @pytest.mark.parametrize(
     'policies, told',
     [
-        ((), 'which policies'),
-        (('micro_xs',), 'two or more'),
-        (('micro_xs', 'micro_xs'), 'two policies have one name'),
+        ((), r'policies="\['),
+        (('micro_xs',), r'policies="\[.* two '),
+        (('micro_xs', 'micro_xs'), 'micro_xs, micro_xs.* names='),
     ],
 )
 def test_what_cannot_be_compared_is_said(policies, told, tmp_path):
@@ -39,7 +40,7 @@ def test_raters_of_the_simulated_world_do_not_judge_other_prompts(tmp_path):
     cfg = bind(
         find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'prompts': str(tmp_path / 'prompts.jsonl')}
     )
-    with pytest.raises(Mistake, match='knows the simulated world alone'):
+    with pytest.raises(Mistake, match=r"evaluation\.judge = 'raters' .*/prompts\.jsonl"):
         cfg.lines(tmp_path)
     judged = bind(cfg, {'evaluation.judge': 'micro_l'})
     assert judged.lines(tmp_path)[0].steps == 2
@@ -73,10 +74,10 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     some = ranked.run(tmp_path / 'some')['comparisons']['long vs short']
     assert some['people']['n'] == some['oracle']['n'] == 12 and some['people']['unscorable'] == 0
     for wrong, told in (
-        ({'ranking': ['long', 'shorrt']}, r"rankings\.jsonl:2: no policy 'shorrt' has responses; did you mean 'short'"),
+        ({'ranking': ['long', 'shorrt']}, r"/rankings\.jsonl:2: .*'shorrt'.*'short'"),
         (
             {'prompt_id': 'micro/tst/1'},
-            r"rankings\.jsonl:2: there is no response to a prompt 'micro/tst/1'; did you mean",
+            r"/rankings\.jsonl:2: .*'micro/tst/1'.*'micro/test/1'",
         ),
     ):
         files.write_rows(tmp_path / 'rankings.jsonl', [rows[0], rows[1] | wrong, *rows[2:]])
@@ -84,11 +85,11 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
             ranked.lines(tmp_path / 'run')
     texts = {'prompt': 'anything', 'a': ' one', 'b': ' two'}
     files.write_rows(tmp_path / 'responses.jsonl', [texts])
-    with pytest.raises(Mistake, match='knows the simulated world alone, .*give people’s rankings'):
+    with pytest.raises(Mistake, match=r"evaluation\.judge = 'raters' .*/responses\.jsonl.*rankings="):
         cfg.lines(tmp_path / 'run')
     for changes, told in (
-        ({'policies': ('micro_xs', 'micro_s')}, 'policies and prompts stay empty'),
-        ({'responses': '', 'rankings': 'r.jsonl'}, 'name those, too, responses='),
+        ({'policies': ('micro_xs', 'micro_s')}, 'responses .*policies and prompts'),
+        ({'responses': '', 'rankings': 'r.jsonl'}, 'rankings .*responses='),
     ):
         with pytest.raises(Mistake, match=told):
             bind(cfg, changes)
@@ -120,16 +121,16 @@ def test_columns_beside_responses_are_no_policies_unless_they_are_named(tmp_path
     assert all(name in line for name in [*BESIDE, 'source', 'names=[…]'] if name != 'prompt_id')
     _, written = responses.read(tmp_path / 'r.jsonl', names=('a', 'generator'))
     assert written == {'a': ['one'] * 3, 'generator': ['gpt'] * 3}
-    for wrong, near in (('generatr', 'generator'), ('score', "'source'")):
-        with pytest.raises(Mistake, match=f'no column of responses .{wrong}.; did you mean .*{near}'):
+    for wrong, near in (('generatr', 'generator'), ('score', 'source')):
+        with pytest.raises(Mistake, match=rf"r\.jsonl: .*'{wrong}'.*'{near}'"):
             responses.read(tmp_path / 'r.jsonl', names=('a', wrong))
     files.write_rows(tmp_path / 'r.jsonl', [{'prompt': 'p', 'model': 'one', 'a': 'two'}])
-    with pytest.raises(Mistake, match=r'two policies or more.*names=\[…\] takes one of model'):
+    with pytest.raises(Mistake, match=r'r\.jsonl:1: .*names=\[…\].* model'):
         responses.read(tmp_path / 'r.jsonl')
     cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'r.jsonl'), 'names': ('a', 'model')})
     assert cfg.written()[2] == {'a': ['two'], 'model': ['one']}
     for name in ('model', 'Generator'):  # what is written is read back
-        with pytest.raises(Mistake, match=f"no policy can be named '{name}'"):
+        with pytest.raises(Mistake, match=rf"'{name}'.*names=\[…\]"):
             bind(find('compare')(MICRO), {'policies': ('micro_xs', 'micro_s'), 'names': ('a', name)}).named()
 
 
@@ -141,7 +142,7 @@ def test_responses_and_rankings_meet_by_one_key(tmp_path):
         files.write_rows(
             path, [say | {'prompt_id': first}, {'prompt': 'q', 'a': '', 'b': ''}, say | {'prompt_id': second}]
         )
-        with pytest.raises(Mistake, match=rf"r\.jsonl:3: the prompt_id '{first}' stands in .*r\.jsonl:1 already"):
+        with pytest.raises(Mistake, match=rf"r\.jsonl:3: .*'{first}'.*/r\.jsonl:1\b"):
             responses.read(path)
     files.write_rows(path, [say, say | {'prompt': 'q', 'prompt_id': None}, say | {'a': 'other', 'prompt_id': math.nan}])
     prompts, written = responses.read(path)
@@ -160,11 +161,11 @@ def test_responses_and_rankings_meet_by_one_key(tmp_path):
     for rows, told in (
         (
             [{'prompt': 'q'}, {'prompt_id': 3}],
-            r'k\.jsonl:2: rater .ann. has ranked this prompt before, in .*k\.jsonl:1',
+            r"k\.jsonl:2: .*'ann'.*/k\.jsonl:1$",
         ),
-        ([{'prompt_id': 3, 'rater': 1}, {'prompt_id': 3, 'rater': 1.0}], r'k\.jsonl:2: rater .1. has ranked'),
-        ([{'prompt': 'p'}], r"k\.jsonl:1: there are responses to this prompt by the ids '1', '2'"),
-        ([{'prompt_id': 3, 'prompt': 'p'}], r"k\.jsonl:1: the prompt '3' is 'q', not 'p'"),
+        ([{'prompt_id': 3, 'rater': 1}, {'prompt_id': 3, 'rater': 1.0}], r"k\.jsonl:2: .*'1'.*/k\.jsonl:1$"),
+        ([{'prompt': 'p'}], r"k\.jsonl:1: .* '1', '2'"),
+        ([{'prompt_id': 3, 'prompt': 'p'}], r"k\.jsonl:1: .*'3'.*'q'.*'p'"),
         ([{'prompt_id': 3, 'rater': math.nan}], r"k\.jsonl:1: no column 'rater'"),
     ):
         with pytest.raises(Mistake, match=told):
@@ -173,24 +174,24 @@ def test_responses_and_rankings_meet_by_one_key(tmp_path):
         tmp_path / 'k.jsonl',
         [{'rater': 'ann', 'ranking': ['a', 'b'], **by} for by in ({'prompt': 'q'}, {'prompt_id': 3})],
     )
-    with pytest.raises(Mistake, match="'3' was ranked by its id and by its text"):
+    with pytest.raises(Mistake, match="'3' .*id.* text"):
         rankings.judge(rankings.read(tmp_path / 'k.jsonl'), 'a', 'b')(prompts, [], [])
 
 
 @pytest.mark.parametrize(
     'row, told',
     [
-        ({'prompt': 'x', 'a': 'one'}, 'two policies or more'),
-        ({'a': 'one', 'b': 'two'}, 'a row has a "prompt"'),
-        ({'prompt': 'x', 'a': 'one', 'c': 'two'}, 'responses of a, c; in the rows before, of a, b'),
-        ({'prompt': 'x', 'a': 'one', 'b': None}, 'the response of b is a text, not'),
+        ({'prompt': 'x', 'a': 'one'}, r"two policies.*\['prompt', 'a'\]"),
+        ({'a': 'one', 'b': 'two'}, r""""prompt".*\['a', 'b'\]"""),
+        ({'prompt': 'x', 'a': 'one', 'c': 'two'}, ' a, c.* a, b$'),
+        ({'prompt': 'x', 'a': 'one', 'b': None}, " b .*text.* 'None'"),
     ],
 )
 def test_a_file_of_responses_that_is_none_is_refused(row, told, tmp_path):
     files.write_rows(tmp_path / 'r.jsonl', [{'prompt': 'p', 'a': 'one', 'b': 'two'}, row])
     with pytest.raises(Mistake, match=rf'r\.jsonl:2: .*{told}'):
         responses.read(tmp_path / 'r.jsonl')
-    with pytest.raises(Mistake, match="no policy can be named 'prompt'"):
+    with pytest.raises(Mistake, match=r"'prompt'.*names=\[…\]"):
         responses.write(tmp_path / 'w.jsonl', [], {'prompt': [], 'a': []})
 
 
@@ -219,16 +220,16 @@ def test_all_policies_get_the_prompts_that_the_shortest_can_read(
     assert [one == other for one, other in zip(before, after)] == [length <= 70 for length in lengths[0]]
     assert 0 < result['shortened'] == sum(length > 70 for length in lengths[0]) < 32
     told = capsys.readouterr().out
-    assert f'{result["shortened"]} of 32 prompts were shortened, for all policies alike' in told
+    assert f'{result["shortened"]} of 32 prompts ' in told
     # Three policies at once: so they are ranked, too.
     w = result['concordance']
     assert w['simulated'] and 1 / 3 < w['low'] < w['value'] < w['high'] < 1 and w['n'] == 32
-    assert f'3 SIMULATED raters rank 3 responses to a prompt: Kendall’s W {w["value"]:.2f}' in told
+    assert re.search(f'3 SIMULATED raters .*W {w["value"]:.2f}', told)
     assert cfg.fitted(before) == replace(cfg, policies=named[::-1]).fitted(before) == (after, result['shortened'])
     assert replace(cfg, policies=named[:1] * 2, names=('a', 'b')).fitted(before) == (before, 0)
     (other,), count = cfg.fitted([Prompt('no post ' * 80, 'x')])
     assert count == 1 and other.text.endswith('no post ' * 9) and len(micro_tokenizer.encode([other.text])[0]) <= 70
-    with pytest.raises(Mistake, match='shorter was made for 80 tokens; max_new_tokens = 80'):
+    with pytest.raises(Mistake, match='^shorter .*80 tokens.*max_new_tokens = 80'):
         replace(cfg, max_new_tokens=80).fitted(before)
 
 
@@ -236,19 +237,19 @@ def test_a_run_with_other_fields_is_named_where_the_plain_one_is_not_there(tmp_p
     there = tmp_path / 'tldr_rlaif-micro-s0-1a2b3c'
     there.mkdir()
     (there / 'config.gin').write_text('', encoding='utf-8')
-    with pytest.raises(Mistake, match='no such run; there is .*/tldr_rlaif-micro-s0-1a2b3c$'):
+    with pytest.raises(Mistake, match='-s0: .*/tldr_rlaif-micro-s0-1a2b3c$'):
         compare.exported(str(tmp_path / 'tldr_rlaif-micro-s0'))
     cfg = bind(find('compare')(MICRO), {'responses': str(tmp_path / 'tldr_rlaif-micro-s0/responses.jsonl')})
-    with pytest.raises(Mistake, match='there is .*/tldr_rlaif-micro-s0-1a2b3c/responses.jsonl$'):
+    with pytest.raises(Mistake, match='-s0/responses.jsonl: .*/tldr_rlaif-micro-s0-1a2b3c/responses.jsonl$'):
         cfg.lines(tmp_path / 'run')
 
 
 def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
     (tmp_path / 'config.gin').write_text('', encoding='utf-8')
-    with pytest.raises(Mistake, match='not finished'):
+    with pytest.raises(Mistake, match=f'{tmp_path} .*not finished'):
         compare.exported(str(tmp_path))
     (tmp_path / 'result.json').write_text('{}', encoding='utf-8')
-    with pytest.raises(Mistake, match='no policy of its own'):
+    with pytest.raises(Mistake, match=f'{tmp_path}/policies'):
         compare.exported(str(tmp_path))
     (tmp_path / 'export').mkdir()
     assert compare.exported(str(tmp_path)) == tmp_path / 'export'

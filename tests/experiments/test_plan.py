@@ -90,11 +90,11 @@ def test_a_dry_run_fetches_nothing_and_says_what_a_run_would(bare, capsys):
         'policy: HuggingFaceTB/SmolLM2-135M, 134.52 M',
         'labeler: HuggingFaceTB/SmolLM2-1.7B-Instruct, 1.71 B',
         'GiB',
-        'not on this machine; a run would fetch',
-        'HuggingFaceTB/SmolLM2-135M from the hub',
-        'tldr: train.jsonl, valid.jsonl, test.jsonl from https://',
+        'HuggingFaceTB/SmolLM2-135M from ',  # as it is not here
+        'tldr: train.jsonl, valid.jsonl, test.jsonl ',
+        'https://',
         'tldr_comparisons: ',
-        'under --manual_dir',
+        '--manual_dir',
     ):
         assert said in printed, said
     assert not list(bare.iterdir())
@@ -103,20 +103,17 @@ def test_a_dry_run_fetches_nothing_and_says_what_a_run_would(bare, capsys):
 def test_sizes_that_nobody_knows_are_said_to_be_unknown(bare, capsys):
     assert launcher.main(['--experiment=tldr_rlaif', 'labeler=someone/model', '--dry_run']) == 0
     printed = capsys.readouterr().out
-    assert (
-        re.search(r'labels +labeler: someone/model, \? M +4000 +\? ', printed)
-        and 'someone/model from the hub' in printed
-    )
+    assert re.search(r'labels +labeler: someone/model, \? M +4000 +\? ', printed) and 'someone/model from ' in printed
 
 
 def test_what_a_plan_passes_over_a_run_does_not(bare, capsys):
     with downloading_nothing(), pytest.raises(Absent):
         hf.load('someone/model')
-    with pytest.raises(Mistake, match='cannot be reached') as raised:
+    with pytest.raises(Mistake, match=r'someone/model: .*/hub\b') as raised:
         hf.load('someone/model')
     assert raised.type is Mistake
     assert launcher.main(['--experiment=tldr_rlaif', 'labeler=someone/model']) == 2
-    assert 'someone/model: could not be downloaded' in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith('error: someone/model: ')
     assert not list(bare.iterdir())
 
 
@@ -124,8 +121,8 @@ def test_a_run_that_there_is_not_is_no_model_of_the_hub(bare, capsys):
     policies = "policies=['runs/tldr_rlaif-micro-s3','runs/tldr_rlhf-micro-s3']"
     assert launcher.main(['--experiment=compare', policies]) == 2
     told = capsys.readouterr().err.replace('\n', ' ')
-    assert 'runs/tldr_rlaif-micro-s3: no such run yet; --experiment=tldr_rlaif --scale=micro' in told
-    assert '--seed=3' in told and not list(bare.iterdir())
+    assert re.search('runs/tldr_rlaif-micro-s3: .*--experiment=tldr_rlaif --scale=micro --seed=3', told)
+    assert not list(bare.iterdir())
 
 
 def test_a_plan_counts_what_evaluation_reads_and_writes(tmp_path: Path):
@@ -246,7 +243,7 @@ def test_every_batch_is_a_field_that_the_mesh_has_to_divide(name, tmp_path):
     cfg = bind(cfg, {'mesh.data': 3} | dict.fromkeys(paths, 48))
     assert paths
     for path in paths:
-        with pytest.raises(Mistake, match=f'^{path} = 32: the mesh splits a batch into 3'):
+        with pytest.raises(Mistake, match=f'^{path} = 32: .* 3; .* 30 or 33$'):
             plan.check(bind(cfg, {path: 32}), tmp_path / 'run')
     if paths and hasattr(cfg, 'variants'):
         with pytest.raises(Mistake, match=f'^{paths[0]} = 32: '):
@@ -270,5 +267,5 @@ def test_every_plan_passes_its_check(name, tmp_path):
 
 def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_runs(tmp_path):
     cfg = bind(find('tldr_direct')(SCALES['micro']), {'reinforce.candidates': 2, 'evaluation.selector': 'micro_xz'})
-    with pytest.raises(Mistake, match='micro_xz: no such directory'):
+    with pytest.raises(Mistake, match='micro_xz: .* micro_xs'):
         plan.check(cfg, tmp_path / 'run')

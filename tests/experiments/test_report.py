@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -21,10 +22,10 @@ def test_over_optimisation_is_said_where_score_and_quality_part():
         return [{'step': 9 + 10 * i} | dict(zip(names, row)) for i, row in enumerate(figures)] + [{'step': 40}]
 
     told = over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.2, 30.0)))
-    assert 'from step 20 to 30, the worst of 3 spans, the score rose and quality fell' in told
-    assert 'quality +0.500 → +0.200' in told and 'at the end' not in told
+    assert re.search(' 20 to 30,.* 3 .*quality fell', told)
+    assert 'quality +0.500 → +0.200' in told and told.endswith(')')  # and nothing of later steps
     told = over_optimised(rows((0.1, 0.5, 1.0), (0.3, 0.2, 20.0), (0.6, 0.6, 30.0)))  # and recovered
-    assert 'from step 10 to 20' in told and told.endswith('at the end, quality +0.600')
+    assert ' 10 to 20' in told and told.endswith(' quality +0.600')
     assert not over_optimised(rows((0.1, 0.3, 0.1), (0.3, 0.29, 0.9)))  # less than is told
     assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.6, 0.6, 9.0)))  # both rise
     assert not over_optimised(rows((0.1, 0.3, 1.0), (0.3, 0.5, 4.0), (0.05, 0.2, 3.0)))  # both fall
@@ -32,7 +33,7 @@ def test_over_optimisation_is_said_where_score_and_quality_part():
     assert not over_optimised(rows((None, 0.3, 1.0), (0.3, 0.1, None)))  # nothing could be scored
     # Bought for nothing: a higher score far from SFT, and quality where it was.
     told = over_optimised(rows((0.1, 0.3, 0.0), (0.3, 0.29, 2.0), (0.6, 0.31, 9.0)))
-    assert 'from step 10 to 40' not in told and 'from step 10 to 30 the score rose and quality not by 0.02' in told
+    assert ' 10 to 40' not in told and re.search(r' 10 to 30 .*quality not .*0\.02', told)
     assert not over_optimised(rows((0.1, 0.3, 0.0), (0.3, 0.29, 2.0), (0.6, 0.31, 0.9)))  # near SFT
     assert not over_optimised(rows((0.6, 0.3, 0.0), (0.3, 0.29, 2.0), (0.1, 0.31, 9.0)))  # for less
 
@@ -44,12 +45,9 @@ def test_what_is_said_of_over_optimisation_says_how_sure_it_is():
 
     start, middle = (-1, 0.1, 0.3, 0.0, 0.03), (24, 0.2, 0.5, 2.0, 0.04)
     sure = told(start, middle, (49, 0.6, 0.2, 9.0, 0.05))
-    assert sure.startswith('over-optimised: from step 25 to 50, the worst of 3 spans, the score rose')
-    assert 'standard errors of quality 0.040 and 0.050' in sure
-    assert told(start, middle, (49, 0.6, 0.41, 9.0, 0.05)).startswith('perhaps over-optimised: from step 25 to 50')
-    assert told(start, (24, 0.2, 0.31, 2.0, 0.04)).startswith(
-        'perhaps over-optimised: from step 0 to 25 the score rose and'
-    )
+    assert re.match('over-optimised: .* 25 to 50,.* 3 .*errors of quality 0.040 and 0.050', sure)
+    assert re.match('perhaps .* 25 to 50', told(start, middle, (49, 0.6, 0.41, 9.0, 0.05)))
+    assert re.match('perhaps .* 0 to 25 ', told(start, (24, 0.2, 0.31, 2.0, 0.04)))
 
 
 @pytest.mark.parametrize('own', [True, False])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ MICRO = scale('micro')
 
 
 def test_a_policy_without_a_policy_to_learn_from_has_no_reward_model():
-    with pytest.raises(Mistake, match='has no reward model without a policy'):
+    with pytest.raises(Mistake, match=r"arms = \('d-RLAIF',\): .*reward model"):
         bind(find('tldr_rm_human')(MICRO), {'arms': ('d-RLAIF',), 'same_size_labeler': 'micro_xs'})
 
 
@@ -35,10 +36,10 @@ def test_a_reward_model_from_a_file(models, tmp_path, capsys):
     )  # fmt: skip
     assert [pair.preference for pair in cfg.pairs()][:4] == [0.9, None, 0.2, 0.7]
     result = cfg.run(tmp_path / 'run')
-    assert 'is a toy of the SIMULATED world' in capsys.readouterr().out  # its tokenizer says so
+    assert re.search('/policy .* toy .*SIMULATED world', capsys.readouterr().out)  # its tokenizer says so
     assert result['train'] == 15 and result['held_out']['accuracy']['n'] == 5
     assert reward_model.load(tmp_path / 'run' / 'export').config.width == 16
-    with pytest.raises(Mistake, match='which pairs'):
+    with pytest.raises(Mistake, match='input='):
         bind(find('reward_model')(MICRO), {'policy': str(models / 'policy')}).lines(tmp_path)
 
 
@@ -53,15 +54,15 @@ def test_of_several_labels_the_newest_is_read_and_the_others_are_named(models, t
     read = lambda **more: [pair.preference for pair in bind(cfg, more).pairs(tell=True)]  # noqa: E731
     told = lambda: ' '.join(capsys.readouterr().out.split())  # noqa: E731
     assert read() == [0.3] * 4
-    assert 'reads label_2_preference_prob, and not preference_prob, label_preference_prob; column=…' in told()
+    assert re.search('label_2_preference_prob, .* preference_prob, label_preference_prob; column=', told())
     for name, value in zip(names, (0.1, 0.3, 0.2, 0.4)):
         assert read(column=name) == [value] * 4
-    assert 'reads mine, and not' in told()
-    with pytest.raises(Mistake, match="no column 'label_3_preference_prob'; did you mean 'label_2_preference_prob'"):
+    assert re.search('mine, .* preference_prob, label_preference_prob, label_2_preference_prob; column=', told())
+    with pytest.raises(Mistake, match=r"/labels\.jsonl: .*'label_3_preference_prob'.*'label_2_preference_prob'"):
         read(column='label_3_preference_prob')
     files.write_rows(path, [{name: row[name] for name in ('prompt', 'chosen', 'rejected')} for row in rows])
     assert read() == [1.0] * 4 and not told()
-    with pytest.raises(Mistake, match="no column 'choosen'; did you mean 'chosen'"):
+    with pytest.raises(Mistake, match=r"/labels\.jsonl: .*'choosen'.*'chosen'"):
         read(column='choosen')
 
 
@@ -71,9 +72,8 @@ def test_a_label_that_is_no_probability_is_named_with_its_line_and_column(value,
     row = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'preference_prob': 0.5}
     path.write_text(f'{json.dumps(row)}\n\n{json.dumps(row | {"preference_prob": value})}\n', encoding='utf-8')
     cfg = bind(find('reward_model')(MICRO), {'policy': str(models / 'policy'), 'input': str(path)})
-    with pytest.raises(
-        Mistake, match=r"labels\.jsonl:3: column 'preference_prob' is .*; wants P\(the first is better\)"
-    ):
+    kind = type(value).__name__
+    with pytest.raises(Mistake, match=rf"/labels\.jsonl:3: column 'preference_prob' .*\({kind}\).* 0 to 1"):
         cfg.lines(tmp_path)
 
 

@@ -72,6 +72,6 @@ def test_sft_imitates_the_references_that_there_are(tmp_path):
         found = stage.referenced(loader.source(stage.source, 'train', 9, stage.task))
         assert [p.text for p in found] == [f'\n\nHuman: question {i}\n\nAssistant:' for i in range(count)]
         assert [one.name for one in stage.lines(tmp_path)] == ['sft']
-    with pytest.raises(Mistake, match='none of 4 prompts has one .*sft=None'):
+    with pytest.raises(Mistake, match='/none: .* 4 prompts .*"completion".*sft=None'):
         start('none').lines(tmp_path)
     assert bind(start('none'), {'sft': None}).lines(tmp_path) == []

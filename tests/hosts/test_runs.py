@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_another_number_of_processes(several, models, tmp_pat
     for later in ('checkpoints/4', 'export'):
         shutil.rmtree(sft / later)
     assert together(1, command(models, tmp_path / 'run', 'mesh.tensor=2'), tmp_path) == [0], printed(tmp_path)
-    assert 'sft: going on from step 2 of 4' in printed(tmp_path)
+    assert re.search('sft: going on .* 2 of 4', printed(tmp_path))
     assert farthest(sft, stage(several, 'sft')) == 0
 
 
@@ -132,11 +132,11 @@ def test_who_is_stopped_or_killed_stops_all_and_the_same_command_goes_on(several
     both[1].send_signal(signal.SIGTERM)
     assert end(both) == [130, 130], printed(tmp_path)
     # They agree before a step that they stop behind it: this one, or the next.
-    (step,) = re.findall(r'stopped at step ([12]) of 3; saved', printed(tmp_path))
+    (step,) = re.findall(r'stopped .* ([12]) of 3', printed(tmp_path))
     assert len(written()) == 1 + int(step)
 
     both = start(2, run, tmp_path)
-    soon(lambda: f'going on from step {step} of 3' in printed(tmp_path))
+    soon(lambda: re.search(f'going on .* {step} of 3', printed(tmp_path)))
     both[1].kill()
     began = time.monotonic()
     assert end(both)[0] not in (0, 2) and time.monotonic() - began < 6 * HEARTBEAT

@@ -5,6 +5,7 @@ is no label, and what is stored is not asked again.
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from functools import partial
 
@@ -204,7 +205,7 @@ def test_a_pair_that_cannot_fit_is_unscorable_and_its_neighbours_are_what_they_w
     huge = dataclasses.replace(PAIRS[0], first='zq ' * 900)
     first, none, *rest = make_labeler(tiny_labeler, cfg)([PAIRS[0], huge, *PAIRS[1:]])
     assert (none.status, none.weight, none.mass) == ('unscorable', 0.0, 0.0) and np.isnan(none.preference)
-    assert 'tokens even without its context' in none.reason
+    assert re.match(r'\d{3,} tokens .*context; .* \d+ ', none.reason)
     for label, alone in zip([first, *rest], labels, strict=True):
         assert (label.status, label.reason, label.rationales) == ('ok', '', alone.rationales)
         assert label.preference == pytest.approx(alone.preference, abs=1e-5)
@@ -214,9 +215,9 @@ def test_a_prompt_is_no_longer_than_told(tiny_labeler):
     (free,) = make_labeler(tiny_labeler, PLAIN)(PAIRS[:1])
     (cut,) = make_labeler(tiny_labeler, dataclasses.replace(PLAIN, max_length=free.tokens // 2 - 4))(PAIRS[:1])
     assert cut.status == 'ok' and cut.shortened > 0 and cut.tokens < free.tokens and free.shortened == 0
-    with pytest.raises(Mistake, match=r'max_rationale = 2000 leaves no room for a pair'):
+    with pytest.raises(Mistake, match='max_rationale = 2000 .* 512 tokens'):
         make_labeler(tiny_labeler, dataclasses.replace(COT, max_rationale=2000))
-    with pytest.raises(Mistake, match=r'before its first field, of 8 in all'):
+    with pytest.raises(Mistake, match='tiny .* tokens .* 8 .*max_length'):
         make_labeler(tiny_labeler, dataclasses.replace(PLAIN, max_length=8))
 
 
@@ -226,15 +227,12 @@ def test_a_prompt_is_no_longer_than_told(tiny_labeler):
 @pytest.mark.parametrize(
     'more, says',
     [
-        (
-            {'samples': 3, 'technique': 'detailed_0shot'},
-            'samples = 3 needs a chain of thought; detailed_0shot has none',
-        ),
-        ({'technique': 'detailed_cot'}, 'did you mean detailed_.*shot'),
-        ({'task': 'summary'}, "task = 'summary': tasks are summarization"),
-        ({'least_mass': 1.0}, 'least_mass must be in'),
-        ({'samples': 0}, 'must be positive'),
-        ({'temperature': -0.1}, 'not be negative'),
+        ({'samples': 3, 'technique': 'detailed_0shot'}, 'samples = 3 .*detailed_0shot'),
+        ({'technique': 'detailed_cot'}, "'detailed_cot'.* detailed_0shot"),
+        ({'task': 'summary'}, "task = 'summary': .*summarization, helpful, harmless"),
+        ({'least_mass': 1.0}, r'least_mass .*\[0, 1\)'),
+        ({'samples': 0}, 'samples .*positive.* 0$'),
+        ({'temperature': -0.1}, r'temperature .*negative.* -0\.1$'),
     ],
 )
 def test_a_config_that_cannot_be_is_named(tiny_labeler, more, says):
@@ -249,7 +247,7 @@ def test_the_public_function_is_the_labeler(tiny_labeler, plain):
         tiny_labeler, PAIRS, task='summarization', technique='base_0shot', batch=4, least_mass=0.01
     )
     assert labels == plain
-    with pytest.raises(Mistake, match=r'least_mas: no such field; did you mean least_mass\?'):
+    with pytest.raises(Mistake, match=r'least_mas: .* least_mass\b'):
         rlaif_jax.label(tiny_labeler, PAIRS, task='summarization', least_mas=0.1)
 
 
@@ -259,11 +257,11 @@ def test_a_prompt_may_be_its_text_and_what_is_no_pair_is_named(tiny_labeler, pla
     )
     assert label([dataclasses.replace(pair, prompt=pair.prompt.text) for pair in PAIRS]) == plain
     for pairs, says in (
-        (PAIRS[0], 'pairs is a Pair, .*give a list'),
-        (POSTS[0], 'pairs is a str, .*give a list'),
-        ([PAIRS[0], (POSTS[0], FIRSTS[0], SECONDS[0])], r'pairs\[1\] is .*give a Pair\(Prompt'),
-        ([Pair(None, 'a', 'b')], r'pairs\[0\] is .*give a Pair\(Prompt'),
-        ([Pair(PAIRS[0].prompt, 'a', None)], r'pairs\[0\]\.second is a NoneType, None; give a text'),
+        (PAIRS[0], r'pairs .* Pair, .*\[pair\]'),
+        (POSTS[0], r'pairs .* str, .*\[pair\]'),
+        ([PAIRS[0], (POSTS[0], FIRSTS[0], SECONDS[0])], r'pairs\[1\] .* Pair\(Prompt'),
+        ([Pair(None, 'a', 'b')], r'pairs\[0\] .* Pair\(Prompt'),
+        ([Pair(PAIRS[0].prompt, 'a', None)], r'pairs\[0\]\.second .* None; .*text'),
     ):
         with pytest.raises(Mistake, match=says):
             label(pairs)
@@ -363,7 +361,7 @@ def test_whatever_a_label_depends_on_is_in_its_key(labelers, tmp_path, asked_of)
 
 def test_too_many_that_are_none_stop_the_run_and_stay_stored(labelers, tmp_path, asked_of):
     store = Store(tmp_path / 'labels.jsonl')
-    with pytest.raises(Mistake, match=r"1 of 3 labels are unscorable.*\n  b: ' a problem with a roommate' or ' I eat'"):
+    with pytest.raises(Mistake, match=r"(?s)1 of 3 .*b: ' a problem.*' or ' I eat'.*label\.most_unscorable"):
         label_all(labelers / 'one', PLAIN, PAIRS, store)
     assert len(Store(tmp_path / 'labels.jsonl')) == 3 == len(asked_of)
     assert len(label_all(labelers / 'one', PLAIN, PAIRS, store)) == 3 == len(asked_of)

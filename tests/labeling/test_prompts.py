@@ -136,14 +136,14 @@ def test_a_technique_is_its_name(name):
     [
         ('detailed_cot_1_shot', 'detailed_cot_1shot'),
         ('detailled_0shot', 'detailed_0shot'),
-        ('base', 'base_'),
+        ('base', 'base_0shot'),
         ('cot_base_0shot', 'base_0shot'),
         ('base_-1shot', 'base_1shot'),
-        ('', 'base_'),
+        ('', 'base_0shot'),
     ],
 )
 def test_an_unknown_technique_names_the_nearest(name, near):
-    with pytest.raises(Mistake, match=f'no technique {name!r}; did you mean {near}'):
+    with pytest.raises(Mistake, match=rf'{name!r}.* {near}\?'):
         prompts.pair('summarization', name)
 
 
@@ -220,23 +220,23 @@ def test_exemplars_are_asked_as_zero_shot_is_where_a_folder_has_no_ending_for_th
         (
             {'sample__txt': 'A - {post}\n{first} {second}'},
             'base_0shot',
-            'unknown field {post}; fields are context, resp',
+            r'/sample\.txt: .*\{post\}.* context, response,',
         ),
-        ({'sample__txt': 'A -{first}\nB - {second}'}, 'base_0shot', 'sample.txt: put one space before each field'),
-        ({'sample__txt': 'A - {first}'}, 'base_0shot', 'sample.txt: the field {second} is missing'),
-        ({'rating__txt': 'A - {context}'}, 'rating', 'rating.txt: the field {response} is missing'),
-        ({}, 'detailed_0shot', 'no template summarization/detailed in'),
-        ({'base_cot__txt': None}, 'base_cot_0shot', 'the nearest is summarization/base'),
-        ({'ending__txt': None}, 'base_0shot', 'the nearest is summarization/ending_cot'),
-        ({}, 'base_2shot', 'exemplars.jsonl: 1 exemplars, but 2 are asked for'),
-        ({'exemplars__jsonl': None}, 'base_1shot', 'exemplars.jsonl: 0 exemplars, but 1 are asked for'),
-        ({'exemplars__jsonl': '{"context": "x"}'}, 'base_1shot', "exemplars.jsonl:1: the exemplar has no 'first'"),
-        ({'exemplars__jsonl': '{"context": '}, 'base_1shot', 'exemplars.jsonl:1: not valid JSON'),
+        ({'sample__txt': 'A -{first}\nB - {second}'}, 'base_0shot', r'/sample\.txt: .*space .*: \{response\}'),
+        ({'sample__txt': 'A - {first}'}, 'base_0shot', r'/sample\.txt: .*\{second\}'),
+        ({'rating__txt': 'A - {context}'}, 'rating', r'/rating\.txt: .*\{response\}'),
+        ({}, 'detailed_0shot', 'summarization/detailed .* summarization/'),
+        ({'base_cot__txt': None}, 'base_cot_0shot', 'summarization/base_cot .* summarization/base$'),
+        ({'ending__txt': None}, 'base_0shot', 'summarization/ending .* summarization/ending_cot$'),
+        ({}, 'base_2shot', r'/exemplars\.jsonl: 1 .* 2 '),
+        ({'exemplars__jsonl': None}, 'base_1shot', r'/exemplars\.jsonl: 0 .* 1 '),
+        ({'exemplars__jsonl': '{"context": "x"}'}, 'base_1shot', r"/exemplars\.jsonl:1: .*'first'"),
+        ({'exemplars__jsonl': '{"context": '}, 'base_1shot', r'/exemplars\.jsonl:1: .*JSON'),
     ],
 )
 def test_a_folder_that_is_wrong_is_named_with_its_file(own, changed, technique, says):
     folder = own(**changed)
-    with pytest.raises(Mistake, match=re.escape(says)) as error:
+    with pytest.raises(Mistake, match=says) as error:
         if technique == 'rating':
             prompts.single('summarization', 'rating', folder)
         else:
@@ -245,11 +245,11 @@ def test_a_folder_that_is_wrong_is_named_with_its_file(own, changed, technique, 
 
 
 def test_a_template_that_is_not_there_names_the_nearest(tmp_path):
-    with pytest.raises(Mistake, match='no template summarisation/sample .* the nearest is summarization/sample'):
+    with pytest.raises(Mistake, match='summarisation/sample .* summarization/sample$'):
         prompts.pair('summarisation', 'base_0shot')
-    with pytest.raises(Mistake, match='no template harmles/harm .* the nearest is harmless/harm'):
+    with pytest.raises(Mistake, match='harmles/harm .* harmless/harm$'):
         prompts.single('harmles', 'harm')
-    with pytest.raises(Mistake, match='the nearest is none'):
+    with pytest.raises(Mistake, match=f'helpful/rating .*{tmp_path}/nowhere.* none$'):
         prompts.single('helpful', 'rating', tmp_path / 'nowhere')
 
 
@@ -341,7 +341,7 @@ def test_a_prompt_too_long_without_its_context_is_refused_by_name(tiny_labeler):
     scorer = Scorer(tiny_labeler, [], read_answers(tokenizer, ('1', '2')), axes.make_mesh(), batch=4)
     rows = template.encode(tokenizer, [SAMPLE, SAMPLE | {'response': 'zq ' * 300}], scorer.room)
     assert rows[0].shortened == 0 and rows[1].shortened == len(SAMPLE['context'])
-    with pytest.raises(Mistake, match=f'prompt 1 has {len(rows[1].tokens)} tokens behind the preamble'):
+    with pytest.raises(Mistake, match=rf'prompt 1 .*\b{len(rows[1].tokens)} tokens.* 1 to 512$'):
         scorer([row.tokens for row in rows])
 
 

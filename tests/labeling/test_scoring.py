@@ -152,7 +152,7 @@ def test_rows_that_share_their_beginning_are_what_they_are_alone(params, kind, l
 def test_rows_that_are_no_groups_are_refused(params):
     lm = spelling('one', params)
     scorer = Scorer(lm, [], read_answers(lm.tokenizer, RATINGS), axes.make_mesh(), batch=4)
-    with pytest.raises(ValueError, match='3 rows are no groups of 2'):
+    with pytest.raises(ValueError, match='3 rows .* 2$'):
         scorer([[3], [4], [5]], group=2)
 
 
@@ -168,22 +168,22 @@ def test_a_mesh_changes_nothing(params, group):
 def test_a_prompt_that_does_not_fit_is_named(params):
     lm = spelling('two', params)
     scorer = Scorer(lm, [], read_answers(lm.tokenizer, RATINGS), axes.make_mesh(), batch=4)
-    with pytest.raises(Mistake, match='prompt 1 has 80 tokens behind the preamble; the labeler takes 1 to 79'):
+    with pytest.raises(Mistake, match='prompt 1 .* 80 tokens.* 1 to 79$'):
         scorer([[3], [3] * 80])
-    with pytest.raises(Mistake, match='prompt 0 has 0 tokens'):
+    with pytest.raises(Mistake, match='prompt 0 .* 0 tokens.* 1 to 79$'):
         scorer([[]])
     assert scorer([]).shape == (0, 10)
-    with pytest.raises(Mistake, match='labeler batch = 3: .* 8'):
+    with pytest.raises(Mistake, match='labeler batch = 3: .* 8; .* 8$'):
         Scorer(lm, [], read_answers(lm.tokenizer, RATINGS), axes.make_mesh({'data': 8}), batch=3)
 
 
 def test_an_answer_that_cannot_be_written_or_told_apart_is_named(params):
     tokenizer = spelling('two', params).tokenizer
-    with pytest.raises(Mistake, match="no tokens for the answer 'yes'"):
+    with pytest.raises(Mistake, match="no tokens.* 'yes'"):
         read_answers(tokenizer, ('a', 'yes'))
-    with pytest.raises(Mistake, match="writes 'a' and ' a' alike"):
+    with pytest.raises(Mistake, match="'a' and ' a' alike"):
         read_answers(tokenizer, ('a', ' a'))
-    with pytest.raises(Mistake, match="writes '1' and '1' alike"):
+    with pytest.raises(Mistake, match="'1' and '1' alike"):
         read_answers(tokenizer, ('1', '2', '1'))
 
 
@@ -211,10 +211,10 @@ def test_a_prompt_is_its_text_and_a_response_has_one(tiny_labeler):
     prompts = [Prompt(text, id=text) for text in POSTS]
     assert direct.rate(tiny_labeler, prompts, FIRSTS, batch=4) == direct.rate(tiny_labeler, POSTS, FIRSTS, batch=4)
     for prompts, responses, says in (
-        (POSTS[0], FIRSTS[0], 'prompts is a str, .*give a list'),
-        (POSTS, FIRSTS[0], 'responses is a str, .*give a list'),
-        (POSTS, FIRSTS[:2], '3 prompts and 2 responses'),
-        (POSTS, [*FIRSTS[:2], None], r'responses\[2\] is a NoneType'),
+        (POSTS[0], FIRSTS[0], r'prompts .* str, .*\[prompt\]'),
+        (POSTS, FIRSTS[0], r'responses .* str, .*\[response\]'),
+        (POSTS, FIRSTS[:2], '3 prompts.* 2 responses'),
+        (POSTS, [*FIRSTS[:2], None], r'responses\[2\] .* None;'),
     ):
         with pytest.raises(Mistake, match=says):
             direct.rate(tiny_labeler, prompts, responses)
@@ -239,9 +239,7 @@ def test_too_many_that_are_none_stop_the_run(tiny_labeler):
     strict = direct.Config(batch=4, least_mass=0.999, most_unscorable=1.0)
     assert np.isnan(direct.make_scorer(tiny_labeler, strict)(POSTS, FIRSTS)).all()
     strict = dataclasses.replace(strict, most_unscorable=0.9)
-    with pytest.raises(
-        Mistake, match=r"labeler tiny answered 3 of 3 prompts .* ' I lost my keys.' \(the ten ratings hold 0"
-    ):
+    with pytest.raises(Mistake, match=r"tiny .* 3 of 3 .* 0\.999.* ' I lost.*' .* 0\.\d+ .*rating\.least_mass"):
         direct.make_scorer(tiny_labeler, strict)(POSTS, FIRSTS)
 
 

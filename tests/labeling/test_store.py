@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -175,7 +176,7 @@ def test_a_damaged_line_is_skipped_and_said_and_its_label_made_again(path, capsy
     capsys.readouterr()
     labeler = Labeler()
     store = Store(path)
-    assert 'line 8 and 2 more' in capsys.readouterr().out
+    assert re.search(f'{path}: .*line 8 and 2 ', capsys.readouterr().out)
     assert complete(store, keys, labeler, batch=20) == complete(Store(path), keys, None, batch=20)
     assert labeler.asked == [[7, 11, 12]]
     assert path.read_bytes().startswith(b'\n'.join(damaged))  # nothing is taken away
@@ -185,19 +186,19 @@ def test_a_damaged_line_is_skipped_and_said_and_its_label_made_again(path, capsy
 def test_a_file_that_is_no_store_is_left_as_it_is(path, text):
     path.parent.mkdir()
     path.write_text(text, encoding='utf-8')
-    with pytest.raises(Mistake, match='labels.jsonl is not a label store'):
+    with pytest.raises(Mistake, match=f'{path} .*label store'):
         Store(path)
     assert path.read_text(encoding='utf-8') == text
 
 
 def test_where_labels_cannot_be_kept_a_mistake_says_so(tmp_path):
-    with pytest.raises(Mistake, match='is not a file; name one, such as .*labels.jsonl'):
+    with pytest.raises(Mistake, match=f'{tmp_path} .*{tmp_path}/labels.jsonl$'):
         Store(tmp_path)
     (tmp_path / 'file').touch()
-    with pytest.raises(Mistake, match='file/labels.jsonl: labels cannot be kept here'):
+    with pytest.raises(Mistake, match='/file/labels.jsonl: .*File exists'):
         Store(tmp_path / 'file' / 'labels.jsonl')
     os.mkfifo(tmp_path / 'pipe')
-    with pytest.raises(Mistake, match='pipe is not a file'):
+    with pytest.raises(Mistake, match=f'{tmp_path}/pipe .*/labels.jsonl$'):
         Store(tmp_path / 'pipe')
 
 
@@ -205,7 +206,7 @@ def test_where_labels_cannot_be_kept_a_mistake_says_so(tmp_path):
 def test_a_file_that_may_not_be_read_is_a_mistake(path):
     Store(path).append({'a': record(1)})
     path.chmod(0)
-    with pytest.raises(Mistake, match='labels cannot be kept here .*Permission denied'):
+    with pytest.raises(Mistake, match=f'{path}: .*Permission denied'):
         Store(path)
 
 
@@ -215,7 +216,7 @@ def test_a_full_disk_is_a_mistake_and_loses_nothing(path):
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 50, limits[1]))
     try:
-        with pytest.raises(Mistake, match='labels cannot be kept here'):
+        with pytest.raises(Mistake, match=f'{path}: .*File too large'):
             store.append({'b': record(3)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -228,7 +229,7 @@ def test_a_file_cut_by_others_while_it_is_open_is_a_mistake(path):
     store = Store(path)
     store.append({'a': record(1)})
     path.write_text('', encoding='utf-8')
-    with pytest.raises(Mistake, match='was cut or replaced'):
+    with pytest.raises(Mistake, match=f'{path} .*replaced'):
         store.append({'b': record(2)})
 
 
@@ -240,7 +241,7 @@ def test_without_locks_it_is_said_once_and_the_labels_are_stored(path, monkeypat
     store = Store(path)
     store.append({'a': record(1)})
     assert Store(path).get('a') == record(1)
-    assert capsys.readouterr().out.count('no file locks here') == 1
+    assert capsys.readouterr().out.count(f'{path}: ') == 1
 
 
 # Several processes
@@ -358,7 +359,7 @@ def test_a_shard_is_read_as_it_is_written():
         ('0/16', '1/16'), ('17/16', '16/16'), ('0/0', '1/1'), ('x', '3/16'), ('3', '3/16'), ('3/16/2', '3/16'),
         ('-1/16', '3/16'), ('1.5/16', '3/16'), ('٣/16', '3/16'),
     ):  # fmt: skip
-        with pytest.raises(Mistake, match=f'shard={nearest}'):
+        with pytest.raises(Mistake, match=rf'shard={text}: .*shard={nearest}\b'):
             Shard.parse(text)
 
 
@@ -454,12 +455,12 @@ def test_a_second_run_asks_for_nothing(path, capsys):
     labeler, keys = Labeler(bad=[3]), keys_of(10)
     first = complete(Store(path), keys, labeler, batch=4)
     assert labeler.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert '0 of 10 are in' in capsys.readouterr().out
+    assert re.search(f'0 of 10 .*{path} ', capsys.readouterr().out)
     before = path.read_bytes()
     assert complete(Store(path), keys, labeler, batch=4) == first
     assert len(labeler.asked) == 3 and path.read_bytes() == before
     said = capsys.readouterr().out
-    assert '10 of 10 are in' in said and '(1 unscorable), 0 to make' in said
+    assert '10 of 10 ' in said and '1 unscorable' in said and '0 to make' in said
     assert [r['preference'] for i, r in enumerate(first) if i != 3] == [
         record(i)['preference'] for i in range(10) if i != 3
     ]
@@ -500,7 +501,7 @@ def test_too_many_unscorable_stop_it_with_examples_and_stay_stored(path):
         complete(Store(path), keys, labeler, batch=20, describe=lambda i: f'<example {i}>', title='detailed')
     assert len(labeler.asked) == 3  # it looks from the 50th on
     text = str(stopped.value)
-    assert text.startswith('detailed: 20 of 60 labels are unscorable (33%, of which at most 20% may be)')
+    assert re.match(r'(?s)detailed: 20 of 60 .*33%.* 20%.*label\.most_unscorable', text)
     assert [i for i in range(100) if f'<example {i}>' in text] == [0, 3, 6]
     assert len(Store(path)) == len(lines(path)) == 60
     complete(Store(path), keys, labeler, batch=20, most_unscorable=0.5)
@@ -537,7 +538,7 @@ def test_a_signal_stops_it_behind_a_batch_and_the_same_call_goes_on(path, number
         complete(Store(path), keys_of(50), make, batch=8)
     assert left.value.code == 130 and len(lines(path)) == 24 and signal.getsignal(number) == handler
     said = capsys.readouterr().out
-    assert 'label: stopped after 24 of 50 labels; saved. The same command goes on' in said
+    assert re.search('label: stopped .*24 of 50 ', said)
     complete(Store(path), keys_of(50), labeler, batch=8)
     assert sum(labeler.asked, []) == list(range(50))
 
@@ -560,10 +561,18 @@ def test_it_works_in_a_thread_of_its_own(path):
     assert len(Store(path)) == 9
 
 
-@pytest.mark.parametrize('made', [[], [record(0)] * 3, [{'status': 'maybe'}] * 2, [{}, {}]])
-def test_what_is_not_a_label_for_each_index_is_refused(path, made):
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    'made, told',
+    [
+        ([], 'shorter'),
+        ([record(0)] * 3, 'longer'),
+        ([{'status': 'maybe'}] * 2, "'ok' or 'unscorable', .*'maybe'"),
+        ([{}, {}], "'ok' or 'unscorable', .*None"),
+    ],
+)
+def test_what_is_not_a_label_for_each_index_is_refused(path, made, told):
+    with pytest.raises(ValueError, match=told):
         complete(Store(path), keys_of(2), lambda _: made, batch=2)
     assert len(Store(path)) == 0
-    with pytest.raises(ValueError, match='batch'):
+    with pytest.raises(ValueError, match='batch .*positive.* 0'):
         complete(Store(path), keys_of(2), Labeler(), batch=0)

@@ -194,7 +194,7 @@ def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, com
     folder, share = finished.parent / 'sft', f'--stages={finished / "stages"}'
     stages.told.clear()  # as in another process
     assert launcher.main([*command(folder, experiment='tldr_sft'), share]) == 0
-    assert f'sft: already there, in {stage(finished)}' in capsys.readouterr().out.replace('\n', '')
+    assert re.search(f'sft: .*{stage(finished)}', capsys.readouterr().out.replace('\n', ''))
     assert (folder / 'export/model.safetensors').read_bytes() == (
         stage(finished) / 'export/model.safetensors'
     ).read_bytes()
@@ -240,17 +240,17 @@ class At:
 def test_a_run_stopped_by_a_signal_saves_and_goes_on_bit_for_bit(finished, command, tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'run'
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    stops = (('sft/loss', 3, signal.SIGTERM, 'sft: stopped at step 5 of 8'),  # as metrics are written a step late
-             ('objective/kl', 2, signal.SIGINT, 'reinforce: stopped at step 3 of 6'))  # fmt: skip
+    stops = (('sft/loss', 3, signal.SIGTERM, 'sft: stopped .* 5 of 8'),  # as metrics are written a step late
+             ('objective/kl', 2, signal.SIGINT, 'reinforce: stopped .* 3 of 6'))  # fmt: skip
     for name, step, number, message in stops:
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
             At(patch, name, step, number)
             launcher.main(command(folder))
         assert left.value.code == 130
-        assert f'{message}; saved. The same command goes on' in capsys.readouterr().out
+        assert re.search(f'{message}; .*same command', capsys.readouterr().out)
         assert not (folder / 'result.json').exists()
     assert launcher.main([*command(folder), 'reinforce.save_every=4', 'sft.log_every=3']) == 0  # they only observe
-    assert 'reinforce: going on from step 3 of 6' in capsys.readouterr().out
+    assert re.search('reinforce: going on .* 3 of 6', capsys.readouterr().out)
     same(folder, finished)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
@@ -270,7 +270,7 @@ def test_what_a_crash_leaves_half_written_is_ignored(finished, command, tmp_path
         file.truncate((folder / 'metrics.jsonl').stat().st_size - 100)
     assert launcher.main(command(folder)) == 0
     printed = capsys.readouterr().out
-    assert 'is damaged' in printed and 'reinforce: going on from step 4 of 6' in printed
+    assert re.search('(?s)/checkpoints/5 .*damaged.*reinforce: going on .* 4 of 6', printed)
     same(folder, finished)
 
 
@@ -300,7 +300,7 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
     process = start(arguments, out)
     wait_for(process, lambda: 'plan' in out.read_text(encoding='utf-8'))
     process.terminate()
-    assert process.wait(60) == 130 and 'the same command goes on' in out.read_text(encoding='utf-8').lower()
+    assert process.wait(60) == 130 and 'the same command' in out.read_text(encoding='utf-8').lower()
 
     for of_stage, steps, before in ((stage, SFT_STEPS, 0), (lambda folder: folder, RL_STEPS, 1)):  # a line of SFT
         step = rng.randrange(3, steps - 1)
@@ -314,7 +314,7 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_pat
 
     process = start(arguments, out)
     assert process.wait(120) == 0, out.read_text(encoding='utf-8')
-    went_on = 'reinforce: going on from step' in out.read_text(encoding='utf-8')
+    went_on = 'reinforce: going on ' in out.read_text(encoding='utf-8')
     assert went_on or count(folder / 'metrics.jsonl') == RL_STEPS + 1
     same(folder, finished)
 
@@ -348,13 +348,13 @@ def damaged(models: Path, folder: Path, how: str) -> Path:
 
 
 CHECKPOINTS = {
-    'torn': r'model\.safetensors: not a whole safetensors file',
-    'a pickle': r'pytorch_model\.bin is a pickle.*only safetensors',
-    'of another architecture': r"model_type = 'mamba' is not supported; supported: llama",
-    'of other sizes': r'has shape \(32, 16\); its config\.json says \(48, 16\)',
-    'without a tokenizer': r'no tokenizer\.json here',
-    'with a torn tokenizer': r'tokenizer cannot be read',
-    'with a torn config': r'config\.json: not valid JSON',
+    'torn': r'/model\.safetensors: .*fetch it again',
+    'a pickle': r'pytorch_model\.bin .*pickle.*safetensors',
+    'of another architecture': r"/config\.json: model_type = 'mamba' .* llama",
+    'of other sizes': r'gate_proj\.weight .*\(32, 16\).*config\.json .*\(48, 16\)',
+    'without a tokenizer': r'no tokenizer\.json',
+    'with a torn tokenizer': r'tokenizer .*fetch',
+    'with a torn config': r'/config\.json: .*JSON.*fetch',
 }
 
 
@@ -369,27 +369,27 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_runs(how, r
 
 
 BAD = {  # what is typed -> what is said
-    'sft.bach=8': r'sft\.bach: no such field; did you mean sft\.batch\?',
-    'reinforce.beta=high': r"reinforce\.beta: wants float, got 'high'",
-    'reinforce.beta=2.0': r'reinforce: beta = 2\.0 must be in \[0, 1\]',
-    'reinforce.steps=2.5': r'reinforce\.steps: wants int, got 2\.5',
-    'reinforce.batch=-8': r'reinforce: batch must be positive, not -8',
-    'reinforce.baseline=vlaue': r"reinforce\.baseline: wants .*did you mean 'value'",
-    'reinforce.parts=3': r'batch = 8 does not fall into 3 equal parts',
-    'sft.batch=72': r'sft\.batch = 72 is more than the prompts, data\.train = 64',
-    'reinforce.max_new_tokens=400': r'rows have up to 592 tokens.*made for 512',
-    'dtype=float16': r"dtype: wants 'float32' \| 'bfloat16', got 'float16'",
-    'data.source=micro_tdlr': r"no data set 'micro_tdlr'; did you mean micro_tldr\?",
-    'evaluation.judge=raters2': r'raters2: no such directory, and no packaged model',
-    'policy=micro_xz': r'micro_xz: no such directory, and no packaged model',
-    'policy=/nowhere/at/all': r'/nowhere/at/all: no such directory',
-    'mesh.data=16': r"mesh: \{'data': 16.*needs 16 devices.*there are 8",
-    'mesh.data=0': r'mesh: sizes are positive',
-    'just words': r"'just words' is not a binding; write path\.to\.field = value",
-    'scale=mikro': r"no scale 'mikro'; did you mean micro\?",
-    'scale=3': r"no scale '3'",
-    '--scale=gemma': r"no scale 'gemma'; did you mean",
-    '--seed=-1': r'--seed=-1: a seed is 0 or more',
+    'sft.bach=8': r'sft\.bach: .* sft\.batch\b',
+    'reinforce.beta=high': r"reinforce\.beta: .*float.* 'high'",
+    'reinforce.beta=2.0': r'reinforce: beta = 2\.0 .*\[0, 1\]',
+    'reinforce.steps=2.5': r'reinforce\.steps: .*int.* 2\.5',
+    'reinforce.batch=-8': r'reinforce: batch .*positive.* -8',
+    'reinforce.baseline=vlaue': r"reinforce\.baseline: .*'vlaue'.* 'value'",
+    'reinforce.parts=3': r'reinforce: batch = 8 .* 3 .*parts',
+    'sft.batch=72': r'sft\.batch = 72 .*data\.train = 64',
+    'reinforce.max_new_tokens=400': r'/policy .*512.*max_new_tokens',
+    'dtype=float16': r"dtype: .*'float32' \| 'bfloat16'.*'float16'",
+    'data.source=micro_tdlr': r"'micro_tdlr'.* micro_tldr\b",
+    'evaluation.judge=raters2': r'raters2: .* micro_l, micro_s, micro_xs',
+    'policy=micro_xz': r'micro_xz: .* micro_xs\b',
+    'policy=/nowhere/at/all': r'/nowhere/at/all: .* micro_l, micro_s, micro_xs',
+    'mesh.data=16': r"mesh: \{'data': 16.* 16 devices.* 8 ",
+    'mesh.data=0': r'mesh: .*positive.* 0 ',
+    'just words': r"'just words' .*path\.to\.field = value",
+    'scale=mikro': r"'mikro'.* micro\?",
+    'scale=3': r"'3'.* Scales: micro, ",
+    '--scale=gemma': r"'gemma'.* gemma2\?",
+    '--seed=-1': r'--seed=-1: .* 0 ',
 }
 
 
@@ -404,28 +404,28 @@ def test_bad_input_is_named_with_the_nearest_right_thing_and_nothing_is_written(
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ([], 'which experiment?.*tldr_direct'),
-        (['--experiment=tldr_drect'], "no experiment 'tldr_drect'; did you mean tldr_direct?"),
-        (['experiment=7'], "no experiment '7'"),
-        (['tldr_drect', 'sft.steps=3'], "no experiment 'tldr_drect'; did you mean tldr_direct?"),
-        (['--experiment=tldr_sft', 'tldr_direct'], "'tldr_direct' is not a binding"),
+        ([], '--experiment=NAME.* tldr_direct,'),
+        (['--experiment=tldr_drect'], "'tldr_drect'.* tldr_direct\\b"),
+        (['experiment=7'], "'7'.*--list"),
+        (['tldr_drect', 'sft.steps=3'], "'tldr_drect'.* tldr_direct\\b"),
+        (['--experiment=tldr_sft', 'tldr_direct'], r"'tldr_direct' .*path\.to\.field = value"),
         (['--experiment=tldr_sft', '--bindings=/nowhere.gin'], '--bindings=/nowhere.gin: No such file'),
         (['--experiment=tldr_sft', '--bindings=.'], '--bindings=.: Is a directory'),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
     assert launcher.main(arguments) == 2
-    assert re.search(message.replace('?', r'\?'), capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     'text, message',
     [
-        (b'sft.steps = 3\nsft.steps : 4\n', r'bad\.gin:2: .*is not a binding'),
-        (b'sft.steps = 3\nsft.steps = 4\n', r'bad\.gin:2: sft\.steps is already bound on line 1'),
-        (b'sft.stesp = 3\n', r'sft\.stesp: no such field; did you mean sft\.steps\?'),
-        (b'mesh.data = (1,\n', r'bad\.gin:1: a bracket is opened here and never closed'),
-        (b'\xff\xfe\x00', r'bad\.gin: not a text file'),
+        (b'sft.steps = 3\nsft.steps : 4\n', r"bad\.gin:2: .*'sft\.steps : 4'.*path\.to\.field = value"),
+        (b'sft.steps = 3\nsft.steps = 4\n', r'bad\.gin:2: sft\.steps .*line 1'),
+        (b'sft.stesp = 3\n', r'sft\.stesp: .* sft\.steps\b'),
+        (b'mesh.data = (1,\n', r'bad\.gin:1: .*bracket'),
+        (b'\xff\xfe\x00', r'--bindings=.*bad\.gin: '),
     ],
 )
 def test_a_file_of_bindings_that_is_wrong_is_named_with_its_line(text, message, command, tmp_path, capsys):
@@ -440,10 +440,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_named_before_anything_runs(sta
     batches = ('rating.batch=16', 'evaluation.batch=16', 'sft.batch=16', 'reinforce.batch=16')
     changes = [change for change in batches if not change.startswith(stage)] + [f'{stage}.batch=12', 'mesh.data=8']
     assert launcher.main(command(tmp_path / 'run', *changes)) == 2
-    assert re.search(
-        rf'{stage}\.batch = 12: the mesh splits a batch into 8; the nearest sizes that fit are 8 or 16',
-        capsys.readouterr().err,
-    )
+    assert re.search(rf'{stage}\.batch = 12: .* 8; .* 8 or 16$', capsys.readouterr().err.rstrip())
     assert not (tmp_path / 'run').exists()
 
 
@@ -451,8 +448,7 @@ def test_a_folder_of_another_config_is_left_as_it_is(finished, command, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob('*') if path.name != '.lock'}
     assert launcher.main(command(finished, 'reinforce.beta=0.5')) == 2
     told = capsys.readouterr().err
-    assert re.search(r'belongs to another config:\s+reinforce\.beta: 0\.05 there, 0\.5 here', told)
-    assert 'another --workdir' in told
+    assert re.search(rf'(?s){finished} .*reinforce\.beta: 0\.05 .* 0\.5 .*--workdir', told)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -464,7 +460,7 @@ def test_a_corrected_command_finds_the_folder_free(command, tmp_path, capsys):
 def test_a_place_that_cannot_be_written_is_named(command, tmp_path, capsys):
     (tmp_path / 'file').write_text('', encoding='utf-8')
     assert launcher.main(command(tmp_path / 'file' / 'run')) == 2
-    assert re.search(r'file/run: nothing can be written here \(Not a directory\)', capsys.readouterr().err)
+    assert re.search(r'/file/run: .*Not a directory.*--workdir', capsys.readouterr().err)
 
 
 def test_a_folder_that_was_removed_is_said(tmp_path, monkeypatch, capsys):
@@ -533,9 +529,9 @@ def test_a_misspelt_flag_gets_the_nearest_right_one(flag, capsys):
         typed = f'--{flag[:i]}{flag[i + 1 :]}'
         for arguments in ([f'{typed}=1', '--experiment=tldr_sft'], ['sft.steps=3', typed, 'tldr_sft']):
             assert launcher.main(arguments) == 2
-            assert f'no flag {typed}; did you mean --{flag}?' in capsys.readouterr().err
+            assert re.search(rf'{typed}\b.* --{flag}\?', capsys.readouterr().err)
     assert launcher.main([f'--{flag[:3]}']) == 2  # nor is one abbreviated
-    assert f'did you mean --{flag}?' in capsys.readouterr().err
+    assert re.search(rf'--{flag[:3]}\b.* --{flag}\?', capsys.readouterr().err)
 
 
 # Without running
@@ -581,7 +577,7 @@ def test_a_field_is_explained_with_all_below_it(typed, shown, capsys):
     assert {line.split()[0] for line in printed if not line.startswith(' ')} == shown
     assert sum(line.startswith('    ') for line in printed) >= len(shown)
     assert launcher.main(['--explain', typed + 'x', 'micro_pretrain_s' if 'naming' in typed else 'tldr_direct']) == 2
-    assert typed in capsys.readouterr().err
+    assert re.search(rf'{typed}x: .* {typed}\?', capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('arguments', [['tldr_direct', '--dry-run'], ['--dry_run', 'sft.steps=3', 'tldr_direct']])

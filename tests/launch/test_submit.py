@@ -6,6 +6,7 @@ RLAIF_REGENERATE_GOLDEN=1 pytest tests/launch/test_submit.py rewrites the jobs i
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,33 +166,33 @@ def test_a_run_of_the_same_folder_is_not_refused(here, capsys):
 
 
 BAD = {  # what is typed -> what is said
-    '--experiment=tldr_direct': '--to=slurm',
-    '--to=slurm --experiment=tldr_drect': 'tldr_direct',
-    '--to=slurm tldr_direct sft.stps=4': 'sft.steps',
-    '--to=slurm tldr_direct sft.steps=-4': 'sft',
-    '--to=slurm tldr_direct --gpu=4': '--gpus',
-    '--to=slurm tldr_direct --gpus=-1': 'gpus must not be negative',
-    '--to=slurm tldr_direct --nodes=0': 'nodes must be positive',
-    '--to=slurm tldr_direct --site=nowhere.toml': 'nowhere.toml: No such file',
-    '--to=slurm tldr_direct --go': 'no sbatch here',
+    '--experiment=tldr_direct': '--to=slurm .*--to=sky',
+    '--to=slurm --experiment=tldr_drect': "'tldr_drect'.* tldr_direct\\b",
+    '--to=slurm tldr_direct sft.stps=4': r'sft\.stps: .* sft\.steps\b',
+    '--to=slurm tldr_direct sft.steps=-4': 'sft: steps .*positive.* -4 ',
+    '--to=slurm tldr_direct --gpu=4': r'--gpu\b.* --gpus\b',
+    '--to=slurm tldr_direct --gpus=-1': '--to=slurm: gpus .* -1 ',
+    '--to=slurm tldr_direct --nodes=0': '--to=slurm: nodes .* 0 ',
+    '--to=slurm tldr_direct --site=nowhere.toml': r'nowhere\.toml: ',
+    '--to=slurm tldr_direct --go': '--go: .* sbatch ',
     '--to=slurm tldr_direct --shards=1': '--shards=1',
-    '--to=slurm tldr_direct --parallel=2': '--shards',
+    '--to=slurm tldr_direct --parallel=2': '--parallel=2: .* --shards ',
     '--to=slurm tldr_direct --shards=4 --parallel=0': '--parallel=0',
     '--to=slurm tldr_direct --shards=4 --nodes=2': '--nodes=2',
-    '--to=slurm tldr_direct --set grace=soon': 'grace: wants int',
-    '--to=sky tldr_direct --accelerator=v5e-16': 'bucket in [sky]',
+    '--to=slurm tldr_direct --set grace=soon': "grace: .*int.* 'soon'",
+    '--to=sky tldr_direct --accelerator=v5e-16': r'--set bucket=NAME.*\[sky\]',
     '--to=sky tldr_direct --set bucket=b': '--accelerator=v5e-16',
     '--to=slurm tldr_direct --gpus=2': 'mesh.data=-1',
-    '--to=slurm tldr_direct --nodes=3 --gpus=8 mesh.data=-1': 'batch',
-    '--to=sky tldr_direct --set bucket=b --accelerator=v5e-20 mesh.data=-1': 'v5e-16',
-    '--to=sky --experiment=label --set bucket=b --accelerator=v5e-1 input=a.jsonl output=b.jsonl': '/bucket/b.jsonl',
-    '--to=sky tldr_direct --set bucket=b --accelerator=v5x-16': 'v5',
+    '--to=slurm tldr_direct --nodes=3 --gpus=8 mesh.data=-1': r'sft\.batch = 64: .* 24; .* 48 or 72 ',
+    '--to=sky tldr_direct --set bucket=b --accelerator=v5e-20 mesh.data=-1': '=v5e-20: .* v5e-16 ',
+    '--to=sky --experiment=label --set bucket=b --accelerator=v5e-1 input=a.jsonl output=b.jsonl': r'=/bucket/b\.jsonl ',
+    '--to=sky tldr_direct --set bucket=b --accelerator=v5x-16': '=v5x-16: .* v5p-16 ',
     '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --nodes=2': '--nodes=2',
-    '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --time=1:00': 'time',
-    '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --workdir=/run': '/run: lies on this machine',
+    '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --time=1:00': '--to=sky: time: ',
+    '--to=sky tldr_direct --set bucket=b --accelerator=v4-8 --workdir=/run': ' /run: ',
     '--backend=sky --experiment=tldr_direct --seed=[0,1] --parallel=2 --set bucket=b --accelerator=v4-8': '--parallel=2',
-    '--backend=slurm --experiment=tldr_direct --seed=[0,1] --site=nowhere.toml': 'nowhere.toml',
-    '--backend=slurm --experiment=tldr_direct reinforce.bta=[0.0,0.1]': 'reinforce.beta',
+    '--backend=slurm --experiment=tldr_direct --seed=[0,1] --site=nowhere.toml': r'nowhere\.toml: ',
+    '--backend=slurm --experiment=tldr_direct reinforce.bta=[0.0,0.1]': r'reinforce\.bta: .* reinforce\.beta\b',
 }
 
 
@@ -200,18 +201,18 @@ def test_bad_input_is_named_before_anything_is_written(typed, here, monkeypatch,
     monkeypatch.setenv('PATH', str(here))
     assert given(typed.split(' ')) == 2
     told = capsys.readouterr().err
-    assert told.startswith('error: ') and BAD[typed] in told.replace('\n', ' '), told
+    assert told.startswith('error: ') and re.search(BAD[typed], told.replace('\n', ' ')), told
     assert not (here / 'runs').exists() and 'Traceback' not in told
 
 
 @pytest.mark.parametrize(
     'said, told',
     [
-        ('[slurm]\npartitoin = "gpu"', 'partition'),
-        ('[slrum]\npartition = "gpu"', '[slurm]'),
-        ('partition = "gpu"', '[slurm]'),
-        ('[slurm]\npartition = 3', 'partition: wants str'),
-        ('[slurm]\npartition = gpu', 'site.toml'),
+        ('[slurm]\npartitoin = "gpu"', r'\[slurm\]: partitoin: .* partition\b'),
+        ('[slrum]\npartition = "gpu"', r'slrum .*\[slurm\]'),
+        ('partition = "gpu"', r'partition .*\[slurm\]'),
+        ('[slurm]\npartition = 3', r"\[slurm\]: partition: .*str.* 3 .*'3'"),
+        ('[slurm]\npartition = gpu', 'line 2'),
     ],
 )
 def test_the_file_of_the_site_is_checked(said, told, here, capsys):
@@ -220,7 +221,7 @@ def test_the_file_of_the_site_is_checked(said, told, here, capsys):
     file.write_text(said, encoding='utf-8')
     assert given(['--to=slurm', 'tldr_direct']) == 2
     error = capsys.readouterr().err
-    assert told in error and 'site.toml' in error and not (here / 'runs').exists()
+    assert re.search(rf'{file}: .*{told}', error) and not (here / 'runs').exists()
 
 
 # Under a stand-in for SLURM
@@ -377,7 +378,7 @@ def test_two_tasks_of_a_job_that_was_stopped_are_one_process_that_was_not(queue,
         job.kill()
     (log,) = here.glob('runs/two.job/slurm-*.log')
     said = log.read_text(encoding='utf-8')
-    assert said.count('2 processes') == 2 and 'going on from step' in said, said
+    assert said.count('2 processes') == 2 and 'going on' in said, said
     assert len((queue / '7.begins').read_text(encoding='utf-8').splitlines()) == 2 and not list(here.rglob('tries-*'))
     for file in ('report.txt', 'export/model.safetensors'):
         assert (here / 'alone' / file).read_bytes() == (here / 'runs/two' / file).read_bytes(), file

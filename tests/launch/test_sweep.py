@@ -132,12 +132,12 @@ def test_every_sweep_binds_to_an_experiment_beside_it():
     for module in {experiment.__module__ for experiment in experiments.experiments().values()}:
         beside = vars(sys.modules[module])
         for name in [name.removeprefix('sweep_') for name in beside if name.startswith('sweep_')]:
-            fits = []
+            fits, points = [], sweep.named(beside[beside['__all__'][0]], name, 'micro')
             for other in beside['__all__']:
                 try:
                     fits += sweep.plan(sweep.parser().parse_args([f'--experiment={other}', f'--sweep={name}']))[1]
                 except Mistake as mistake:
-                    assert re.search('no such field|would change nothing', str(mistake))
+                    assert any(path in str(mistake) for point in points for path in point)
             assert fits, f'sweep_{name} fits no experiment'
 
 
@@ -171,27 +171,27 @@ def test_names_that_no_folder_can_have_are_made_to_fit():
 
 
 BAD = {  # what is typed -> what is said
-    '--experiment=tldr_drect --seed=[0]': "no experiment 'tldr_drect'; did you mean tldr_direct?",
-    '--sweep=bta': "no sweep 'bta' beside tldr_direct; did you mean beta?",
-    'reinforce.bta=[0.0,0.1]': 'reinforce.bta: no such field; did you mean reinforce.beta?',
-    'reinforce.beta=[0.0,x]': 'neither a literal nor a bare word',
-    'reinforce.beta=[0.0,"x"]': "reinforce.beta: wants float, got 'x'",
-    'reinforce.beta=[0.0,2.0]': 'reinforce: beta = 2.0 must be in [0, 1]',
-    'reinforce.beta=[]': 'the sweep is empty: reinforce.beta',
-    '--sweep=nothing': 'the sweep is empty: nothing',
-    'reinforce.beta=0.1': 'nothing is swept; give --sweep=NAME',
-    'reinforce.beta=[0,0.0]': 'reinforce.beta=0.0: this point is there twice',
-    'reinforce.beta=0.2 --sweep=beta': 'reinforce.beta: is swept, and bound to 0.2',
-    'reinforce.beta=[0.2] --sweep=beta': 'reinforce.beta: two sweeps bind it at once',
-    'reinforce.beta=[0.1,0.2] --seed=[0] --zip': 'sweeps of unequal lengths [2, 1]',
-    '--seed=[0,1.5]': 'seed: wants int, got 1.5',
-    '--seed=[0,-1]': '--seed=-1: a seed is 0 or more',
-    '--seed=[0] --scale=mikro': "no scale 'mikro'; did you mean micro?",
-    '--seed=[0] --bindings=/nowhere.gin': '--bindings=/nowhere.gin: No such file',
-    '--seed=[0] --parallel=0': '--parallel=0: at least one',
-    '--seed=[0] shard=1/2': 'shard=1/2: a point',
-    '--sed=[0]': 'no flag --sed; did you mean --seed?',
-    '--experimnt=tldr_sft --seed=[0]': 'no flag --experimnt; did you mean --experiment?',
+    '--experiment=tldr_drect --seed=[0]': r"'tldr_drect'.* tldr_direct\b",
+    '--sweep=bta': r"'bta' .* tldr_direct; .* beta\b",
+    'reinforce.bta=[0.0,0.1]': r'reinforce\.bta: .* reinforce\.beta\b',
+    'reinforce.beta=[0.0,x]': r'reinforce\.beta: \[0\.0,x\] .*quotes',
+    'reinforce.beta=[0.0,"x"]': r"reinforce\.beta: .*float.* 'x'",
+    'reinforce.beta=[0.0,2.0]': r'reinforce: beta = 2\.0 .*\[0, 1\]',
+    'reinforce.beta=[]': r'empty: reinforce\.beta',
+    '--sweep=nothing': 'empty: nothing',
+    'reinforce.beta=0.1': r'--sweep=NAME.* --seed=\[0,1,2\]',
+    'reinforce.beta=[0,0.0]': r'reinforce\.beta=0\.0: .*twice',
+    'reinforce.beta=0.2 --sweep=beta': r'reinforce\.beta: .* 0\.2 ',
+    'reinforce.beta=[0.2] --sweep=beta': r'reinforce\.beta: .*two sweeps',
+    'reinforce.beta=[0.1,0.2] --seed=[0] --zip': r'zip.*\[2, 1\]',
+    '--seed=[0,1.5]': r'seed: .*int.* 1\.5',
+    '--seed=[0,-1]': '--seed=-1: .* 0 ',
+    '--seed=[0] --scale=mikro': r"'mikro'.* micro\?",
+    '--seed=[0] --bindings=/nowhere.gin': r'--bindings=/nowhere\.gin: ',
+    '--seed=[0] --parallel=0': '--parallel=0: .*one',
+    '--seed=[0] shard=1/2': r'shard=1/2: .*launch/run\.py',
+    '--sed=[0]': r'--sed\b.* --seed\b',
+    '--experimnt=tldr_sft --seed=[0]': r'--experimnt\b.* --experiment\b',
 }
 
 
@@ -202,7 +202,7 @@ def test_bad_input_is_named_before_anything_runs(typed, stub, tmp_path, monkeypa
     monkeypatch.setattr(tldr, 'sweep_nothing', lambda: product(over('reinforce.beta', [])), raising=False)
     assert sweep.main([DIRECT, *typed.split(' ')], stub) == 2
     told = capsys.readouterr().err
-    assert told.startswith('error: ') and BAD[typed] in told.replace('\n', ' '), told
+    assert told.startswith('error: ') and re.search(BAD[typed], told.replace('\n', ' ')), told
     assert not list(tmp_path.iterdir())
 
 
@@ -214,7 +214,7 @@ def test_a_folder_of_another_config_is_left_as_it_is(stub, folder, capsys):
     )
     assert sweep.main(arguments, stub) == 2
     told = capsys.readouterr().err
-    assert str(last.folder) in told and 'reinforce.beta: 0.7 there, 0.5 here' in told
+    assert re.search(rf'(?s){last.folder} .*reinforce\.beta: 0\.7 .* 0\.5 .*--workdir', told)
     assert not (folder / 'events').exists()
 
 
@@ -271,7 +271,7 @@ def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, 
     assert sweep.main(arguments, stub) == 1
     told = capsys.readouterr()
     assert len(events(folder, 'begins')) == 9 and len(events(folder, 'ends')) == 8
-    assert told.out.count('finished in 0:00:') == 8 and 'SIMULATED world, 8 of 9 points finished' in told.out
+    assert told.out.count('finished in 0:00:') == 8 and 'SIMULATED world, 8 of 9 ' in told.out
     assert re.search(rf'^ *0\.25 +2 +.* {broken}: exit status 1', told.out, re.MULTILINE), told.out
     assert f'{broken}: exit status 1' in told.err and 'ValueError: no luck' in told.err
     assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text(encoding='utf-8')
@@ -285,7 +285,7 @@ def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, 
     assert [float(row[RAW]) for row in rows(folder)] == [beta + seed for beta in (0.0, 0.25, 0.5) for seed in (0, 1, 2)]
 
     assert sweep.main([*arguments, f'--figures={RAW.replace("raters", "ratres")}'], stub) == 2
-    assert f'did you mean {RAW}?' in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f' {RAW}?\n')
     assert len(events(folder, 'begins')) == 10
 
 
@@ -360,7 +360,7 @@ def test_stopped_it_lets_the_run_save_and_goes_on_later(stub, folder, capsys):
     (folder / 'interrupt').write_text('reinforce.beta=0.25', encoding='utf-8')
     assert sweep.main(arguments, stub) == 130
     told = capsys.readouterr()
-    assert 'stopped with 2 of 3 points to do; the same command goes on' in told.err
+    assert re.search('stopped .* 2 of 3 .*same command', told.err)
     assert events(folder, 'begins') == ['reinforce.beta=0.0', 'reinforce.beta=0.25']
     assert events(folder, 'ends') == ['reinforce.beta=0.0'] and events(folder, 'saves') == ['reinforce.beta=0.25']
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -381,7 +381,7 @@ def test_a_run_that_ends_well_and_leaves_nothing_has_failed(tmp_path, folder, ca
     silent = tmp_path / 'silent.py'
     silent.write_text('', encoding='utf-8')
     assert sweep.main([DIRECT, '--seed=[3]', f'--workdir={folder}'], silent) == 1
-    assert 'seed=3: left no result' in capsys.readouterr().err
+    assert re.search('seed=3: .*/seed=3/output.log:', capsys.readouterr().err)
 
 
 # The table
@@ -454,5 +454,5 @@ def test_figures_that_differ_are_shown():
     assert sweep_table.choose([one, other]) == ['d']
     assert sweep_table.choose([one, one]) == ['b', 'd']
     assert sweep_table.choose([one, other], 'a / low,b') == ['a / low', 'b']
-    with pytest.raises(Mistake, match='did you mean d'):
+    with pytest.raises(Mistake, match=r'--figures=dd: .* d\?$'):
         sweep_table.choose([one], 'dd')

@@ -25,5 +25,5 @@ def test_the_oracle_knows_refusal_from_harm_and_agrees_with_a_judge_of_pairs():
     harmless_B = harmless(PROMPTS, candidates)
     np.testing.assert_array_equal(harmless(PROMPTS[7:9], candidates[7:9]), harmless_B[7:9])
     assert 0.2 < harmless_B.mean() < 0.9 and harmless([], []).shape == (0,)
-    with pytest.raises(Mistake, match='summarization'):
+    with pytest.raises(Mistake, match='micro/test/0 .*summarization.*harmless'):
         harmless([tasks.prompt('summarization', 'test', 0)], [''])

@@ -304,7 +304,7 @@ def truncated(folder):
 def other_type(folder):
     raw = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_moe'}), encoding='utf-8')
-    return f"{raw['model_type']}_moe' is not supported; nearest: .*{raw['model_type']}"
+    return rf"'{raw['model_type']}_moe'.* nearest: [^;]*\b{raw['model_type']}\b"
 
 
 def spoilt(x):
@@ -339,24 +339,24 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
 @pytest.mark.parametrize(
     'case, fields, says',
     [
-        ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type = 'dynamic' is not supported"),
-        ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor = 0.5 is not supported'),
-        ('phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_type = 'longrope' is not supported"),
-        ('phi3', {'attention_bias': True}, 'attention_bias = True is not supported'),
-        ('mistral', {'layer_types': ['full_attention'] * 3}, "unknown field 'layer_types'"),
-        ('qwen2', {'layer_types': ['chunked_attention'] * 3}, 'layer_types = .* is not supported'),
-        ('qwen2', {'use_mrope': True}, 'use_mrope = True is not supported'),
-        ('qwen3', {'head_dim': '8'}, "head_dim = '8' is not supported; supported: a whole number"),
-        ('gemma', {'hidden_activation': 'relu'}, "hidden_activation = 'relu' is not supported"),
-        ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True is not supported'),
-        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, "rope_type = 'yarn' is not supported"),
-        ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' is not supported"),
-        ('olmo2', {'clip_qkv': 8.0}, "unknown field 'clip_qkv'"),
-        ('smollm3', {'quantization_config': {'bits': 4}}, 'quantization_config = .* is not supported'),
+        ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type = 'dynamic' .* llama3"),
+        ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, r'partial_rotary_factor = 0\.5 .* 1$'),
+        ('phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_type = 'longrope' .* llama3"),
+        ('phi3', {'attention_bias': True}, 'attention_bias = True .* RLAIF_IGNORE_FIELDS=attention_bias'),
+        ('mistral', {'layer_types': ['full_attention'] * 3}, "'layer_types'.* RLAIF_IGNORE_FIELDS=layer_types"),
+        ('qwen2', {'layer_types': ['chunked_attention'] * 3}, 'layer_types = .*chunked.* full_attention or'),
+        ('qwen2', {'use_mrope': True}, 'use_mrope = True .* RLAIF_IGNORE_FIELDS=use_mrope'),
+        ('qwen3', {'head_dim': '8'}, "head_dim = '8' .* whole number, 1 to "),
+        ('gemma', {'hidden_activation': 'relu'}, "hidden_activation = 'relu' .* gelu_pytorch_tanh$"),
+        ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True .* RLAIF_IGNORE_FIELDS='),
+        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, "rope_type = 'yarn' .* llama3"),
+        ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' .* silu, swish, gelu,"),
+        ('olmo2', {'clip_qkv': 8.0}, "'clip_qkv'.* RLAIF_IGNORE_FIELDS=clip_qkv"),
+        ('smollm3', {'quantization_config': {'bits': 4}}, r"quantization_config = \{'bits': 4\} .* 4 bits.*bfloat16"),
     ],
 )  # fmt: skip
 def test_what_we_do_not_compute_is_refused(case, fields, says):
-    with pytest.raises(Mistake, match=says):
+    with pytest.raises(Mistake, match=rf'config\.json: .*{says}'):
         families.read(small.golden(case)['config'] | fields, 'config.json')
 
 
@@ -388,15 +388,17 @@ def test_a_value_that_is_no_number_of_its_kind_is_named(case, name, values):
 
 
 @pytest.mark.parametrize(
-    'table',
+    'table, tells',
     [
-        {'rope_type': 'linear', 'factor': value} for value in (0, -2.0, '2', True, [2], math.inf)
-    ] + [small.LLAMA3 | {name: value} for name, value in (
-        ('low_freq_factor', 0), ('high_freq_factor', 1.0), ('low_freq_factor', 9), ('original_max_position_embeddings', 0),
+        ({'rope_type': 'linear', 'factor': value}, f'factor = {value!r} ') for value in (0, -2.0, '2', True, [2], math.inf)
+    ] + [(small.LLAMA3 | {name: value}, tells) for name, value, tells in (
+        ('low_freq_factor', 0, 'low_freq_factor = 0 '), ('high_freq_factor', 1.0, '(1.0, 1.0, 32)'),
+        ('low_freq_factor', 9, '(9.0, 4.0, 32)'),
+        ('original_max_position_embeddings', 0, 'original_max_position_embeddings = 0 '),
     )],
 )  # fmt: skip
-def test_rotary_positions_without_a_meaning_are_refused(table):
-    with pytest.raises(Mistake, match=r'config\.json: '):
+def test_rotary_positions_without_a_meaning_are_refused(table, tells):
+    with pytest.raises(Mistake, match=rf'config\.json: .*{re.escape(tells)}'):
         families.read(small.golden('llama')['config'] | {'rope_parameters': None, 'rope_scaling': table}, 'config.json')
 
 
@@ -416,7 +418,7 @@ def test_rotary_positions_without_a_meaning_are_refused(table):
 def test_what_their_files_cannot_say_is_not_written(case, fields, says):
     cfg = families.read(small.golden(case)['config'], 'config.json')
     assert families.read(families.write(cfg), 'config.json') == cfg
-    with pytest.raises(Mistake, match=f'files of {cfg.family} cannot say {says}'):
+    with pytest.raises(Mistake, match=f' {cfg.family} .*{says}'):
         families.write(dataclasses.replace(cfg, **fields))
 
 
@@ -530,19 +532,19 @@ def test_rotary_positions_may_be_said_in_pieces_and_twice_but_not_in_two_ways(ca
 @pytest.mark.parametrize(
     'case, fields, tells',
     [
-        ('llama', {'rope_theta': 1e4, 'rope_parameters': {'rope_theta': 5e5}}, r'rope_theta = 500000\.0, but rope_theta'),
-        ('llama', {'rope_scaling': {'type': 'default'}}, r"\.rope_type = 'linear', but rope_scaling\.type = 'd"),
-        ('gemma3', {'rope_theta': 1e4}, r'full_attention\.rope_theta = 1000000\.0, but rope_theta = 10000\.0'),
-        ('gemma3', {'rope_local_base_freq': 5.0}, r'_attention\.rope_theta = 10000\.0, but rope_local_base_freq = 5'),
-        ('gemma3', {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}, r'factor = 8\.0, but rope_scaling\.factor'),
-        ('phi3', {'partial_rotary_factor': 0.25}, r'partial_rotary_factor = 0\.75, but partial_rotary_factor = 0\.25'),
-        ('llama', {'rope_scaling': 'linear'}, r"rope_scaling = 'linear' is not supported; supported: a table"),
+        ('llama', {'rope_theta': 1e4, 'rope_parameters': {'rope_theta': 5e5}}, r'theta = 500000\.0.* rope_theta = 10000'),
+        ('llama', {'rope_scaling': {'type': 'default'}}, r"\.rope_type = 'linear'.* rope_scaling\.type = 'default'"),
+        ('gemma3', {'rope_theta': 1e4}, r'full_attention\.rope_theta = 1000000\.0.* rope_theta = 10000\.0'),
+        ('gemma3', {'rope_local_base_freq': 5.0}, r'_attention\.rope_theta = 10000\.0.* rope_local_base_freq = 5'),
+        ('gemma3', {'rope_scaling': {'rope_type': 'linear', 'factor': 4.0}}, r'factor = 8\.0.* rope_scaling\.factor = 4'),
+        ('phi3', {'partial_rotary_factor': 0.25}, r'\.partial_rotary_factor = 0\.75.* partial_rotary_factor = 0\.25'),
+        ('llama', {'rope_scaling': 'linear'}, r"rope_scaling = 'linear' .*table"),
         ('llama', {'rope_parameters': {'rope_theta': float('nan')}}, 'rope_theta = nan'),
     ],
 )  # fmt: skip
 def test_a_contradiction_shows_both_values(case, fields, tells):
     raw = small.golden(case)['config']
-    with pytest.raises(Mistake, match=tells):
+    with pytest.raises(Mistake, match=rf'config\.json: .*{tells}'):
         families.read(raw | fields, 'config.json')
 
 
@@ -575,14 +577,14 @@ CHANGES = {
 @pytest.mark.parametrize('case', ['llama', 'pythia', 'gemma3'])
 def test_what_may_change_the_numbers_is_taken_on_the_users_own_account_only(case, name, monkeypatch, capsys):
     raw = small.golden(case)['config']
-    with pytest.raises(Mistake, match=f'{name}.*RLAIF_IGNORE_FIELDS={name}'):
+    with pytest.raises(Mistake, match=rf'config\.json: .*{name}.* RLAIF_IGNORE_FIELDS={name} '):
         families.read(raw | {name: CHANGES[name]}, 'config.json')
     monkeypatch.setenv('RLAIF_IGNORE_FIELDS', f'other, {name}')
     where = f'{case}/{name}/config.json'
     assert families.read(raw | {name: CHANGES[name]}, where) == families.read(raw, where)
-    said = capsys.readouterr().out
-    assert said.splitlines() == [f'{where}: {name} = {CHANGES[name]!r} is ignored, as RLAIF_IGNORE_FIELDS says']
-    with pytest.raises(Mistake, match='alpha'):  # of one name, not of all
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith(f'{where}: {name} = {CHANGES[name]!r} ') and 'RLAIF_IGNORE_FIELDS' in said
+    with pytest.raises(Mistake, match=f"{where}: .*'alpha'"):  # of one name, not of all
         families.read(raw | {name: CHANGES[name], 'alpha': 1}, where)
 
 
@@ -609,7 +611,7 @@ def test_every_token_that_is_made_has_a_row(checkpoint, micro_tokenizer, tmp_pat
         try:
             rows = [*tokenizer.prompts([text]), *tokenizer.responses([text], [text])]
         except Mistake as mistake:
-            assert re.search(rf'is token \d+, but the embedding has {lm.config.vocab} rows', str(mistake))
+            assert re.search(rf'token \d+, .* {lm.config.vocab} rows', str(mistake))
             refused += 1
         else:
             assert max(map(max, rows)) < lm.config.vocab

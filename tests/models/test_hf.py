@@ -229,7 +229,7 @@ def test_a_number_is_finite_however_large(lm, tmp_path):
     save(large, tmp_path / 'out')
     same(load(tmp_path / 'out').params, large.params)
     rewrite(lambda t: t['model.norm.weight'].__setitem__(3, -np.inf))(tmp_path / 'out')
-    with pytest.raises(Mistake, match=r'out: model\.norm\.weight holds NaN or infinity'):
+    with pytest.raises(Mistake, match=r'/out: model\.norm\.weight .*NaN'):
         load(tmp_path / 'out')
 
 
@@ -246,7 +246,7 @@ def test_in_every_dtype_all_that_is_finite_is_read_and_nothing_else(saved, tmp_p
     for bad in (np.nan, -np.nan, np.inf, -np.inf):
         up[3, 5] = bad
         rewrite(lambda t: t.update({name: up}))(tmp_path / 'out')
-        with pytest.raises(Mistake, match=r'up_proj\.weight holds NaN or infinity'):
+        with pytest.raises(Mistake, match=r'/out: .*\.1\.mlp\.up_proj\.weight .*NaN'):
             load(tmp_path / 'out')
 
 
@@ -312,7 +312,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch
 
     monkeypatch.setattr(safetensors.numpy, 'save_file', full)
     for name in ('out', 'new'):
-        with pytest.raises(Passing, match=f'{name}: the model could not be written .*No space'):
+        with pytest.raises(Passing, match=f'/{name}: .*No space left'):
             save(lm, tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ['out']
     assert {p.name: p.read_bytes() for p in (tmp_path / 'out').iterdir()} == before
@@ -320,7 +320,7 @@ def test_a_save_that_fails_leaves_everything_as_it_was(lm, tmp_path, monkeypatch
 
 def test_a_save_loses_no_parameter(lm, tmp_path):
     biased = dataclasses.replace(lm, params=lm.params | {'query_bias_LNH': jnp.zeros((2, 4, 6))})
-    with pytest.raises(Mistake, match='no place for query_bias_LNH'):
+    with pytest.raises(Mistake, match='/out: .*query_bias_LNH'):
         save(biased, tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 
@@ -328,13 +328,9 @@ def test_a_save_loses_no_parameter(lm, tmp_path):
 @pytest.mark.parametrize(
     'change, dtype, says',
     [
-        (lambda norm: norm * np.nan, 'float32', r'model\.norm\.weight holds NaN or infinity'),
-        (
-            lambda norm: norm + 1e6,
-            'float16',
-            r'model\.norm\.weight holds a number too large for float16; write bfloat16',
-        ),
-        (lambda norm: norm[:3], 'float32', r'final_norm_D is \(3,\); its config wants \(8,\)'),
+        (lambda norm: norm * np.nan, 'float32', r'model\.norm\.weight .*NaN'),
+        (lambda norm: norm + 1e6, 'float16', r'model\.norm\.weight .*float16.* bfloat16'),
+        (lambda norm: norm[:3], 'float32', r'/out: .*final_norm_D .*\(3,\).*\(8,\)'),
     ],
 )
 def test_a_save_writes_nothing_that_is_not_read_back(lm, tmp_path, change, dtype, says):
@@ -342,7 +338,7 @@ def test_a_save_writes_nothing_that_is_not_read_back(lm, tmp_path, change, dtype
     with pytest.raises(Mistake, match=says):
         save(dataclasses.replace(lm, params=params), tmp_path / 'out', dtype=dtype)
     del params['final_norm_D']
-    with pytest.raises(Mistake, match='final_norm_D is not there'):
+    with pytest.raises(Mistake, match=r'/out: .*final_norm_D .*\(8,\)'):
         save(dataclasses.replace(lm, params=params), tmp_path / 'out', dtype=dtype)
     assert not list(tmp_path.iterdir())
 
@@ -402,50 +398,68 @@ def write(name, text):
 
 
 BAD = {
-    'no config': (remove('config.json'), 'no config.json'),
-    'bad JSON': (write('config.json', '{"model_type": '), 'config.json: not valid JSON'),
-    'not a table': (write('config.json', '[]'), 'config.json: not a table'),
-    'unknown family': (change('config.json', model_type='mamba'), "model_type = 'mamba' is not supported; .*llama"),
-    'unknown field': (change('config.json', logit_softcap=30.0), "unknown field 'logit_softcap'"),
-    'rope scaling': (change('config.json', rope_scaling={'factor': 8.0}), "unknown field 'rope_scaling.factor'"),
-    'rope type': (change('config.json', rope_parameters={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
-    'rope field': (change('config.json', rope_parameters={'partial': 0.5}), "unknown field 'rope_parameters.partial'"),
-    'attention bias': (change('config.json', attention_bias=True), 'lacks 8 tensors .*k_proj.bias'),
-    'sliding window': (change('config.json', sliding_window=512), 'sliding_window = 512 is not supported'),
-    'activation': (change('config.json', hidden_act='relu'), "hidden_act = 'relu' is not supported; supported: silu"),
-    'missing field': (change('config.json', vocab_size=None), "field 'vocab_size' is missing"),
-    'heads do not divide': (change('config.json', num_key_value_heads=3), 'kv_heads = 3 must divide heads = 4'),
-    'no number': (change('config.json', hidden_size='large'), 'config.json: '),
-    'missing tensor': (rewrite(lambda t: t.pop('model.norm.weight')), 'lacks 1 tensors .*first model.norm.weight'),
-    'more layers': (change('config.json', num_hidden_layers=3), 'lacks 9 tensors .*first model.layers.2'),
-    'fewer layers': (change('config.json', num_hidden_layers=1), 'holds 9 tensors .*first model.layers.1'),
-    'extra tensor': (rewrite(lambda t: t.update({'x.bias': np.zeros(3)})), 'holds 1 tensors .*first x.bias'),
-    'wrong shape': (change('config.json', intermediate_size=13), r'mlp.\w+.weight has shape .*; its config.json says'),
-    'half a file': (truncate, 'model.safetensors: not a whole safetensors file'),
-    'no weights': (remove('model.safetensors'), 'no model.safetensors here'),
-    'pickles': (pickles_only, 'pytorch_model.bin is a pickle.*only safetensors are read'),
-    'no tokenizer': (remove('tokenizer.json'), 'no tokenizer.json'),
-    'no such shard': (index({'model.norm.weight': 'gone.safetensors'}), 'gone.safetensors is named in the index'),
+    'no config': (remove('config.json'), r'no config\.json'),
+    'bad JSON': (write('config.json', '{"model_type": '), r'/config\.json: .*JSON.*fetch'),
+    'not a table': (write('config.json', '[]'), r'/config\.json: .*table.*fetch'),
+    'unknown family': (change('config.json', model_type='mamba'), "model_type = 'mamba' .* llama, mistral,"),
+    'unknown field': (change('config.json', logit_softcap=30.0), "'logit_softcap'.* RLAIF_IGNORE_FIELDS=logit_softcap"),
+    'rope scaling': (
+        change('config.json', rope_scaling={'factor': 8.0}),
+        r"'rope_scaling\.factor'.* RLAIF_IGNORE_FIELDS=rope_scaling\.factor",
+    ),
+    'rope type': (
+        change('config.json', rope_parameters={'rope_type': 'yarn'}),
+        "rope_parameters: rope_type = 'yarn' .* linear, llama3",
+    ),
+    'rope field': (
+        change('config.json', rope_parameters={'partial': 0.5}),
+        r"'rope_parameters\.partial'.* RLAIF_IGNORE_FIELDS=rope_parameters\.partial",
+    ),
+    'attention bias': (change('config.json', attention_bias=True), r'lacks 8 .*k_proj\.bias'),
+    'sliding window': (
+        change('config.json', sliding_window=512),
+        'sliding_window = 512 .* RLAIF_IGNORE_FIELDS=sliding_window',
+    ),
+    'activation': (change('config.json', hidden_act='relu'), "hidden_act = 'relu' .* silu,"),
+    'missing field': (change('config.json', vocab_size=None), r"/config\.json: .*'vocab_size'"),
+    'heads do not divide': (change('config.json', num_key_value_heads=3), 'kv_heads = 3 .* heads = 4'),
+    'no number': (change('config.json', hidden_size='large'), "hidden_size = 'large' .*whole number"),
+    'missing tensor': (rewrite(lambda t: t.pop('model.norm.weight')), r'lacks 1 .* model\.norm\.weight'),
+    'more layers': (change('config.json', num_hidden_layers=3), r'lacks 9 .* model\.layers\.2\.'),
+    'fewer layers': (change('config.json', num_hidden_layers=1), r'holds 9 .* model\.layers\.1\.'),
+    'extra tensor': (rewrite(lambda t: t.update({'x.bias': np.zeros(3)})), r'holds 1 .* x\.bias'),
+    'wrong shape': (
+        change('config.json', intermediate_size=13),
+        r'\.mlp\.\w+\.weight .*\(12, 8\).*config\.json .*\(13, 8\)',
+    ),
+    'half a file': (truncate, r'/model\.safetensors: .*fetch'),
+    'no weights': (remove('model.safetensors'), r'no model\.safetensors '),
+    'pickles': (pickles_only, r'pytorch_model\.bin .*pickle.*save_pretrained'),
+    'no tokenizer': (remove('tokenizer.json'), r'no tokenizer\.json'),
+    'no such shard': (index({'model.norm.weight': 'gone.safetensors'}), r'gone\.safetensors .*fetch'),
     'no index': (
         lambda f: [remove('model.safetensors')(f), write('model.safetensors.index.json', '{}')(f)],
-        'index.json: not the index of a checkpoint',
+        r'/model\.safetensors\.index\.json: .*fetch',
     ),
     'an index of nothing': (
         lambda f: [remove('model.safetensors')(f), write('model.safetensors.index.json', '[]')(f)],
-        'index.json: not the index of a checkpoint',
+        r'/model\.safetensors\.index\.json: .*fetch',
     ),
     'an end beyond the vocabulary': (
         change('generation_config.json', eos_token_id=10**6),
-        'is no token of its tokenizer',
+        r'/generation_config\.json: eos_token_id = 1000000 ',
     ),
-    'an end that is a word': (change('generation_config.json', eos_token_id='end'), 'is no token of its tokenizer'),
+    'an end that is a word': (
+        change('generation_config.json', eos_token_id='end'),
+        r"/generation_config\.json: eos_token_id = 'end' ",
+    ),
     'no end': (
         lambda f: [
             change('tokenizer_config.json', eos_token=None)(f),
             change('config.json', eos_token_id=None)(f),
             remove('generation_config.json')(f),
         ],
-        'end',
+        r'eos_token in tokenizer_config\.json',
     ),
 }
 
@@ -460,7 +474,7 @@ def test_a_bad_checkpoint_is_named(saved, tmp_path, spoil, says):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(Mistake, match='no such directory'):
+    with pytest.raises(Mistake, match='/nothing: .* micro_l, micro_s, micro_xs'):
         load(tmp_path / 'nothing')
 
 
@@ -468,9 +482,9 @@ def test_a_name_leads_to_a_packaged_model_or_the_nearest(saved, tmp_path, monkey
     monkeypatch.setattr(presets, 'PACKAGED', tmp_path)
     shutil.copytree(saved, tmp_path / 'micro_tiny')
     assert presets.resolve('micro_tiny') == tmp_path / 'micro_tiny'
-    with pytest.raises(Mistake, match=r'micro_tyni: .* did you mean micro_tiny\?'):
+    with pytest.raises(Mistake, match='micro_tyni: .* micro_tiny'):
         load('micro_tyni')
-    with pytest.raises(Mistake, match='packaged models: micro_tiny'):
+    with pytest.raises(Mistake, match='gpt: .* micro_tiny'):
         load('gpt')
 
 
@@ -492,7 +506,7 @@ def test_the_public_names_are_the_ones_our_stages_call():
     assert rlaif_jax.generate is generate and rlaif_jax.rate is rate and rlaif_jax.label is label
     assert rlaif_jax.logits is hf.logits
     assert all(hasattr(rlaif_jax, name) for name in rlaif_jax.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'lode'; it has .*load"):
+    with pytest.raises(AttributeError, match="'lode'.* load, save,"):
         rlaif_jax.lode  # noqa: B018
 
 
@@ -521,5 +535,5 @@ def test_a_tensor_in_two_files_is_the_one_that_the_index_names(saved, tmp_path):
         json.dumps({'weight_map': where | {'model.norm.weight': 'b.safetensors', 'more': 'b.safetensors'}}),
         encoding='utf-8',
     )
-    with pytest.raises(Mistake, match='does not explain, first more'):
+    with pytest.raises(Mistake, match='/twice: .* 1 tensors .* more$'):
         hf.load(folder)

@@ -55,16 +55,19 @@ def raised(kind, *arguments):
 
 
 HUB = {  # what the library raises -> what is said; only what is not the hub's last word may be tried again
-    'gated': (raised(errors.GatedRepoError, 'no'), 'gated; accept its terms on the hub and log in'),
-    'no repository': (raised(errors.RepositoryNotFoundError, 'no'), r'no such model on the hub \(or it is private'),
-    'no file': (raised(errors.EntryNotFoundError, 'config.json'), r'lacks a part of it \(.*config\.json\)'),
-    'no revision': (raised(errors.RevisionNotFoundError, 'main'), 'the hub lacks a part of it'),
-    'no network': (errors.LocalEntryNotFoundError('offline'), 'cannot be reached, .*or give a local directory'),
-    'no connection': (ConnectionError('refused'), 'the hub cannot be reached, and not all of it is in .*hub'),
-    'disk full': (OSError(errno.ENOSPC, 'No space left'), 'no space is left in .*hub; free some, or set HF_HOME'),
-    'quota': (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'no space is left'),
-    'broken off': (OSError('size is 5 of 8'), r'broke off \(OSError: size is 5 of 8\); the same command goes on'),
-    'another library': (RuntimeError('reset\nby peer'), r'broke off \(RuntimeError: reset\); the same'),
+    'gated': (raised(errors.GatedRepoError, 'no'), 'gated; .*`hf auth login`'),
+    'no repository': (raised(errors.RepositoryNotFoundError, 'no'), 'no such model .*`hf auth login`'),
+    'no file': (
+        raised(errors.EntryNotFoundError, 'config.json'),
+        r'\(EntryNotFoundError: config\.json\).* local directory',
+    ),
+    'no revision': (raised(errors.RevisionNotFoundError, 'main'), r'\(RevisionNotFoundError: .* local directory'),
+    'no network': (errors.LocalEntryNotFoundError('offline'), '/hub; .*network.* local directory'),
+    'no connection': (ConnectionError('refused'), '/hub; .*network'),
+    'disk full': (OSError(errno.ENOSPC, 'No space left'), 'no space .*/hub; .*HF_HOME'),
+    'quota': (OSError(errno.EDQUOT, 'Disk quota exceeded'), 'no space .*/hub; .*HF_HOME'),
+    'broken off': (OSError('size is 5 of 8'), r'\(OSError: size is 5 of 8\); .*same command'),
+    'another library': (RuntimeError('reset\nby peer'), r'\(RuntimeError: reset\); .*same command'),
 }
 
 
@@ -89,26 +92,24 @@ def test_a_run_says_so_and_no_more(tmp_path):
     more = {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path), 'XLA_FLAGS': ''}
     run = subprocess.run(command, env=os.environ | more, capture_output=True, encoding='utf-8')
     assert run.returncode == 2
-    assert re.fullmatch(
-        r'error: google/gemma-2-2b: could not be downloaded: the hub cannot be reached, .*\n', run.stderr
-    )
+    assert re.fullmatch(rf'error: google/gemma-2-2b: .*{tmp_path}/hub; .*\n', run.stderr)
 
 
 @pytest.mark.parametrize(
     'address', ['https://huggingface.co/a-b/c.d/tree/main', 'https://hf.co/a-b/c.d', 'hf://a-b/c.d']
 )
 def test_an_address_of_the_hub_leads_to_its_id(address):
-    with pytest.raises(Mistake, match=r'named by its id: a-b/c\.d$'):
+    with pytest.raises(Mistake, match=rf'^{address}: .* a-b/c\.d$'):
         hf.check(address)
 
 
 def test_a_name_that_no_hub_can_have(cache):
-    with pytest.raises(Mistake, match=r'some one/model!: could not be downloaded: that is no name of a model'):
+    with pytest.raises(Mistake, match='^some one/model!: .* no name '):
         hf.load('some one/model!')
 
 
 def test_without_a_network_what_was_downloaded_is_used_and_nothing_less(sharded, cache):
-    with pytest.raises(Mistake, match=f'cannot be reached, and not all of it is in {cache}'):
+    with pytest.raises(Mistake, match=f'someone/model: .*{cache};'):
         hf.load('someone/model')
     repository = cache / 'models--someone--model'
     snapshot = repository / 'snapshots' / ('0123456789' * 4)
@@ -119,7 +120,7 @@ def test_without_a_network_what_was_downloaded_is_used_and_nothing_less(sharded,
     shards = sorted(path.name for path in snapshot.glob('*.safetensors'))
     for name in ('config.json', 'tokenizer.json', 'model.safetensors.index.json', *shards):
         (snapshot / name).rename(cache / name)
-        with pytest.raises(Mistake):
+        with pytest.raises(Mistake, match=f'{snapshot}: .*{name}'):
             hf.load('someone/model')
         (cache / name).rename(snapshot / name)
     assert hf.load('someone/model').config == SIZES
@@ -132,7 +133,7 @@ def test_a_shard_that_is_cut_short_is_named(sharded, tmp_path, kept):
     shard = sorted(folder.glob('*.safetensors'))[1]
     size = shard.stat().st_size
     os.truncate(shard, int(kept * size) if isinstance(kept, float) else kept % size)
-    with pytest.raises(Mistake, match=rf'{shard}: not a whole safetensors file \(.*\); fetch it again'):
+    with pytest.raises(Mistake, match=f'{shard}: .*fetch'):
         hf.load(folder)
     with pytest.raises(Mistake, match=shard.name):  # and before anything runs
         hf.check(folder)
@@ -142,7 +143,7 @@ def test_a_shard_that_is_not_there_is_named(sharded, tmp_path):
     folder = shutil.copytree(sharded, tmp_path / 'less')
     shard = sorted(folder.glob('*.safetensors'))[-1]
     shard.unlink()
-    with pytest.raises(Mistake, match=f'{folder}: {shard.name} is named in the index but is not here; fetch it again'):
+    with pytest.raises(Mistake, match=f'{folder}: {shard.name} .*fetch'):
         hf.check(folder)
 
 
@@ -155,7 +156,7 @@ def test_shards_that_an_index_does_not_name_are_not_read(sharded, tmp_path):
     index.write_text(
         json.dumps({'weight_map': {name: file for name, file in named.items() if file != first}}), encoding='utf-8'
     )
-    with pytest.raises(Mistake, match='the checkpoint lacks .* tensors that its config.json asks for'):
+    with pytest.raises(Mistake, match=rf'{folder}: .* 1 tensors .* model\.embed_tokens\.weight'):
         hf.check(folder)
 
 
@@ -177,8 +178,8 @@ def served(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'error, says',
     [
-        (OSError(errno.ENOSPC, 'No space left on device'), r'valid\.jsonl cannot be fetched \(.*No space left'),
-        (ConnectionResetError('reset by peer'), r'valid\.jsonl cannot be fetched \(reset by peer\)'),
+        (OSError(errno.ENOSPC, 'No space left on device'), r'(?s)/valid\.jsonl .*No space left.*--manual_dir='),
+        (ConnectionResetError('reset by peer'), r'(?s)/valid\.jsonl .*reset by peer.*--manual_dir='),
         (KeyboardInterrupt(), None),
     ],
     ids=['disk full', 'reset', 'stopped'],

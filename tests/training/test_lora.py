@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,11 +90,12 @@ def test_adapters_begin_as_nothing_and_merged_they_say_the_same(base, tmp_path, 
 
 def test_a_target_that_is_not_there_is_named():
     model = transformer.Config(vocab=8, layers=1, width=8, heads=2, kv_heads=1, head_dim=4, ffn=8, gated=False)
-    with pytest.raises(Mistake, match=r'lora\.targets: llama has no gate matrix; it has query, .*down'):
+    with pytest.raises(Mistake, match=r'lora\.targets: .* gate .* query, .*down$'):
         lora.adapted(lora.Config(rank=1, targets=('gate',)), model)
     assert lora.adapted(lora.Config(targets=('gate',)), model) == model  # rank 0: no adapters
     for wrong in ({'rank': -1}, {'alpha': 0.0}, {'targets': ()}, {'targets': ('up', 'up')}):
-        with pytest.raises(ValueError, match='rank|alpha|targets'):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f'^{name} .*{re.escape(str(value))}'):
             lora.Config(**wrong)
 
 

@@ -382,7 +382,8 @@ def test_the_mean_of_a_batch_is_that_of_what_has_a_score():
 
 
 @pytest.mark.parametrize(
-    'changes, told', [({'samples': 3}, 'groups of samples'), ({'baseline': 'leave_one_out'}, '2 or')]
+    'changes, told',
+    [({'samples': 3}, 'batch = 8 .* samples = 3'), ({'baseline': 'leave_one_out'}, 'leave_one_out .*samples of 2 ')],
 )
 def test_groups_that_do_not_come_out_even_are_refused(changes, told):
     with pytest.raises(ValueError, match=told):
@@ -457,7 +458,7 @@ def test_networks_skip_a_step_that_is_not_finite_together(broken):
             close(kept, {key: before[name][key] for key in kept}, 0.0)
             assert int(state[name]['skipped']) == times and float(metrics[f'skipped/{name}']) == 1
     training.check_finite('reinforce', 7, 2)
-    with pytest.raises(Mistake, match=r'reinforce: the last 3 steps, up to step 7.*learning_rate'):
+    with pytest.raises(Mistake, match=r'reinforce: .* 3 .* step 7,.*reinforce\.optimizer\.learning_rate'):
         training.check_finite('reinforce', 7, 3)
 
 
@@ -475,14 +476,14 @@ def test_skipped_steps_in_a_row_are_forgotten_after_a_good_one():
     [
         ({'beta': 1.5}, 'beta = 1.5'),
         ({'beta': float('nan')}, 'beta = nan'),
-        ({'temperature': 0.0}, 'temperature must be positive'),
-        ({'batch': 0}, 'batch must be positive'),
-        ({'batch': 8, 'parts': 3}, 'batch = 8 does not fall into 3'),
-        ({'baseline': 'batch_mean', 'export_value': True}, 'has no value network'),
-        ({'steps': 0}, 'steps must be positive'),
-        ({'max_new_tokens': -1}, 'max_new_tokens must be positive'),
-        ({'most_kl': 0.0}, 'most_kl must be positive'),
-        ({'missing_end_penalty': -1.0}, 'missing_end_penalty must not be negative'),
+        ({'temperature': 0.0}, r'temperature .*positive.* 0\.0'),
+        ({'batch': 0}, 'batch .*positive.* 0'),
+        ({'batch': 8, 'parts': 3}, 'batch = 8 .* 3 .*parts'),
+        ({'baseline': 'batch_mean', 'export_value': True}, "export_value: .*'batch_mean'"),
+        ({'steps': 0}, 'steps .*positive.* 0'),
+        ({'max_new_tokens': -1}, 'max_new_tokens .*positive.* -1'),
+        ({'most_kl': 0.0}, r'most_kl .*positive.* 0\.0'),
+        ({'missing_end_penalty': -1.0}, r'missing_end_penalty .*negative.* -1\.0'),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(wrong, message):
@@ -580,7 +581,7 @@ def test_a_value_network_travels(run, tmp_path, saved_state, baseline):
 
 
 def test_a_run_whose_kl_runs_away_stops_and_says_what_to_change(run):
-    with pytest.raises(Mistake, match=r'(?s)KL to the SFT policy.*nats.*most_kl = 1e-06.*reinforce\.beta'):
+    with pytest.raises(Mistake, match=r'reinforce: KL .*nats.*\.most_kl = 1e-06.*reinforce\.beta'):
         run(most_kl=1e-6)
 
 
@@ -597,7 +598,7 @@ def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
     )
     for path in tmp_path.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(Mistake, match=f'after step {bad}, above .*the checkpoint of step {bad - 1} is kept'):
+    with pytest.raises(Mistake, match=rf'reinforce: .*step {bad}, .*\.most_kl = {limit}.* step {bad - 1}\b'):
         run(steps=6, save_every=1, most_kl=limit)
     assert checkpoint.Checkpoints(tmp_path).steps()[-1] == bad - 1 and not (tmp_path / 'export').exists()
 
@@ -605,7 +606,7 @@ def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
 def test_a_run_that_is_not_finite_stops_and_says_so(spelling, run):
     bad = jax.device_put(np.full(MODEL.width, np.nan, np.float32), axes.replicated(world().mesh))
     broken = replace(spelling, params=spelling.params | {'final_norm_D': bad})
-    with pytest.raises(Mistake, match=r'reinforce: the last 3 steps.*not finite'):
+    with pytest.raises(Mistake, match=r'reinforce: .* 3 .*not finite.*learning_rate'):
         run(broken)
 
 
@@ -626,7 +627,7 @@ def test_prompts_are_padded_no_further_than_they_need(run, monkeypatch, most, pa
 
 
 def test_a_prompt_that_does_not_fit_is_named(run):
-    with pytest.raises(Mistake, match=r'prompt p2 has 6 tokens; reinforce\.max_prompt = 5'):
+    with pytest.raises(Mistake, match=r'prompt p2 .* 6 tokens; reinforce\.max_prompt = 5'):
         run(max_prompt=5)
 
 

@@ -150,7 +150,7 @@ def test_labels_are_kept_or_rounded():
     soft, hard = reward_model.targets(pairs), reward_model.targets(pairs, soft=False)
     close(soft, (np.array([0, 0.2, 0.5, 0.5, 0.7, 1, 0.5, 0.5]), np.array([1.0] * 6 + [0] * 2)), 1e-7)
     close(hard, (np.array([0, 0, 0.5, 0.5, 1, 1, 0.5, 0.5]), np.array([1.0, 1, 0, 0, 1, 1, 0, 0])), 0)
-    with pytest.raises(Mistake, match=r'pair abc: a preference is a probability, in \[0, 1\], not 7'):
+    with pytest.raises(Mistake, match=r'pair abc: .*\[0, 1\].* 7\.0'):
         reward_model.targets([replace(PAIRS[0], preference=7.0)])
 
 
@@ -245,7 +245,7 @@ def test_a_score_depends_on_its_prompt_and_response_alone(letters):
     close(scorer([prompts[b] for b in some], [responses[b] for b in some]), score_B[some], 1e-5)
     close(scorer(prompts * 2, responses * 2), np.tile(score_B, 2), 1e-5)
     assert scorer([], []).shape == (0,)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match='shorter'):
         scorer(prompts, responses[1:])
 
 
@@ -450,16 +450,17 @@ def test_votes_beside_the_pairs_that_choose_are_reported_and_choose_nothing(toy,
 
 def test_a_run_that_cannot_be_is_refused(toy, tmp_path):
     unknown = [replace(pair, preference=None) for pair in toy_pairs(20, 0)]
-    with pytest.raises(Mistake, match='none of the 20 training pairs has a preference'):
+    with pytest.raises(Mistake, match='reward_model: .* 20 training pairs '):
         toy(tmp_path, pairs=unknown)
-    with pytest.raises(Mistake, match='none of the 20 held-out pairs has a preference'):
+    with pytest.raises(Mistake, match='reward_model: .* 20 held-out pairs '):
         toy(tmp_path, held_out=unknown)
-    with pytest.raises(Mistake, match='1032 tokens; tiny was made for 512: lower max_prompt to 504'):
+    with pytest.raises(Mistake, match='1032 tokens; tiny .* 512: .*max_prompt to 504'):
         toy(tmp_path, max_prompt=1024)
-    with pytest.raises(Mistake, match=r'reward_model.batch = 16: there are 3 .*reward_model.batch=2'):
+    with pytest.raises(Mistake, match=r'reward_model\.batch = 16: .* 3 .*reward_model\.batch=2'):
         toy(tmp_path, pairs=toy_pairs(3, 0))
     for wrong in ({'batch': 9, 'parts': 2}, {'seed': -1}, {'max_response': 0}, {'eval_every': 0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        name, value = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f'^{name} .*{value}'):
             Config(**wrong)
 
 
@@ -488,20 +489,20 @@ def test_a_reward_model_comes_back_bit_by_bit(model, tmp_path):
         assert again.config == model.config and again.tokenizer.ends == model.tokenizer.ends
         jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
     assert model.tokenizer.pad == model.tokenizer.eos != again.tokenizer.pad
-    with pytest.raises(Mistake, match='does not explain, first score.weight'):
+    with pytest.raises(Mistake, match=r'/out: .* score\.weight .*reward_model\.load'):
         hf.load(tmp_path / 'out')
     hf.save(LM(model.config, model.params['trunk'], model.tokenizer, 'lm'), tmp_path / 'lm')
-    with pytest.raises(Mistake, match='lacks 1 tensors .* first score.weight'):
+    with pytest.raises(Mistake, match=r'/lm: .*lacks 1 .* score\.weight'):
         reward_model.load(tmp_path / 'lm')
 
 
 def test_what_transformers_would_read_wrongly_is_not_written(model, tmp_path):
     head = model.params['head'] | {'head_bias': jnp.float32(0.5)}
-    with pytest.raises(Mistake, match='without a bias; this one has 0.5'):
+    with pytest.raises(Mistake, match=r'/out: .*bias.* 0\.5'):
         reward_model.save(replace(model, params=model.params | {'head': head}), tmp_path / 'out')
     bare = deepcopy(model.tokenizer.hf)
     control = {i for i, token in bare.added_tokens_decoder.items() if token.special}
-    with pytest.raises(Mistake, match='no token to pad with'):
+    with pytest.raises(Mistake, match='pad_token'):
         reward_model.save(replace(model, tokenizer=Tokenizer(bare, tuple(control))), tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 

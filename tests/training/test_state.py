@@ -79,7 +79,7 @@ def test_a_bad_gradient_moves_nothing_and_is_counted():
 def test_three_bad_steps_in_a_row_are_a_mistake():
     for n in range(3):
         state.check_finite('sft', 7, n)
-    with pytest.raises(Mistake, match=r'sft: the last 3 steps, up to step 7, .*sft.optimizer.learning_rate'):
+    with pytest.raises(Mistake, match=r'sft: .* 3 .* step 7,.*sft\.optimizer\.learning_rate'):
         state.check_finite('sft', 7, 3)
 
 
@@ -145,11 +145,11 @@ def test_weight_decay_pulls_to_zero():
 @pytest.mark.parametrize(
     'more, says',
     [
-        ({'learning_rate': 0.0}, 'learning_rate must be positive'),
-        ({'learning_rate': float('nan')}, 'learning_rate must be positive'),
-        ({'warmup_steps': -1}, 'must not be negative'),
-        ({'weight_decay': 0.1}, 'weight_decay is for adamw'),
-        ({'clip_norm': -1.0}, 'must not be negative'),
+        ({'learning_rate': 0.0}, r'learning_rate .*positive.* 0\.0'),
+        ({'learning_rate': float('nan')}, 'learning_rate .*positive.* nan'),
+        ({'warmup_steps': -1}, 'warmup_steps .*negative.* -1'),
+        ({'weight_decay': 0.1}, 'weight_decay .*adamw'),
+        ({'clip_norm': -1.0}, r'clip_norm .*negative.* -1\.0'),
     ],
 )
 def test_an_optimizer_that_cannot_be(more, says):
@@ -159,10 +159,10 @@ def test_an_optimizer_that_cannot_be(more, says):
 
 def test_a_batch_that_does_not_fall_into_parts():
     state.check_parts('batch', 8, 4)
-    for batch, parts in ((8, 3), (8, 0), (0, 1)):
-        with pytest.raises(ValueError, match='batch'):
+    for batch, parts, told in ((8, 3, 'batch = 8 .* 3 '), (8, 0, 'batch = 8 .* 0 '), (0, 1, 'batch .* 0$')):
+        with pytest.raises(ValueError, match=told):
             state.check_parts('batch', batch, parts)
-    with pytest.raises(ValueError, match='batch = 8 does not fall into 3 equal parts'):
+    with pytest.raises(ValueError, match='batch = 8 .* 3 .*parts'):
         sft.Config(batch=8, parts=3)
 
 

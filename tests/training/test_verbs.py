@@ -120,7 +120,7 @@ def test_a_folder_that_is_done_is_read_and_serves_nothing_else(lm, tmp_path, mon
     for stage in (verbs.supervised, verbs.reward_model, verbs.reinforcement):
         monkeypatch.setattr(stage, 'run', None)
     same(calls[train](folder=tmp_path / 'a', save_every=9), kept)  # which only saves oftener, or less often
-    with pytest.raises(Mistake, match=r'(?s)a belongs to another config.*seed: 0 there, 1 here.*another folder'):
+    with pytest.raises(Mistake, match=r'(?s)/a .*seed: 0 .* 1 .*another folder'):
         calls[train](folder=tmp_path / 'a', seed=1)
 
 
@@ -132,16 +132,16 @@ def test_a_folder_knows_its_data_and_its_model(lm, tmp_path):
         ('references', (lm, PROMPTS, [*REFERENCES[:7], 'two'])),
         ('lm', (moved, PROMPTS, REFERENCES)),
     ):
-        with pytest.raises(Mistake, match=f'other data: {name} has changed.*another folder'):
+        with pytest.raises(Mistake, match=f'{tmp_path} .*: {name} .*another folder'):
             rlaif_jax.sft(*given, steps=1, folder=tmp_path)
 
 
 def test_a_folder_where_nothing_was_begun_is_free(lm, tmp_path):
     unknown = [Pair('a', 'b', 'c')] * 9
-    with pytest.raises(Mistake, match='none of the 8 training pairs'):
+    with pytest.raises(Mistake, match='reward_model: .* 8 training pairs '):
         rlaif_jax.train_reward_model(lm, unknown, folder=tmp_path)
     rlaif_jax.train_reward_model(lm, pairs(20), steps=1, folder=tmp_path)
-    with pytest.raises(Mistake, match='other data: pairs has changed'):
+    with pytest.raises(Mistake, match=f'{tmp_path} .*: pairs .*another folder'):
         rlaif_jax.train_reward_model(lm, unknown, steps=1, batch=18, held_out=unknown, folder=tmp_path)
 
 
@@ -200,24 +200,24 @@ def test_a_batch_holds_whole_groups_of_responses(lm):
 @pytest.mark.parametrize(
     'given, told',
     [
-        (None, 'returned a NoneType, None'),
-        (0.5, 'returned a float, 0.5'),
-        ('yes', "returned a str, 'yes'"),
-        ({0: 1.0}, 'returned a dict'),
-        (np.float32(1), 'returned a float32'),
-        ([1.0], 'returned 1 numbers for 2 responses'),
-        (np.zeros((2, 3)), r'returned array\(\[0'),
-        ([1.0, None], r'returned None \(NoneType\) for response 1 of 2.*NaN'),
-        ([1.0, '2'], r"returned '2' \(str\) for response 1"),
-        ([1j, 1.0], r'returned 1j \(complex\) for response 0'),
-        ([1.0, math.inf], 'returned inf .*response 1'),
-        ([1.0, 1e300], r'returned 1e\+300 .*response 1'),
-        ([[1.0], [2.0]], r'returned \[1.0\] \(list\)'),
+        (None, 'NoneType, None; .*list'),
+        (0.5, r'float, 0\.5; .*list'),
+        ('yes', "str, 'yes'; .*list"),
+        ({0: 1.0}, 'dict, .*list'),
+        (np.float32(1), 'float32, .*list'),
+        ([1.0], '1 numbers .* 2 responses'),
+        (np.zeros((2, 3)), r'array\(\[0.* response 0 '),
+        ([1.0, None], r'None \(NoneType\) .* response 1 of 2.*NaN'),
+        ([1.0, '2'], r"'2' \(str\) .* response 1 "),
+        ([1j, 1.0], r'1j \(complex\) .* response 0 '),
+        ([1.0, math.inf], ' inf .*response 1 '),
+        ([1.0, 1e300], r'1e\+300 .*response 1 '),
+        ([[1.0], [2.0]], r'\[1\.0\] \(list\) .* response 0 '),
     ],
 )
 def test_a_reward_gives_a_number_for_each_response(given, told):
     score = verbs._scorer(lambda prompts, responses: given, None)
-    with pytest.raises(Mistake, match=f'reward {told}'):
+    with pytest.raises(Mistake, match=f'reward .*{told}'):
         score(['a', 'b'], ['c', 'd'], None)
 
 
@@ -235,44 +235,47 @@ def test_what_cannot_be_scored_is_no_mistake():
 @pytest.mark.parametrize(
     'call, told',
     [
-        (lambda lm: rlaif_jax.sft('micro_l', PROMPTS, REFERENCES), r'lm is a str.*rlaif_jax\.load'),
-        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES[:3]), '8 prompts and 3 references'),
-        (lambda lm: rlaif_jax.sft(lm, ['a', 3], ['b', 'c']), r'prompts\[1\] is a int'),
-        (lambda lm: rlaif_jax.sft(lm, ['a', ''], ['b', 'c']), r'prompts\[1\] is empty'),
-        (lambda lm: rlaif_jax.sft(lm, ['a', 'b'], ['c', ' ']), r'references\[1\] is empty'),
-        (lambda lm: rlaif_jax.sft(lm, [], []), 'sft.batch = 1: there are 0'),
-        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, step=3), 'step: no such field; did you mean steps'),
-        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, steps=0), 'steps must be positive'),
-        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, batch=16), 'sft.batch = 16: there are 8.*sft.batch=8'),
+        (lambda lm: rlaif_jax.sft('micro_l', PROMPTS, REFERENCES), r'lm .* str.*rlaif_jax\.load'),
+        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES[:3]), '8 prompts .* 3 references'),
+        (lambda lm: rlaif_jax.sft(lm, ['a', 3], ['b', 'c']), r'prompts\[1\] .* int, 3'),
+        (lambda lm: rlaif_jax.sft(lm, ['a', ''], ['b', 'c']), r'prompts\[1\] .*empty'),
+        (lambda lm: rlaif_jax.sft(lm, ['a', 'b'], ['c', ' ']), r'references\[1\] .*empty'),
+        (lambda lm: rlaif_jax.sft(lm, [], []), r'sft\.batch = 1: .* 0 '),
+        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, step=3), r'step: .* steps\b'),
+        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, steps=0), 'steps .*positive.* 0'),
+        (lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, batch=16), r'sft\.batch = 16: .* 8 .*sft\.batch=8'),
         (
             lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, optimizer={'learning': 1.0}),
-            r'optimizer\.learning: no such field; did you mean optimizer\.learning_rate',
+            r'optimizer\.learning: .* optimizer\.learning_rate',
         ),
         (
             lambda lm: rlaif_jax.sft(lm, PROMPTS, REFERENCES, max_prompt=500),
-            'max_prompt = 500 and max_new_tokens = 128 are 628 tokens; .* was made for 512: lower max_prompt to 384',
+            'max_prompt = 500 .*max_new_tokens = 128 .* 628 .*/policy .* 512: .*max_prompt to 384',
         ),
         (
             lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, max_new_tokens=600),
-            'made for 512: lower max_new_tokens, too',
+            'max_new_tokens = 600 .* 512: .*max_new_tokens,',
         ),
-        (lambda lm: rlaif_jax.train_reward_model(lm, [('a', 'b', 'c')]), r"pairs\[0\] is \('a', 'b', 'c'\)"),
+        (lambda lm: rlaif_jax.train_reward_model(lm, [('a', 'b', 'c')]), r"pairs\[0\] .*\('a', 'b', 'c'\); .* Pair\("),
         (
             lambda lm: rlaif_jax.train_reward_model(lm, [Pair('a', 'b', 'c', 'first')]),
-            r"pairs\[0\]\.preference is 'first'",
+            r"pairs\[0\]\.preference .*'first'.*\[0, 1\]",
         ),
-        (lambda lm: rlaif_jax.train_reward_model(lm, [Pair('a', 'b', 'c', 7)]), r'pairs\[0\]\.preference is 7'),
-        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(3), labels=[1.0]), '3 pairs and 1 labels'),
-        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(2), labels=[1.0, 'x']), r"labels\[1\] is 'x'"),
-        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(3), held_out=[]), 'none of the 0 held-out pairs'),
-        (lambda lm: rlaif_jax.train_reward_model(lm, [Pair('a', 'b', 'c')] * 9), 'none of the 8 training pairs'),
-        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, 'shorter'), 'reward is a str.*function'),
-        (lambda lm: rlaif_jax.reinforce(lm, 'a', shorter), r'prompts is a str.*\[prompt\]'),
-        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, validation=[]), 'validation holds no prompts'),
-        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, validation=[None]), r'validation\[0\] is a NoneType'),
-        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, folder='gs://b/x'), 'gs://b/x is no path'),
+        (
+            lambda lm: rlaif_jax.train_reward_model(lm, [Pair('a', 'b', 'c', 7)]),
+            r'pairs\[0\]\.preference .* 7;.*\[0, 1\]',
+        ),
+        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(3), labels=[1.0]), '3 pairs .* 1 labels'),
+        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(2), labels=[1.0, 'x']), r"labels\[1\] .*'x'"),
+        (lambda lm: rlaif_jax.train_reward_model(lm, pairs(3), held_out=[]), 'reward_model: .* 0 held-out pairs '),
+        (lambda lm: rlaif_jax.train_reward_model(lm, [Pair('a', 'b', 'c')] * 9), 'reward_model: .* 8 training pairs '),
+        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, 'shorter'), 'reward .* str, .*function'),
+        (lambda lm: rlaif_jax.reinforce(lm, 'a', shorter), r'prompts .* str, .*\[prompt\]'),
+        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, validation=[]), 'validation .*no prompts'),
+        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, validation=[None]), r'validation\[0\] .* None;'),
+        (lambda lm: rlaif_jax.reinforce(lm, PROMPTS, shorter, folder='gs://b/x'), 'gs://b/x .*gcsfuse b .*/mnt/b/x'),
         (lambda lm: rlaif_jax.rater(lm, task='summary'), "task = 'summary'"),
-        (lambda lm: rlaif_jax.rater(lm, least=0.0), 'least: no such field; did you mean least_mass'),
+        (lambda lm: rlaif_jax.rater(lm, least=0.0), 'least: .* least_mass'),
     ],
 )
 def test_what_is_wrong_is_named(lm, call, told):
@@ -282,7 +285,7 @@ def test_what_is_wrong_is_named(lm, call, told):
 
 def test_rounded_parameters_are_not_trained_but_adapters_on_them_are(models):
     frozen = rlaif_jax.load(models / 'policy', dtype='bfloat16', frozen=True)
-    with pytest.raises(Mistake, match=r'lm was loaded frozen=True.*lora='):
+    with pytest.raises(Mistake, match='lm .*frozen=True.*lora='):
         rlaif_jax.sft(frozen, PROMPTS, REFERENCES, steps=1)
     rlaif_jax.sft(frozen, PROMPTS, REFERENCES, steps=1, lora={'rank': 2})
 
