@@ -61,6 +61,30 @@ def timed(piece: Callable[[], Any], repeats: int) -> list[float]:
     return seconds[1:]
 
 
+def taken(program: Program, repeats: int) -> tuple[list[float], int]:
+    """Seconds of each of `repeats` calls of a program on the devices of its mesh, behind one that warms up, and the bytes
+    that the compiler says it needs on each: arguments, results and all between. All arguments are zero, which takes as long
+    (no token ends a response, as no token is named to).
+    """
+    lowered = program.lower()
+    compiled = lowered.compile()
+    of = compiled.memory_analysis()
+    need = of.argument_size_in_bytes + of.output_size_in_bytes + of.temp_size_in_bytes - of.alias_size_in_bytes
+
+    def zero(x: Any) -> Any:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        return jnp.zeros(x.shape, x.dtype)
+
+    seconds = []
+    for _ in range(repeats + 1):
+        given, named = jax.block_until_ready(jax.tree.map(zero, lowered.args_info))  # anew: some are given away
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*given, **named))
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:], need
+
+
 def rollouts(
     cfg: transformer.Config, rows: int, prompt: int, new: int, samples: int = 1
 ) -> tuple[tuple[float, float], tuple[float, float]]:

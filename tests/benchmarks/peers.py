@@ -81,12 +81,14 @@ def spread(rows: int, shortest: int, longest: int) -> tuple[int, ...]:
 SHAPES = {
     'micro': Shape('micro_xs', 128, 40, 64, 64, 64, 40, spread(64, 48, 168), 1),
     '135m': Shape('llama_135m', 256, 53, 32, 16, 4, 48, spread(8, 128, 512), 0),
+    'accelerator': Shape('llama_135m', 512, 128, 128, 64, 32, 128, spread(32, 128, 640), 1),
 }
+ON_CPU = 'micro', '135m'
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shape', choices=(*SHAPES, 'all'), default='micro', help='(%(default)s)')
+    parser.add_argument('--shape', choices=(*ON_CPU, 'all'), default='micro', help='(%(default)s)')
     parser.add_argument('--case', nargs='+', choices=(*CASES, 'all'), default=['all'], help='(all)')
     parser.add_argument('--repeats', type=int, default=5, help='timed steps of each side (%(default)s)')
     parser.add_argument('--devices', type=int, default=0, help='that ours makes of the cores (as its scale has)')
@@ -104,7 +106,7 @@ def main() -> int:
     found = {'versions': versions(python), 'cores': os.cpu_count(), 'figures': []}
     log.say(', '.join(f'{name} {version}' for name, version in found['versions'].items()))
     agreed = True
-    for name in SHAPES if flags.shape == 'all' else [flags.shape]:
+    for name in ON_CPU if flags.shape == 'all' else [flags.shape]:
         with tempfile.TemporaryDirectory(prefix='peers-') as folder:
             sides = Sides(name, python, flags.devices, Path(folder))
             apart = sides.apart()
@@ -150,7 +152,9 @@ def show(name: str, figures: Sequence[dict[str, Any]], repeats: int) -> None:
 class Sides:
     """The two sides of a shape, with what both read."""
 
-    def __init__(self, name: str, python: Path, devices: int, folder: Path) -> None:
+    def __init__(
+        self, name: str, python: Path, devices: int, folder: Path, dtype: str = 'float32', rates: bool = True
+    ) -> None:
         from rlaif_jax import axes
         from rlaif_jax.models import presets
 
@@ -158,10 +162,12 @@ class Sides:
         self.devices = devices or self.shape.devices or axes.cores()
         self.cfg = presets.PRESETS[self.shape.model]
         self.plan = folder / 'plan.json'
-        with self.ours('prepare', json.dumps({'name': name, 'folder': str(folder)})) as one:
+        with self.ours('prepare', json.dumps({'name': name, 'folder': str(folder), 'dtype': dtype})) as one:
             self.plan.write_text(json.dumps(one.ask()), encoding='utf-8')
-        with self.ours('rates') as ours, self.theirs('rates', '') as theirs:
-            self.rates = {'torch': theirs.ask(), 'XLA': ours.ask()}
+        self.rates: dict[str, dict[str, float]] = {}
+        if rates:
+            with self.ours('rates') as ours, self.theirs('rates', '') as theirs:
+                self.rates = {'torch': theirs.ask(), 'XLA': ours.ask()}
 
     def ours(self, case: str, plan: str = '') -> turns.Worker:
         command = [sys.executable, __file__, '--devices', str(self.devices), '--work', plan or str(self.plan), case]
@@ -203,7 +209,8 @@ class Sides:
             }
             for side, found in seconds.items()
         }  # fmt: skip
-        floor, ours = self.floor(case), sides['ours']['median']
+        ours = sides['ours']['median']
+        floor = self.floor(case) if self.rates else float('nan')
         ratio = sides['theirs']['median'] / ours
         return sides | {
             'ratio': ratio, 'floor': floor, 'share': floor / ours, 'arm': arm, 'tried': tried, 'devices': self.devices
@@ -341,7 +348,7 @@ def work(plan: str, case: str) -> int:
 
     given = json.loads(Path(plan).read_text(encoding='utf-8'))
     mesh = axes.make_mesh({'data': devices})
-    lm = hf.load(given['model'], mesh=mesh)
+    lm = hf.load(given['model'], mesh=mesh, dtype=given['dtype'])
     with jax.set_mesh(mesh):
         if case == 'check':
             turns.serve(lambda: check(given, lm), out)
@@ -467,7 +474,7 @@ def check(plan: dict[str, Any], lm: Any) -> dict[str, Any]:
     return {'nll': total / count}
 
 
-def prepare(name: str, folder: str) -> dict[str, Any]:
+def prepare(name: str, folder: str, dtype: str) -> dict[str, Any]:
     """Write the model; what both sides read, as texts and as tokens."""
     import jax
 
@@ -493,7 +500,7 @@ def prepare(name: str, folder: str) -> dict[str, Any]:
     assert {len(row) for row in prompt_rows} == {shape.prompt} and [len(row) for row in rows] == list(shape.rows)
     default = reinforce.Config()
     return {
-        'name': name, 'model': f'{folder}/model', 'pad': told.pad, 'prompt': shape.prompt, 'new': shape.new,
+        'name': name, 'model': f'{folder}/model', 'dtype': dtype, 'pad': told.pad, 'prompt': shape.prompt, 'new': shape.new,
         'rollouts': shape.rollouts, 'rl': shape.rl, 'pairs': shape.pairs, 'temperature': default.temperature,
         'beta': default.beta, 'prompt_texts': prompts, 'prompt_rows': prompt_rows,
         'pair_texts': [[prompts[i], *two] for i, two in enumerate(answers)], 'pair_rows': pair_rows,
