@@ -31,12 +31,10 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +51,7 @@ PINS = 'trl==1.16.0', 'transformers==5.24.0', 'accelerate==1.15.0', 'datasets==5
 TORCH = '2.13.0'
 WHEELS = 'https://download.pytorch.org/whl/cpu'  # without CUDA, a tenth of the size
 CASES = 'rollouts', 'rollouts4', 'rloo', 'rloo4', 'value', 'value4', 'reward_model', 'sft', 'sft_packed'
+IDLE = 0.5  # the load of a machine that does nothing else, at most
 APART = 1e-3  # nats a token: what rounding may make of one model
 
 
@@ -103,7 +102,10 @@ def main() -> int:
 
     python = environment()
     cases = CASES if 'all' in flags.case else tuple(flags.case)
-    found = {'versions': versions(python), 'cores': os.cpu_count(), 'figures': []}
+    load = os.getloadavg()[0]
+    found = {'versions': versions(python), 'cores': os.cpu_count(), 'load': load, 'figures': []}
+    if load > IDLE:
+        log.say(f'other programs are busy (load {load:.1f}): these are not figures of an idle machine')
     log.say(', '.join(f'{name} {version}' for name, version in found['versions'].items()))
     agreed = True
     for name in ON_CPU if flags.shape == 'all' else [flags.shape]:
@@ -194,6 +196,7 @@ class Sides:
     def compare(self, case: str, repeats: int) -> dict[str, Any]:
         arm, tried = self.fastest(case)
         seconds: dict[str, list[float]] = {'ours': [], 'theirs': []}
+        computed: dict[str, list[float]] = {'ours': [], 'theirs': []}
         last, first = {}, {}
         with self.ours(case, self.samples(case)) as ours, self.theirs(case, arm) as theirs:
             for i in range(repeats + 1):
@@ -202,10 +205,11 @@ class Sides:
                     first.setdefault(side, last[side]['seconds'])
                     if i:
                         seconds[side].append(last[side]['seconds'] * self.scale(last[side]))
+                        computed[side].append(last[side]['computed'] * self.scale(last[side]))
         sides = {
             side: {
                 'median': statistics.median(found), 'seconds': found, 'first': first[side], 'peak': last[side]['peak'],
-                'threads': last[side]['threads'],
+                'threads': last[side]['threads'], 'computed': computed[side],
             }
             for side, found in seconds.items()
         }  # fmt: skip
@@ -361,11 +365,9 @@ def clock(step: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
     import jax
 
     def answer() -> dict[str, Any]:
-        began = time.perf_counter()
+        running = turns.Clock()
         jax.block_until_ready(step())
-        seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return {'seconds': seconds, 'peak': peak, 'threads': len(os.sched_getaffinity(0))}
+        return running.stopped() | {'threads': len(os.sched_getaffinity(0))}
 
     return answer
 

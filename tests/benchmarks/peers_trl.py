@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,13 +19,13 @@ from typing import Any
 import torch
 import turns
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 STEPS = 1000  # more than anybody asks for
 
 
-def answered(seconds: float, **more: Any) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {'seconds': seconds, 'peak': peak, 'threads': torch.get_num_threads()} | more
+def answered(clock: turns.Clock, **more: Any) -> dict[str, Any]:
+    return clock.stopped() | {'threads': torch.get_num_threads()} | more
 
 
 def rates(threads: int = 0) -> dict[str, float]:
@@ -56,16 +55,15 @@ class Turns(TrainerCallback):
     """A step for each request."""
 
     def __init__(self, out: Any) -> None:
-        self.out, self.began, self.tokens = out, 0.0, 0
+        self.out, self.clock, self.tokens = out, turns.Clock(), 0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         if not sys.stdin.readline():
             os._exit(0)  # nobody asks any more: there is nothing to save
-        self.began = time.perf_counter()
+        self.clock = turns.Clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        seconds = time.perf_counter() - self.began
-        print(json.dumps(answered(seconds, tokens=self.tokens)), file=self.out, flush=True)
+        print(json.dumps(answered(self.clock, tokens=self.tokens)), file=self.out, flush=True)
 
     def counting(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The collator, and how many tokens of text its batch holds."""
@@ -83,7 +81,7 @@ def common(plan: dict[str, Any], rows: int) -> dict[str, Any]:
         'output_dir': str(Path(plan['model']).parent / 'trl'), 'per_device_train_batch_size': rows, 'max_steps': STEPS,
         'learning_rate': 1e-5, 'lr_scheduler_type': 'constant', 'adam_beta1': 0.9, 'adam_beta2': 0.95,
         'weight_decay': 0.0, 'max_grad_norm': 1.0,
-        'bf16': plan['dtype'] == 'bfloat16', 'fp16': False, 'gradient_checkpointing': False,
+        'bf16': plan['dtype'] == 'bfloat16', 'fp16': False, 'activation_checkpointing': False, 'train_sampling_strategy': 'sequential',
         'use_cpu': not torch.cuda.is_available(), 'save_strategy': 'no', 'report_to': 'none', 'disable_tqdm': True,
     }  # fmt: skip
 
@@ -106,12 +104,12 @@ def rollouts(plan: dict[str, Any], samples: int, arm: str) -> Callable[[], dict[
 
     @torch.inference_mode()
     def step() -> dict[str, Any]:
-        began = time.perf_counter()
+        clock = turns.Clock()
         written_BT = model.generate(prompt_BT, **how)
         written_BT.cpu()
-        seconds = time.perf_counter() - began
+        found = answered(clock)
         assert written_BT.shape == (plan['rollouts'], plan['prompt'] + plan['new']), written_BT.shape
-        return answered(seconds)
+        return found
 
     return step
 
@@ -184,6 +182,7 @@ def trainer(plan: dict[str, Any], case: str, arm: str, out: Any) -> Any:
 
 def main() -> None:
     out = turns.answers()
+    disable_progress_bar()
     file, case, arm = sys.argv[1:]
     plan = json.loads(Path(file).read_text(encoding='utf-8'))
     if case == 'rates':

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TextIO
 
@@ -42,6 +44,21 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Clock:
+    """Begins when it is made."""
+
+    def __init__(self) -> None:
+        self.began, self.worked = time.perf_counter(), time.process_time()
+
+    def stopped(self) -> dict[str, float]:
+        """Seconds since then, those that this process has computed in, all its threads together, and its peak in GiB."""
+        return {
+            'seconds': time.perf_counter() - self.began,
+            'computed': time.process_time() - self.worked,
+            'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
 
 
 def answers() -> TextIO:
