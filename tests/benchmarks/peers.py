@@ -99,8 +99,13 @@ def main() -> int:
     if flags.repeats < 1 or flags.devices < 0:
         parser.error('repeats: at least 1; devices: not negative')
     from rlaif_jax import log
+    from rlaif_jax.config import Mistake
 
-    python = environment()
+    try:
+        python = environment()
+    except Mistake as mistake:
+        log.error(str(mistake))
+        return mistake.status
     cases = CASES if 'all' in flags.case else tuple(flags.case)
     load = os.getloadavg()[0]
     found = {'versions': versions(python), 'cores': os.cpu_count(), 'load': load, 'figures': []}
@@ -312,10 +317,9 @@ def environment() -> Path:
     venv.create(folder, with_pip=True)
     pip = [str(python), '-m', 'pip', 'install', '--quiet']
     ways = [f'torch=={TORCH}+cpu'], [f'torch=={TORCH}+cpu', '--index-url', WHEELS], [f'torch=={TORCH}']
-    for way in ways:
-        if subprocess.run([*pip, *way], capture_output=way is not ways[-1], check=False).returncode == 0:
-            break
-    subprocess.run([*pip, *PINS], check=True)
+    done = any(subprocess.run([*pip, *way], capture_output=way is not ways[-1]).returncode == 0 for way in ways)
+    if not done or subprocess.run([*pip, *PINS]).returncode:
+        raise Mistake(f'{folder}: pip could not install {pins}; the same command tries again')
     told.write_text(pins, encoding='utf-8')
     return python
 

@@ -81,7 +81,8 @@ def common(plan: dict[str, Any], rows: int) -> dict[str, Any]:
         'output_dir': str(Path(plan['model']).parent / 'trl'), 'per_device_train_batch_size': rows, 'max_steps': STEPS,
         'learning_rate': 1e-5, 'lr_scheduler_type': 'constant', 'adam_beta1': 0.9, 'adam_beta2': 0.95,
         'weight_decay': 0.0, 'max_grad_norm': 1.0,
-        'bf16': plan['dtype'] == 'bfloat16', 'fp16': False, 'activation_checkpointing': False, 'train_sampling_strategy': 'sequential',
+        'bf16': plan['dtype'] == 'bfloat16', 'fp16': False, 'activation_checkpointing': False,
+        'train_sampling_strategy': 'sequential',
         'use_cpu': not torch.cuda.is_available(), 'save_strategy': 'no', 'report_to': 'none', 'disable_tqdm': True,
     }  # fmt: skip
 
