@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     from rlaif_jax.config import Mistake
     from rlaif_jax.folder import sharing
     from rlaif_jax.paths import typed
+    from rlaif_jax.training import profiling
 
     log.show_any_sign(sys.stdout, sys.stderr)
     try:
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.explain:
             return explain(flags)
         check_here()
+        if flags.profile is not None:
+            profiling.read_steps(flags.profile)  # before anything is made
         name, config, text = read_config(flags)
         folder = default_folder(flags, name, config, text) if flags.workdir is None else typed(flags.workdir)
         hosts.start('off' if flags.shard else flags.hosts)
@@ -80,7 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
                 return plan_for(name, config, folder, flags)
             if flags.dry_run:
                 return dry_run(name, config, text, folder, flags.shard)
-            return run_shard(name, config, folder, flags.shard) if flags.shard else run(name, config, text, folder)
+            if flags.shard:
+                return run_shard(name, config, folder, flags.shard)
+            with profiling.profile(flags.profile, folder / 'profile'):
+                return run(name, config, text, folder)
     except hosts.Elsewhere as mistake:
         return mistake.status
     except Mistake as mistake:
@@ -138,6 +144,11 @@ def parser() -> argparse.ArgumentParser:
         '--topology', metavar='SLICE,…',
         help='with --dry_run: compile for v5e-16, v5p-32, v6e-64, tpu7x-16, … or local; needs no TPU, but the extra tpu',
     )  # fmt: skip
+    out.add_argument(
+        '--profile',
+        metavar='A:B',
+        help='trace steps A to B of every training stage, counted from 0, into WORKDIR/profile',
+    )
     out.add_argument('--price', type=float, help='with --topology: of a chip-hour, in any currency')
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(

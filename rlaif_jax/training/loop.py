@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from rlaif_jax import checkpoint, hosts, log, stopping
+from rlaif_jax.training import profiling
 from rlaif_jax.training.state import SKIPPED, check_finite
 
 Numbers = Mapping[str, jax.Array | float]
@@ -42,6 +43,7 @@ class Loop:
     save_every: int
     log_every: int
     optimizer: str  # the field of the config that holds it, for whoever has to turn it down
+    trace: profiling.Trace
     _untold: list[Callable[[], None]] = field(default_factory=list)
     _text: str = ''
 
@@ -53,7 +55,9 @@ class Loop:
                 batch, done = coming.result(), i + 1
                 coming = ahead.submit(batch_at, min(done, self.steps - 1))
                 asked = hosts.anyone(lambda: self.stop.asked)
-                yield i, batch
+                with self.trace.step(i):
+                    yield i, batch
+                self.trace.done(i, self.state)
                 # Read once: a signal that comes later waits for the next step's save.
                 stop = bool(asked)
                 if done % self.save_every == 0 or done == self.steps or stop:
@@ -120,11 +124,14 @@ def opened(
             stopping.stop_on_signal() as stop,
         ):
             loop = Loop(
-                name, title or name, steps, start, state, metrics, checkpoints, bar, stop, save_every, log_every, optimizer
+                name, title or name, steps, start, state, metrics, checkpoints, bar, stop, save_every, log_every, optimizer,
+                profiling.Trace(folder.name),
             )  # fmt: skip
             try:
                 yield loop
             except Exception:  # of the next step; who stops at once does not wait
                 loop.catch_up()
                 raise
+            finally:
+                loop.trace.stop()
             loop.catch_up()

@@ -29,7 +29,6 @@ import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +36,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+import turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -121,7 +122,7 @@ def compare(case: Case, repeats: int, tuned: dict[Any, int]) -> bool:
     from rlaif_jax import log
 
     with tempfile.TemporaryDirectory(prefix='labeling-') as folder:
-        with Worker('prepare', json.dumps(asdict(case) | {'folder': folder})) as preparer:
+        with worker('prepare', json.dumps(asdict(case) | {'folder': folder})) as preparer:
             plan = preparer.ask()
         columns, row = zip(*plan['tokens'].items())
         log.figures_table(f'{case.title}: tokens, means over {case.pairs} pairs', columns, [row])
@@ -129,15 +130,15 @@ def compare(case: Case, repeats: int, tuned: dict[Any, int]) -> bool:
         for arm in ARMS:
             alike = arm, case.model, plan['tokens'][f'{arm.split(",")[0]} reads a pair']  # the same work per prompt
             batch[arm] = tuned[alike] = tuned.get(alike) or fastest(arm, plan['file'], case)
-        workers = {arm: Worker(arm, plan['file']) for arm in ARMS}
+        workers = {arm: worker(arm, plan['file']) for arm in ARMS}
         answers: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
         try:
             for _ in range(repeats):
-                for arm, worker in workers.items():
-                    answers[arm].append(worker.ask(case.pairs, batch[arm]))
+                for arm, one in workers.items():
+                    answers[arm].append(one.ask(case.pairs, batch[arm]))
         finally:
-            for worker in workers.values():
-                worker.close()
+            for one in workers.values():
+                one.close()
     seconds = {arm: [one['seconds'] for one in answers[arm]] for arm in ARMS}
     prob = {arm: sum(answers[arm][-1]['shown'], []) for arm in ARMS}  # of each pair two neighbours
     rows, agreed = [], True
@@ -166,41 +167,18 @@ def fastest(arm: str, plan: str, case: Case) -> int:
     fit = [batch for batch in case.batches if batch <= 2 * case.pairs and not batch % rows] or [2 * case.pairs]
     if len(fit) == 1:
         return fit[0]
-    with Worker(arm, plan) as worker:
-        return min(fit, key=lambda batch: worker.ask(max(fit) // 2, batch)['seconds'])
+    with worker(arm, plan) as one:
+        return min(fit, key=lambda batch: one.ask(max(fit) // 2, batch)['seconds'])
 
 
-class Worker:
-    """A process that answers one request after the other."""
-
-    def __init__(self, what: str, plan: str) -> None:
-        command = [sys.executable, __file__, '--work', what, plan]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding='utf-8')
-        self.what = what
-
-    def ask(self, *request: Any) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps(request) + '\n')
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            sys.exit(f'{self.what}: its process ended with status {self.process.wait()}')
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def worker(what: str, plan: str) -> turns.Worker:
+    """A process of ours."""
+    return turns.Worker([sys.executable, __file__, '--work', what, plan])
 
 
 def work(what: str, plan: str) -> int:
     """Answer the requests on standard input; what libraries print goes to standard error."""
-    answers, sys.stdout = sys.stdout, sys.stderr
+    out = turns.answers()
     if not what.startswith('torch'):
         sys.modules['torch'] = None  # as in an installation without it: transformers would load it beside the tokenizer
     if what == 'prepare':
@@ -208,8 +186,7 @@ def work(what: str, plan: str) -> int:
     else:
         loaded = json.loads(Path(plan).read_text(encoding='utf-8'))
         answer = clock(ours(loaded) if what == 'ours' else theirs(loaded, last='last' in what))
-    for line in sys.stdin:
-        print(json.dumps(answer(*json.loads(line))), file=answers, flush=True)
+    turns.serve(answer, out)
     return 0
 
 
