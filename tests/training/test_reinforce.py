@@ -564,7 +564,7 @@ def test_without_kl_a_policy_takes_what_scores_for_what_is_good(spelling, tmp_pa
         assert [row['step'] for row in rows] == [-1, 19, 39, 59]
     (said, rise, kl), (nothing, _, near) = told.values()
     assert said.startswith('over-optimised') and 'quality fell' in said and rise > 1 and kl > 3
-    assert nothing == '' and near < 0.5
+    assert not nothing.startswith('over-optimised') and near < 0.5
 
 
 @pytest.mark.parametrize('baseline', ['value', 'shared_value'])
