@@ -303,12 +303,14 @@ def make_steps(cfg: Config, lm: LM, mesh: Mesh) -> Steps:
     where_state = axes.shardings(shapes, mesh)
     where_policy = axes.shardings(training.whole(lm.params, shapes['policy']['params']), mesh)
 
+    pad = lm.tokenizer.pad  # alone: whoever holds `lm` holds its parameters
+
     def sample(
         params: transformer.Params, prompt_BT: jax.Array, valid_BT: jax.Array, key: jax.Array, samples: int = 1
     ) -> generation.Sample:
         return generation.sample(
             model, params, prompt_BT, valid_BT, key, allowed_V, stop_V, max_new_tokens=cfg.max_new_tokens,
-            temperature=cfg.temperature, pad=lm.tokenizer.pad, samples=samples,
+            temperature=cfg.temperature, pad=pad, samples=samples,
         )  # fmt: skip
 
     return Steps(

@@ -586,7 +586,7 @@ def test_a_run_whose_kl_runs_away_stops_and_says_what_to_change(run):
 
 
 def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
-    run(steps=6, save_every=1)
+    run(steps=12, save_every=1)
     measured = []  # (steps done, KL of the policy then), in the order in which it is measured
     for row in map(json.loads, (tmp_path / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()):
         measured += [(row['step'], row['objective/kl'])] if 'objective/kl' in row else []
@@ -599,7 +599,7 @@ def test_a_run_that_runs_away_keeps_its_last_good_checkpoint(run, tmp_path):
     for path in tmp_path.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(Mistake, match=rf'reinforce: .*step {bad}, .*\.most_kl = {limit}.* step {bad - 1}\b'):
-        run(steps=6, save_every=1, most_kl=limit)
+        run(steps=12, save_every=1, most_kl=limit)
     assert checkpoint.Checkpoints(tmp_path).steps()[-1] == bad - 1 and not (tmp_path / 'export').exists()
 
 
@@ -615,7 +615,7 @@ def test_prompts_are_padded_no_further_than_they_need(run, monkeypatch, most, pa
     class Seen(Exception):
         pass
 
-    def sample(params, prompt_BT, valid_BT, key):
+    def sample(params, prompt_BT, valid_BT, key, samples):
         raise Seen(prompt_BT.shape, valid_BT.shape, int(valid_BT.sum()))
 
     steps = world().steps._replace(sample=sample)
