@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rlaif_jax.labeling.direct import rater as rater
     from rlaif_jax.labeling.preference import Label as Label
     from rlaif_jax.labeling.preference import label as label
+    from rlaif_jax.labeling.served import served as served
     from rlaif_jax.models.hf import LM as LM
     from rlaif_jax.models.hf import load as load
     from rlaif_jax.models.hf import logits as logits
@@ -44,6 +45,7 @@ _WHERE = {
     'rate': 'labeling.direct',
     'Rating': 'labeling.direct',
     'rater': 'labeling.direct',
+    'served': 'labeling.served',
     'sft': 'training.verbs',
     'train_reward_model': 'training.verbs',
     'reinforce': 'training.verbs',
