@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -113,6 +113,9 @@ class File:
     output: str = ''  # the same suffixes
     task: str = 'summarization'  # summarization, helpful or harmless
     technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
+    write: Literal['labels', 'pairs'] = (
+        'labels'  # beside all columns; or the pairs as the labeler prefers them, for TRL
+    )
     label: Config = field(default_factory=Config)  # its task and technique are the two above
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
@@ -137,13 +140,7 @@ class File:
     def lines(self, folder: Path) -> list[Line]:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
-        files.check_writable(self.output)
-        output = Path(os.path.realpath(paths.typed(self.output)))
-        if keeps(store_of(folder).resolve(), output) or output == (folder / 'result.json').resolve():
-            raise Mistake(f'output={self.output} is where the run keeps a file of its own; name another')
-        if output.exists() and paths.typed(self.input).exists() and output.samefile(paths.typed(self.input)):
-            raise Mistake(f'output={self.output} is the input; name another file')
-        paths.check_file(output)
+        check_output(self.output, self.input, folder)
         check_prompts(self.labeler, self.asked())
         entries = trl.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
@@ -171,9 +168,17 @@ class File:
         named = [{prefix + name: value for name, value in more.items()} for more in columns]
         if paths.typed(self.output).exists():  # whoever wrote it has labels that the store knows
             log.say(f'{self.output}: takes the place of labels that an earlier run wrote there')
-        if changed := files.write_more(self.output, rows, named):
+        if self.write == 'pairs':
+            found = [trl.preferred(entry.row, more['preference_prob']) for entry, more in zip(entries, columns)]
+            if not any(found):
+                raise Mistake(f'{self.input}: the labeler prefers no response of its {len(entries)} rows to the other')
+            files.write_rows(self.output, filter(None, found), paths.put)
+            log.say(
+                f'{self.output}: {sum(map(bool, found))} pairs as the labeler prefers them; the others are left out'
+            )
+        elif changed := files.write_more(self.output, rows, named):
             log.say(f'{self.output}: has no type for all values of the columns {", ".join(changed)}, which are changed')
-        if prefix:
+        if prefix and self.write == 'labels':
             log.say(f'{self.output}: the input has columns of our names, so those of the labels begin with {prefix}')
         for entry in [entry for entry in entries if entry.record is None][:3]:
             log.say(f'no pair: {entry.problem}')
@@ -190,6 +195,19 @@ class File:
             )
             result['agreement'] = asdict(one.agreement)
         return result
+
+
+def check_output(output: str, source: str, folder: Path, *own: str) -> None:
+    """Raises `Mistake` where a run in `folder`, where it has files of its `own`, cannot leave what it makes of `source` at
+    `output`, or should not.
+    """
+    files.check_writable(output)
+    at = Path(os.path.realpath(paths.typed(output)))
+    if keeps(store_of(folder).resolve(), at) or at in [(folder / name).resolve() for name in ('result.json', *own)]:
+        raise Mistake(f'output={output} is where the run keeps a file of its own; name another')
+    if at.exists() and paths.typed(source).exists() and at.samefile(paths.typed(source)):
+        raise Mistake(f'output={output} is the input; name another file')
+    paths.check_file(at)
 
 
 def free_prefix(taken: Set[str], names: Iterable[str]) -> str:

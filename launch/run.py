@@ -445,7 +445,7 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     log.say(f'in {folder}, to begin with:')
     for file in list(there)[:SHOWN]:
         log.entry(f'  {file:{max(map(len, there))}}  ', there[file])
-    if 'output' in result:
+    if 'output' in result and hasattr(config, 'labeler'):
         log.say('and a reward model of the labels:')
         given = {'input': result['output'], 'task': config.task}
         given |= {} if config.labeler in PRESETS or is_address(config.labeler) else {'policy': config.labeler}

@@ -92,9 +92,10 @@ class StandIn:
     requests: list[tuple[str, dict, dict]] = field(default_factory=list)  # path, body, headers
     at_once: int = 0  # the most requests that were there together
     port: int = 0
+    keeps: bool = True  # the requests
 
     def __enter__(self) -> Self:
-        self._lock, self._now, self.released = threading.Lock(), 0, threading.Event()
+        self._lock, self._now, self.number, self.released = threading.Lock(), 0, 0, threading.Event()
         self._server = Server(('127.0.0.1', self.port), type('Bound', (Handler,), {'stand_in': self}))
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -115,8 +116,9 @@ class StandIn:
 
     def answer(self, path: str, body: dict, headers: dict) -> tuple[int, dict, dict]:
         with self._lock:
-            number = len(self.requests)
-            self.requests.append((path, body, headers))
+            number, self.number = self.number, self.number + 1
+            if self.keeps:
+                self.requests.append((path, body, headers))
             self._now += 1
             self.at_once = max(self.at_once, self._now)
         try:

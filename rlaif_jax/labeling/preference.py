@@ -22,8 +22,9 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
+from rlaif_jax.data import trl
 from rlaif_jax.data.records import Pair
-from rlaif_jax.generation import Sampling, whole_pairs
+from rlaif_jax.generation import Sampling, listed, whole_pairs
 from rlaif_jax.labeling import labelers
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
@@ -245,6 +246,24 @@ def label(
     check_labeler(lm, mesh)
     cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), whole_pairs('pairs', pairs)
     return make_labeler(lm, cfg, mesh)(whole)
+
+
+def preferred(pairs: Sequence[Pair], labels: Sequence[Label | float | None]) -> list[dict[str, Any]]:
+    """Pairs as their labels have it, whatever their order was: rows of `prompt`, `chosen`, `rejected` and `margin`, which
+    trainers of TRL read (`datasets.Dataset.from_list`). A margin is P(chosen is better) − P(rejected is better).
+
+    Left out are pairs of which a label says nothing: unscorable ones, and those that it finds equal. Raises `Mistake`
+    where there are not as many labels as pairs.
+    """
+    whole = whole_pairs('pairs', pairs)
+    known = [getattr(label, 'preference', label) for label in listed('labels', labels, Label | float)]
+    if len(known) != len(whole):
+        raise Mistake(f'{len(whole)} pairs and {len(known)} labels; give the label of each pair')
+    for i, one in enumerate(known):
+        if one is not None and not (isinstance(one, float | int) and (0 <= one <= 1 or math.isnan(one))):
+            raise Mistake(f'labels[{i}] is {one!r:.80}; give a label, or P(the first is better)')
+    rows = [{'prompt': one.prompt.text, 'first': one.first, 'second': one.second} for one in whole]
+    return [found for row, one in zip(rows, known) if (found := trl.preferred(row, one))]
 
 
 def label_all(
