@@ -339,9 +339,11 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
 @pytest.mark.parametrize(
     'case, fields, says',
     [
-        ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type = 'dynamic' is not supported"),
+        ('llama', {'rope_parameters': {'rope_type': 'axial', 'factor': 2.0}}, "rope_type = 'axial' is not supported"),
         ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor = 0.5 is not supported'),
-        ('phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_type = 'longrope' is not supported"),
+        ('phi3', {'rope_parameters': None, 'rope_scaling': {'type': 'su', 'short_factor': [1.0]}}, "'long_factor' is mis"),
+        ('phi3', {'rope_parameters': None, 'rope_scaling': {'type': 'su', 'short_factor': [1.0], 'long_factor': [2.0]}},
+         '1 factors of rotary positions'),
         ('phi3', {'attention_bias': True}, 'attention_bias = True is not supported'),
         ('mistral', {'layer_types': ['full_attention'] * 3}, "unknown field 'layer_types'"),
         ('qwen2', {'layer_types': ['chunked_attention'] * 3}, 'layer_types = .* is not supported'),
@@ -349,7 +351,7 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
         ('qwen3', {'head_dim': '8'}, "head_dim = '8' is not supported; supported: a whole number"),
         ('gemma', {'hidden_activation': 'relu'}, "hidden_activation = 'relu' is not supported"),
         ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True is not supported'),
-        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, "rope_type = 'yarn' is not supported"),
+        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'three'}}}, "rope_type = 'three' is not supported"),
         ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' is not supported"),
         ('olmo2', {'clip_qkv': 8.0}, "unknown field 'clip_qkv'"),
         ('smollm3', {'quantization_config': {'bits': 4}}, 'quantization_config = .* is not supported'),
@@ -391,7 +393,11 @@ def test_a_value_that_is_no_number_of_its_kind_is_named(case, name, values):
     'table',
     [
         {'rope_type': 'linear', 'factor': value} for value in (0, -2.0, '2', True, [2], math.inf)
-    ] + [small.LLAMA3 | {name: value} for name, value in (
+    ] + [small.YARN | {name: value} for name, value in (
+        ('beta_fast', 0.5), ('beta_slow', 0), ('factor', -1.0), ('truncate', 'no'), ('attention_factor', '1'), ('gamma', 2),
+    )] + [{'rope_type': 'longrope', 'long_factor': [1.0] * 4} | {'short_factor': value} for value in (
+        [1.0] * 3, [0.0] * 4, ['1'] * 4, 1.0, [],
+    )] + [small.LLAMA3 | {name: value} for name, value in (
         ('low_freq_factor', 0), ('high_freq_factor', 1.0), ('low_freq_factor', 9), ('original_max_position_embeddings', 0),
     )],
 )  # fmt: skip

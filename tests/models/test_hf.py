@@ -408,7 +408,10 @@ BAD = {
     'unknown family': (change('config.json', model_type='mamba'), "model_type = 'mamba' is not supported; .*llama"),
     'unknown field': (change('config.json', logit_softcap=30.0), "unknown field 'logit_softcap'"),
     'rope scaling': (change('config.json', rope_scaling={'factor': 8.0}), "unknown field 'rope_scaling.factor'"),
-    'rope type': (change('config.json', rope_parameters={'rope_type': 'yarn'}), "rope_type = 'yarn' is not supported"),
+    'rope type': (
+        change('config.json', rope_parameters={'rope_type': 'axial'}),
+        "rope_type = 'axial' is not supported",
+    ),
     'rope field': (change('config.json', rope_parameters={'partial': 0.5}), "unknown field 'rope_parameters.partial'"),
     'attention bias': (change('config.json', attention_bias=True), 'lacks 8 tensors .*k_proj.bias'),
     'sliding window': (change('config.json', sliding_window=512), 'sliding_window = 512 is not supported'),
