@@ -269,7 +269,9 @@ class Served:
         if models and self.address.model not in models:
             near = nearest(self.address.model, models)
             raise Mistake(f'{self.name}: no such model there; did you mean {self.address.url}#{near}?')
-        most = models.get(self.address.model, {}).get('max_model_len')
+        one = models.get(self.address.model, {})
+        meta = one.get('meta')  # of llama.cpp
+        most = one.get('max_model_len') or isinstance(meta, dict) and meta.get('n_ctx')
         return most if type(most) is int and most > 1 else MOST
 
     def _check_tokens(self) -> None:
@@ -348,7 +350,6 @@ class TokenAnswerer(ServedAnswerer):
 
     def __init__(self, lm: Served, preamble: Sequence[int], answers: Answers, max_length: int) -> None:
         super().__init__(lm, preamble, answers, max_length)
-        self.nodes = sorted({way[:i] for way in answers.ways for i in range(1, len(way))}, key=len)
         self.by_text: dict[str, int] = {}  # where the server does not say which token it shows
         for token in dict.fromkeys(token for way in answers.ways for token in way):
             piece = lm.tokenizer.hf.convert_ids_to_tokens(token)
@@ -359,7 +360,7 @@ class TokenAnswerer(ServedAnswerer):
     def probabilities(self, row: Sequence[int]) -> np.ndarray:
         prompt = [*map(int, self.preamble), *map(int, row)]
         after, reach = {(): self._tokens(prompt)}, {(): 0.0}  # of each node: the tokens behind it, and its own log P
-        for node in self.nodes:
+        for node in self.answers.nodes:
             reach[node] = reach[node[:-1]] + after[node[:-1]].get(node[-1], -math.inf)
             after[node] = self._tokens([*prompt, *node]) if reach[node] > TRACE else {}
         logp_A = [reach[way[:-1]] + after[way[:-1]].get(way[-1], -math.inf) for way in self.answers.ways]

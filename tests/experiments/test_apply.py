@@ -132,7 +132,7 @@ def test_completions_have_a_score_and_names_that_are_taken_stay(tmp_path, scorer
 @pytest.mark.parametrize(
     'more, says',
     [
-        (['model='], 'model=runs/NAME/export'),
+        (['model=""'], 'model=runs/NAME/export'),
         (['model=micro_xs'], 'score'),  # which is none
         (['output=made.csv'], 'parquet'),
         (['output=score/made.jsonl'], 'score/made.jsonl'),
