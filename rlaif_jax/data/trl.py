@@ -121,7 +121,7 @@ def preferred(row: Mapping[str, Any], preference: float | None) -> Row | None:
     first, second = next(names for names in RESPONSES if all(name in row for name in names))
     better, worse = (first, second) if preference > 0.5 else (second, first)
     kept = {name: row[name] for name in ('id', 'prompt') if name in row}
-    return kept | {'chosen': row[better], 'rejected': row[worse], 'margin': abs(2 * preference - 1)}
+    return kept | {'chosen': row[better], 'rejected': row[worse], 'margin': abs(2 * float(preference) - 1)}
 
 
 # Rows to records

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from hashlib import blake2b
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +257,11 @@ def preferred(pairs: Sequence[Pair], labels: Sequence[Label | float | None]) -> 
     where there are not as many labels as pairs.
     """
     whole = whole_pairs('pairs', pairs)
-    known = [getattr(label, 'preference', label) for label in listed('labels', labels, Label | float)]
+    known = [getattr(label, 'preference', label) for label in listed('labels', labels, Label | str)]
     if len(known) != len(whole):
         raise Mistake(f'{len(whole)} pairs and {len(known)} labels; give the label of each pair')
     for i, one in enumerate(known):
-        if one is not None and not (isinstance(one, float | int) and (0 <= one <= 1 or math.isnan(one))):
+        if one is not None and not (isinstance(one, Real) and (0 <= one <= 1 or one != one)):
             raise Mistake(f'labels[{i}] is {one!r:.80}; give a label, or P(the first is better)')
     rows = [{'prompt': one.prompt.text, 'first': one.first, 'second': one.second} for one in whole]
     return [found for row, one in zip(rows, known) if (found := trl.preferred(row, one))]
