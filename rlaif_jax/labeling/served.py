@@ -36,7 +36,7 @@ from rlaif_jax.text import Tokenizer
 T = TypeVar('T')
 
 SERVERS = 'vLLM, SGLang and llama.cpp give them, for completions'
-AT_ONCE = 5.0  # seconds: a server that is not there then is told of before the work begins
+AT_ONCE, SOON = 5.0, 60.0  # seconds: a server that is not there, or fails, is told of before the work begins
 TRACE = math.log(1e-4)  # nats: what a less likely beginning goes on with is not asked for
 PROBE = 'the 12345 keys of Übung and naïve'  # where tokenizers differ
 TEN = 'Write the number 10, and nothing else.'
@@ -221,25 +221,27 @@ class Served:
         kind = ChatAnswerer if self.chat else TokenAnswerer
         return kind(self, preamble, answers, min(max_length, self.most - 1))  # what follows is a token at least
 
-    def ask(self, prompt: list[int] | str, how: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a prompt, which is tokens, or the text of a user's message. Raises as `Wire.ask` does."""
-        if self.chat:
-            body = {'messages': [{'role': 'user', 'content': prompt}]}
-            return self.wire.ask('chat/completions', {'model': self.address.model, **body, **how})
-        return self.wire.ask('completions', {'model': self.address.model, 'prompt': prompt, **how})
+    def ask(self, prompt: list[int] | str, how: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """The answer to a prompt: tokens, or the text of a message of the user. Takes and raises what `Wire.ask` does."""
+        asked = {'messages': [{'role': 'user', 'content': prompt}]} if self.chat else {'prompt': prompt}
+        path = 'chat/completions' if self.chat else 'completions'
+        return self.wire.ask(path, {'model': self.address.model, **asked, **how}, **more)
 
-    def first(self, prompt: list[int] | str, how: Mapping[str, Any] | None = None) -> list[Shown]:
-        """The likeliest tokens behind a prompt; with a `how` of its own there must be some."""
-        found = shown(self.ask(prompt, how or self.how))
-        if found is None or how and not found:
+    def first(self, prompt: list[int] | str) -> list[Shown]:
+        """The likeliest tokens behind a prompt."""
+        return self._shown(self.ask(prompt, self.how))
+
+    def _shown(self, answer: dict[str, Any], some: bool = False) -> list[Shown]:
+        found = shown(answer)
+        if found is None or some and not found:
             what = 'gives no log-probabilities, and verdicts are read from nothing else'
             raise Mistake(f'{self.name}: {what}; {SERVERS}')
         return found
 
-    def probe(self, how: Mapping[str, Any]) -> None:
+    def probe(self, how: Mapping[str, Any], patience: float | None = None) -> None:
         """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where nothing is shown."""
         prompt = PROBE if self.chat else [*self.tokenizer.start, *self.tokenizer.encode([PROBE])[0]]
-        self.first(prompt, how)
+        self._shown(self.ask(prompt, how, patience=patience, tries=MOST), some=True)
 
     # Before it is asked
 
@@ -248,7 +250,7 @@ class Served:
         most = self._listed()
         for how in CHATS if self.chat else COMPLETIONS:
             try:
-                self.probe(how)
+                self.probe(how, min(SOON, self.address.patience))
             except Refused as error:
                 refused = error
             else:

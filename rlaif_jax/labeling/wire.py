@@ -35,7 +35,7 @@ KEY, KEY_OF_OPENAI = 'RLAIF_API_KEY', 'OPENAI_API_KEY'  # the second goes to its
 OPENAI = 'api.openai.com'
 CONNECT = 10.0  # seconds for a connection, or for a list, which a server that is there gives at once
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two tries: twice as long each time
-TRIES = 10  # of a request that breaks a server which answers others; it is the request, then
+TRIES = 10  # of a request that breaks the server each time; whether it breaks at others is for the caller to see
 LOOK = 0.2  # seconds between two looks at whether to stop, while waiting
 NEVER = threading.Event()
 
@@ -137,20 +137,23 @@ class Wire:
             over.set()
         return found
 
-    def ask(self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None) -> dict[str, Any]:
+    def ask(
+        self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None, tries: int = TRIES
+    ) -> dict[str, Any]:
         """The answer to a request. Raises `Passing` where none comes, `Mistake` where none will, `Refused` for a request
-        that the server does not take.
+        that the server does not take, or that broke it so many times.
         """
-        patience, begun, tries = self.patience if patience is None else patience, time.monotonic(), 0
+        patience, begun, tried = self.patience if patience is None else patience, time.monotonic(), 0
         while True:
             self._pause(self._not_before - time.monotonic())
             try:
                 answer = self._once(path, body)
             except _Trouble as trouble:
-                if trouble.broke and tries >= TRIES and self._answered > begun:
-                    raise Refused(str(trouble)) from None
-                grown = min(FIRST_WAIT * 2 ** min(tries, TRIES), LONGEST_WAIT) * random.uniform(0.5, 1.0)
-                wait, tries, now = grown if trouble.after is None else trouble.after, tries + 1, time.monotonic()
+                tried += 1
+                if trouble.broke and tried >= tries:
+                    raise Refused(str(trouble).removeprefix('it answers ')) from None
+                grown = min(FIRST_WAIT * 2 ** min(tried - 1, TRIES), LONGEST_WAIT) * random.uniform(0.5, 1.0)
+                wait, now = grown if trouble.after is None else trouble.after, time.monotonic()
                 without = now - max(begun, self._answered)
                 if wait > patience or without + wait > patience:
                     asks = f'asks for {wait:.0f} s of rest' if trouble.after else f'no answer for {without:.0f} s'
