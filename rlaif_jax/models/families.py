@@ -356,28 +356,25 @@ def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *t
     part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
     if fraction is None and part != 1:
         raise f.unsupported('partial_rotary_factor', part, '1')
-    factor = float(raw.pop('factor')) if 'factor' in raw or kind in ('linear', 'dynamic', 'llama3') else 1.0
+    if kind in ('linear', 'dynamic', 'llama3'):
+        more['factor'] = float(raw.pop('factor'))
     if kind in ('llama3', 'yarn', 'longrope'):
-        if said := f.take(LENGTH, None):  # beside the table, where it counts more
-            raw[LENGTH], names[LENGTH] = f.positive(LENGTH, said), LENGTH
-        length = int(raw.pop(LENGTH, max_length))
-        more = {'llama3': _llama3, 'yarn': _yarn, 'longrope': _longrope}[kind](f, raw, factor, length, max_length)
+        beside = f.take(LENGTH, None)
+        length = int(raw.pop(LENGTH, None) or (f.positive(LENGTH, beside) if beside else max_length))
+        if kind == 'llama3':
+            more['spared'] = float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), length
+        else:
+            more = (_yarn if kind == 'yarn' else _longrope)(f, raw, length, max_length)
     if kind == 'dynamic':  # which turns no slower in texts of up to max_length
-        factor, more = 1.0, {'beyond': (('rope_type', 'dynamic'), ('factor', factor))}
-    if kind == 'default' and factor != 1:
-        f.unknown(names['factor'], factor)
+        more = {'beyond': (('rope_type', kind), ('factor', more['factor']))}
     for word, value in raw.items():
         f.unknown(names[word], value)
-    return Rope(float(theta), float(part), **{'factor': factor} | more)
+    return Rope(float(theta), float(part), **more)
 
 
-def _llama3(f: Fields, raw: Raw, factor: float, length: int, max_length: int) -> Raw:
-    return {'spared': (float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), length)}
-
-
-def _yarn(f: Fields, raw: Raw, factor: float, length: int, max_length: int) -> Raw:
+def _yarn(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
     """YaRN (arXiv 2309.00071)."""
-    factor = max_length / length if factor == 1 else factor
+    factor = float(raw.pop('factor', max_length / length))
     grown = lambda by: 0.1 * by * math.log(max(factor, 1.0)) + 1.0  # noqa: E731
     one, other, scale = (raw.pop(name, None) for name in ('mscale', 'mscale_all_dim', 'attention_factor'))
     if scale is None:
@@ -388,33 +385,33 @@ def _yarn(f: Fields, raw: Raw, factor: float, length: int, max_length: int) -> R
     return {'factor': factor, 'ramp': (float(fast), float(slow), length, whole), 'scale': float(scale)}
 
 
-def _longrope(f: Fields, raw: Raw, factor: float, length: int, max_length: int) -> Raw:
+def _longrope(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
     """LongRoPE (arXiv 2402.13753), for texts as long as the model was made with; in longer ones all turns otherwise."""
     each = [raw.pop(name) for name in ('short_factor', 'long_factor')]
     for name, found in zip(('short_factor', 'long_factor'), each):
         if not isinstance(found, list) or not found:
             raise f.unsupported(name, found, 'a list of numbers')
     short, long = (tuple(f.positive('short_factor, long_factor', one) for one in found) for found in each)
-    scale = raw.pop('attention_factor', None) or _longrope_scale(max_length if factor == 1 else factor * length, length)
-    beyond = (('long_factor', long), ('max_position_embeddings', max_length)) + (('factor', factor),) * (factor != 1)
-    return {'factor': 1.0, 'each': short, 'scale': float(scale), 'beyond': beyond}
+    beyond = {LENGTH: length, 'long_factor': long, 'max_position_embeddings': max_length}
+    beyond |= {'factor': float(raw.pop('factor'))} if 'factor' in raw else {}
+    scale = raw.pop('attention_factor', None) or _longrope_scale(beyond)
+    return {'each': short, 'scale': float(scale), 'beyond': tuple(beyond.items())}
 
 
-def _longrope_scale(stretched: float, length: int) -> float:
-    return math.sqrt(1 + math.log(stretched / length) / math.log(length)) if stretched > length else 1.0
+def _longrope_scale(said: Raw) -> float:
+    """What LongRoPE's attention is scaled by where its files do not say it."""
+    length, factor = said[LENGTH], said.get('factor', said['max_position_embeddings'] / said[LENGTH])
+    return math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
 
 
-def _lengths(f: Fields, max_length: int, ropes: tuple[Rope, ...]) -> Raw:
-    """The ropes, and the longest text that they are for."""
-    if not any(rope.each for rope in ropes):
-        return {'ropes': ropes}
-    tables = [f.raw, *(f.raw.get(name) or {} for name in ('rope_parameters', 'rope_scaling'))]
-    length = next((int(table[LENGTH]) for table in tables if table.get(LENGTH)), max_length)
+def _lengths(f: Fields, max_length: int, rope: Rope) -> Raw:
+    """The rope, and the longest text that it is for."""
+    length = min(dict(rope.beyond).get(LENGTH, max_length), max_length)
     if length < max_length:
         log.say_once(
             f'{f.where}: is read for texts of up to {length} tokens; in longer ones all positions turn otherwise'
         )
-    return {'ropes': ropes, 'max_length': min(length, max_length)}
+    return {'ropes': (rope,), 'max_length': length}
 
 
 def _tables(f: Fields) -> list[tuple[str, Raw]]:
@@ -429,16 +426,10 @@ def _scaling(rope: Rope, max_length: int) -> Raw:
     """The words that every version of transformers reads."""
     beyond = dict(rope.beyond)
     if rope.each:
-        stretched = beyond.pop('max_position_embeddings')
-        table = {
-            'type': 'longrope',
-            'short_factor': list(rope.each),
-            **beyond,
-            'long_factor': list(beyond['long_factor']),
-        }
-        usual = _longrope_scale(beyond.get('factor', stretched / max_length) * max_length, max_length)
+        usual, top = _longrope_scale(beyond), {name: beyond.pop(name) for name in (LENGTH, 'max_position_embeddings')}
+        table = {'type': 'longrope', 'short_factor': rope.each} | beyond
         table |= {} if rope.scale == usual else {'attention_factor': rope.scale}
-        return {'rope_scaling': table, LENGTH: max_length, 'max_position_embeddings': stretched}
+        return {'rope_scaling': {word: list(x) if isinstance(x, tuple) else x for word, x in table.items()}} | top
     if beyond:
         return {'rope_scaling': beyond}
     if rope.ramp:
@@ -462,7 +453,7 @@ def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fra
         words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
         by_themselves = {word: f.take(word, None) for word in words}  # in words of the family's own, and the usual
         found = _rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves))
-        return _lengths(f, known['max_length'], (found,))
+        return _lengths(f, known['max_length'], found)
 
     def write(cfg: Config) -> Raw:
         rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])

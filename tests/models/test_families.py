@@ -485,6 +485,19 @@ def test_a_neox_file_may_say_its_rotary_positions_twice():
         families.read(NEOX | {'rotary_pct': 0.0}, 'c')
 
 
+def test_positions_that_turn_otherwise_in_longer_texts_are_for_shorter_ones(capsys):
+    raw = small.golden('longrope')['config']
+    cfg = families.read(raw, 'a longrope')
+    assert (cfg.max_length, raw['max_position_embeddings']) == (32, 64)
+    assert 'a longrope: is read for texts of up to 32 tokens' in ' '.join(capsys.readouterr().out.split())
+    written = families.write(cfg)
+    assert (written['original_max_position_embeddings'], written['max_position_embeddings']) == (32, 64)
+    for scale in (1.5, cfg.ropes[0].scale):  # which files say only where it is not the usual one
+        other = dataclasses.replace(cfg, ropes=(dataclasses.replace(cfg.ropes[0], scale=scale),))
+        assert ('attention_factor' in families.write(other)['rope_scaling']) == (scale == 1.5)
+    assert families.read(small.golden('dynamic')['config'], 'a dynamic').max_length == 64
+
+
 # one fact in several places
 
 TABLES = ('rope_parameters', 'rope_scaling')
