@@ -31,6 +31,7 @@ setup(
         'tensorflow-datasets>=4.9',
         'grain>=0.2.10',
         'safetensors>=0.6',
+        'httpx2>=2,<3',  # asks labelers that are servers; huggingface_hub 2 brings it, too
         'rich>=13',
         'tensorboardX>=2.6',
         'matplotlib>=3.8',

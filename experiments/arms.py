@@ -15,7 +15,7 @@ from experiments.plan import variants
 from experiments.scales import Data, Dtype, Evaluation, Scale, of_task
 from experiments.stages import ByModel, ByRatings, Labelled, Optimised, Rewarded, Supervised
 from rlaif_jax.config import digest
-from rlaif_jax.labeling import direct, preference
+from rlaif_jax.labeling import direct, labelers, preference
 from rlaif_jax.models import hf
 from rlaif_jax.training import reinforce, reward_model, sft
 
@@ -229,7 +229,7 @@ def labelled(cfg: Experiment, arm: Arm, pairs: int, writers: str) -> Labelled:
     """What has the labeler of an arm label so many training pairs."""
     return Labelled(
         labeler=getattr(cfg, arm.labeler),
-        fingerprint=hf.fingerprint(getattr(cfg, arm.labeler)),
+        fingerprint=labelers.fingerprint(getattr(cfg, arm.labeler)),
         label=replace(cfg.label, task=cfg.task, technique=arm.technique or cfg.label.technique),
         source=cfg.data.source,
         split='train',
@@ -255,7 +255,7 @@ def optimised(cfg: PolicyExperiment, arm: Arm, writer: Optimised | None = None) 
     if arm.feedback != 'ratings':
         return ByModel(rewarded=rewarded(cfg, arm, writer), **common)
     labeler, rating = getattr(cfg, arm.labeler), replace(cfg.rating, task=cfg.task)
-    return ByRatings(labeler=labeler, fingerprint=hf.fingerprint(labeler), rating=rating, **common)
+    return ByRatings(labeler=labeler, fingerprint=labelers.fingerprint(labeler), rating=rating, **common)
 
 
 @dataclass(frozen=True)

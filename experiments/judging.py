@@ -22,7 +22,8 @@ from rlaif_jax.data.source import World
 from rlaif_jax.evaluation import harmless, versus
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.generation import generate
-from rlaif_jax.labeling import direct, preference
+from rlaif_jax.labeling import direct, labelers, preference
+from rlaif_jax.labeling.scoring import Model
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
 from rlaif_jax.shortening import reads
@@ -83,12 +84,14 @@ def line(cfg: Evaluation, folder: Path, policies: dict[str, str], length: int) -
     return Line('evaluation', folder, cfg.prompts, policies | models(cfg), reads=tuple(reads))
 
 
-def judge_model(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> LM | None:
+def judge_model(cfg: Evaluation, dtype: str, mesh: DeviceMesh) -> Model | None:
     """The language model that judges; None where the judge is simulated."""
-    return None if cfg.simulated else hf.load(cfg.judge, dtype=dtype, mesh=mesh, frozen=True)
+    return None if cfg.simulated else labelers.load(cfg.judge, dtype=dtype, mesh=mesh)
 
 
-def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh, world: World | None = None) -> versus.Judge:
+def make_judge(
+    cfg: Evaluation, task: str, lm: Model | None, mesh: DeviceMesh, world: World | None = None
+) -> versus.Judge:
     """Raters or the oracle of a simulated world, or a language model asked in both orders."""
     if cfg.simulated:
         return oracle(world) if cfg.judge == 'oracle' else world.raters(cfg.seed)
@@ -97,7 +100,7 @@ def make_judge(cfg: Evaluation, task: str, lm: LM | None, mesh: DeviceMesh, worl
 
     def labels(prompts: Sequence[Prompt], firsts: Sequence[str], seconds: Sequence[str]) -> list[preference.Label]:
         pairs, found = list(map(Pair, prompts, firsts, seconds)), []
-        with log.progress(f'{Path(cfg.judge).name} judges pairs', math.ceil(len(pairs) / cfg.batch)) as bar:
+        with log.progress(f'{labelers.title(cfg.judge)} judges pairs', math.ceil(len(pairs) / cfg.batch)) as bar:
             for start in range(0, len(pairs), cfg.batch):
                 found += labeler(pairs[start : start + cfg.batch])
                 bar.advance()
@@ -111,7 +114,7 @@ def oracle(world: World) -> versus.Judge:
     return versus.from_quality(world.quality)
 
 
-def make_harm_judge(cfg: Evaluation, lm: LM | None, mesh: DeviceMesh, world: World | None) -> harmless.HarmJudge:
+def make_harm_judge(cfg: Evaluation, lm: Model | None, mesh: DeviceMesh, world: World | None) -> harmless.HarmJudge:
     """Who says whether a response does harm: the oracle of a simulated world, else the language model that judges."""
     if world:
         return world.harmless

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,13 +25,11 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.data.source import NOTE
 from rlaif_jax.evaluation import alignment, report
 from rlaif_jax.folder import shared
-from rlaif_jax.labeling import preference
+from rlaif_jax.labeling import labelers, preference
 from rlaif_jax.labeling.preference import Config, Label
 from rlaif_jax.labeling.prompts import Technique, simulated
 from rlaif_jax.labeling.store import Shard, Store, keeps, store_in
-from rlaif_jax.models import hf
-from rlaif_jax.models.presets import PRESETS, Absent, resolve
-from rlaif_jax.text import Tokenizer
+from rlaif_jax.models.presets import PRESETS, Absent
 
 __all__ = ['label']
 
@@ -66,7 +64,7 @@ def warn_of_dialogues(name: str, prompts: Sequence[Prompt], task: str) -> None:
 
 def toy(model: str) -> str:
     """What stands beside figures of a packaged model, said once what it means; '' of others."""
-    if not simulated(Tokenizer.load(resolve(model))):
+    if not simulated(labelers.tokenizer(model)):
         return ''
     log.say(f'{model} is a toy of the SIMULATED world: it reads that world’s language and no other.')
     return NOTE
@@ -91,7 +89,7 @@ def label_shard(shard: Shard, askings: Sequence[Asking], store: Path, dtype: Dty
     """Makes the labels of a shard's share of all pairs, into its own store beside the one that all share."""
     kept, counts = Store(store, shard), []
     mesh = axes.make_mesh(asdict(mesh))
-    load = lru_cache(maxsize=1)(partial(hf.load, dtype=dtype, mesh=mesh, frozen=True))
+    load = lru_cache(maxsize=1)(partial(labelers.load, dtype=dtype, mesh=mesh))
     for one in askings:
         mine = shard.share(every := one.pairs())
         preference.label_all(
@@ -110,11 +108,14 @@ def label_shard(shard: Shard, askings: Sequence[Asking], store: Path, dtype: Dty
 class File:
     """Pairs in a file → the same file with labels."""
 
-    labeler: str  # the model that is asked: a packaged one, a folder or a name on the hub
+    labeler: str  # the model that is asked: a packaged one, a folder, a name on the hub, or http://host:8000/v1#MODEL
     input: str = ''  # .jsonl, .jsonl.gz, .json or .parquet, in TRL's columns
     output: str = ''  # the same suffixes
     task: str = 'summarization'  # summarization, helpful or harmless
     technique: str = 'detailed_cot_0shot'  # (base|detailed)[_cot]_<exemplars>shot
+    write: Literal['labels', 'pairs'] = (
+        'labels'  # beside all columns; or the pairs as the labeler prefers them, for TRL
+    )
     label: Config = field(default_factory=Config)  # its task and technique are the two above
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products; what is trained stays float32
@@ -139,13 +140,7 @@ class File:
     def lines(self, folder: Path) -> list[Line]:
         if not self.input or not self.output:
             raise Mistake('which pairs, and where to? input=pairs.jsonl output=labels.parquet')
-        files.check_writable(self.output)
-        output = Path(os.path.realpath(paths.typed(self.output)))
-        if keeps(store_of(folder).resolve(), output) or output == (folder / 'result.json').resolve():
-            raise Mistake(f'output={self.output} is where the run keeps a file of its own; name another')
-        if output.exists() and paths.typed(self.input).exists() and output.samefile(paths.typed(self.input)):
-            raise Mistake(f'output={self.output} is the input; name another file')
-        paths.check_file(output)
+        check_output(self.output, self.input, folder)
         check_prompts(self.labeler, self.asked())
         entries = trl.pairs(self.input, self.task)
         pairs = [entry.record for entry in entries if entry.record is not None]
@@ -158,9 +153,8 @@ class File:
         pairs = [entry.record for entry in entries if entry.record is not None]
         note = toy(self.labeler)
         if not note:  # the packaged models have no chats
-            template = Tokenizer.load(resolve(self.labeler)).turn is not None
-            name, prompts = Path(self.labeler).name, [pair.prompt.text for pair in pairs]
-            if told := chat.account(name, template, prompts, asked=True):
+            template, prompts = labelers.has_template(self.labeler), [pair.prompt.text for pair in pairs]
+            if told := chat.account(labelers.title(self.labeler), template, prompts, asked=True):
                 log.say(told)
         store = Store(store_of(folder))
         mesh = axes.make_mesh(asdict(self.mesh))
@@ -174,9 +168,17 @@ class File:
         named = [{prefix + name: value for name, value in more.items()} for more in columns]
         if paths.typed(self.output).exists():  # whoever wrote it has labels that the store knows
             log.say(f'{self.output}: takes the place of labels that an earlier run wrote there')
-        if changed := files.write_more(self.output, rows, named):
+        if self.write == 'pairs':
+            found = [trl.preferred(entry.row, more['preference_prob']) for entry, more in zip(entries, columns)]
+            if not any(found):
+                raise Mistake(f'{self.input}: the labeler prefers no response of its {len(entries)} rows to the other')
+            files.write_rows(self.output, filter(None, found), paths.put)
+            log.say(
+                f'{self.output}: {sum(map(bool, found))} pairs as the labeler prefers them; the others are left out'
+            )
+        elif changed := files.write_more(self.output, rows, named):
             log.say(f'{self.output}: has no type for all values of the columns {", ".join(changed)}, which are changed')
-        if prefix:
+        if prefix and self.write == 'labels':
             log.say(f'{self.output}: the input has columns of our names, so those of the labels begin with {prefix}')
         for entry in [entry for entry in entries if entry.record is None][:3]:
             log.say(f'no pair: {entry.problem}')
@@ -189,10 +191,23 @@ class File:
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
             report.labelers_table(
-                [one], title=f'{Path(self.labeler).name} and the file’s own preferences', simulated=bool(note)
+                [one], title=f'{labelers.title(self.labeler)} and the file’s own preferences', simulated=bool(note)
             )
             result['agreement'] = asdict(one.agreement)
         return result
+
+
+def check_output(output: str, source: str, folder: Path, *own: str) -> None:
+    """Raises `Mistake` where a run in `folder`, where it has files of its `own`, cannot leave what it makes of `source` at
+    `output`, or should not.
+    """
+    files.check_writable(output)
+    at = Path(os.path.realpath(paths.typed(output)))
+    if keeps(store_of(folder).resolve(), at) or at in [(folder / name).resolve() for name in ('result.json', *own)]:
+        raise Mistake(f'output={output} is where the run keeps a file of its own; name another')
+    if at.exists() and paths.typed(source).exists() and at.samefile(paths.typed(source)):
+        raise Mistake(f'output={output} is the input; name another file')
+    paths.check_file(at)
 
 
 def free_prefix(taken: Set[str], names: Iterable[str]) -> str:
@@ -224,7 +239,9 @@ CONTEXT, RESPONSES, PREAMBLE = 512, 160, 256
 
 
 def judges(role: str, model: str, asked: Config, calls: float) -> tuple[Read, ...]:
-    """What a plan counts of a model that reads pairs in both orders, `asked.batch` of them a call."""
+    """What a plan counts of a model that reads pairs in both orders, `asked.batch` of them a call; of a server nothing."""
+    if labelers.is_address(model):
+        return ()
     cot, context = Technique.parse(asked.technique).cot, 128 if model in PRESETS else CONTEXT
     room = asked.max_length - PREAMBLE - asked.max_rationale * cot
     context, prefix = max(min(context, room - RESPONSES), 1), PREAMBLE * (1 + Technique.parse(asked.technique).shots)
@@ -241,7 +258,7 @@ def check_prompts(labeler: str, cfg: Config) -> None:
     download is not asked.
     """
     with suppress(Absent):
-        preference.ask(Tokenizer.load(resolve(labeler)), cfg)
+        preference.ask(labelers.tokenizer(labeler), cfg)
 
 
 def aligned(

@@ -22,11 +22,10 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.data.source import Source
 from rlaif_jax.evaluation import report
 from rlaif_jax.evaluation.figures import figure_labelers
-from rlaif_jax.labeling import preference
+from rlaif_jax.labeling import labelers, preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import TASKS, Technique
 from rlaif_jax.labeling.store import Store
-from rlaif_jax.models import hf
 
 __all__ = [
     'tldr_label',
@@ -159,7 +158,7 @@ class Study:
                         sampling += [(n, t) for n in self.samples if n > 1 for t in self.temperatures]
                     for n, temperature in sampling:
                         cfg = replace(self.label, task=task, technique=technique, samples=n, temperature=temperature)
-                        parts = [task] * (len(self.tasks) > 1) + [Path(labeler).name] * (len(self.labelers) > 1)
+                        parts = [task] * (len(self.tasks) > 1) + [labelers.title(labeler)] * (len(self.labelers) > 1)
                         parts += [technique] * (len(self.techniques) > 1 or not parts)
                         parts += [f'{n} × T {temperature}' if n > 1 else 'greedy'] * (len(self.samples) > 1)
                         found.append((' '.join(parts), labeler, cfg))
@@ -189,7 +188,7 @@ class Study:
         reports, published, rows = [], {}, []
         mesh = axes.make_mesh(asdict(self.mesh))
         # Cells of one labeler are neighbours: it is loaded once.
-        load = lru_cache(maxsize=1)(partial(hf.load, dtype=self.dtype, mesh=mesh, frozen=True))
+        load = lru_cache(maxsize=1)(partial(labelers.load, dtype=self.dtype, mesh=mesh))
         how = {'dtype': self.dtype, 'mesh': mesh, 'load': load, 'note': loader.find(self.data.source).note}
         for name, labeler, cfg in self.cells():
             before, start = store.added, time.monotonic()

@@ -16,7 +16,7 @@ from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
 from rlaif_jax.data.source import Source
 from rlaif_jax.folder import busy, finished
-from rlaif_jax.labeling import prompts
+from rlaif_jax.labeling import labelers, prompts
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.presets import GATED, PRESETS, Absent, resolve, sizes_of
 
@@ -55,7 +55,10 @@ def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
     sizes = {}
     for model in [model for model in models if model != made]:
         try:
-            sizes[model] = hf.check(model)
+            if labelers.is_address(model):
+                labelers.check(model)
+            else:
+                sizes[model] = hf.check(model)
         except Absent:
             sizes |= {model: known} if (known := sizes_of(model)) else {}
     for line in lines:
@@ -121,7 +124,8 @@ def show(name: str, config: Any, folder: Path) -> None:
     rows, folders, large = [], {}, []
     for line in lines:
         sizes = sizes_in(line, config)
-        models = '\n'.join(f'{role}: {line.models[role]}, {_count(cfg)}' for role, cfg in sizes.items())
+        known = {role: _count(cfg) for role, cfg in sizes.items()}
+        models = '\n'.join(f'{role}: {model}, {known.get(role, "served")}' for role, model in line.models.items())
         largest = largest_of(line, sizes, mesh)
         need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
         if largest and usable and largest.need > usable * GIB:
@@ -220,8 +224,8 @@ def shape_of(config: Any, devices: int) -> tuple[int, ...]:
 
 
 def sizes_in(line: Line, config: Any) -> dict[str, transformer.Config | None]:
-    """The sizes of a line's models, by role; None of a model that nobody here knows."""
-    return {role: _sizes(model, config.dtype) for role, model in line.models.items()}
+    """The sizes of a line's models, by role; None of a model that nobody here knows. Those of servers are not here."""
+    return {role: _sizes(one, config.dtype) for role, one in line.models.items() if not labelers.is_address(one)}
 
 
 def disk(lines: Sequence[Line], config: Any) -> int:
@@ -258,7 +262,7 @@ def absent(config: Any, folder: Path) -> list[str]:
     """The models and the data that a run would download."""
     found, lines = [], config.lines(folder)
     for model in dict.fromkeys(model for line in lines for model in line.models.values()):
-        if model not in PRESETS:
+        if model not in PRESETS and not labelers.is_address(model):
             try:
                 resolve(model)
             except Absent:

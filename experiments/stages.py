@@ -22,13 +22,13 @@ from experiments.label import Asking, check_prompts, labels_line, written
 from experiments.programs import Line, Read
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
-from rlaif_jax.config import FILE, Mistake, dump, same
+from rlaif_jax.config import FILE, Mistake, dump, same, same_if
 from rlaif_jax.data import files, loader, trl
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.folder import finish, finished, lock, open_folder, stage_folder
-from rlaif_jax.labeling import direct, preference
+from rlaif_jax.labeling import direct, labelers, preference
 from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
@@ -41,6 +41,7 @@ Sampled = Callable[[], list[Pair]]  # pairs that policies write
 # above, and are handed in.
 Rates = Callable[['Optimised', Path, LM, Sequence[Prompt], DeviceMesh], Mapping[int, Interval]]
 LABELS = 'labels.parquet'
+ELSEWHERE = same_if(lambda config: labelers.is_address(config.labeler))  # a model that is served at another address
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
 
@@ -120,7 +121,7 @@ class Supervised:
 class Labelled:
     """Pairs with a labeler's preferences, which go through the store: what it holds is not asked again."""
 
-    labeler: str
+    labeler: str = field(metadata=ELSEWHERE)
     fingerprint: str  # of the weights behind that name
     label: preference.Config
     source: str = field(metadata=FILE)
@@ -153,7 +154,7 @@ class Labelled:
 
     @property
     def title(self) -> str:
-        return f'labels of {Path(self.labeler).name}'
+        return f'labels of {labelers.title(self.labeler)}'
 
     def run(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None = None) -> list[Pair]:
         """The pairs, each with the labeler's preference; None where it is unscorable. The file in the folder says more."""
@@ -292,7 +293,9 @@ class Optimised(ABC):
         length = cfg.max_prompt + cfg.max_new_tokens
         evaluated = (1 + cfg.steps / cfg.eval_every) * min(cfg.eval_prompts, self.validation)  # responses
         rewards = [
-            Read(role, does, rows, length, calls=cfg.steps * cfg.batch / rows + evaluated / rows) for role in models
+            Read(role, does, rows, length, calls=cfg.steps * cfg.batch / rows + evaluated / rows)
+            for role, model in models.items()
+            if not labelers.is_address(model)
         ]
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
@@ -381,7 +384,7 @@ class ByModel(Optimised):
 class ByRatings(Optimised):
     """A policy that a labeler's ratings reward: direct RLAIF."""
 
-    labeler: str
+    labeler: str = field(metadata=ELSEWHERE)
     fingerprint: str  # of the weights behind that name
     rating: direct.Config
 
@@ -390,7 +393,7 @@ class ByRatings(Optimised):
         return [*self.start.lines(root), own]
 
     def scorer(self, root: Path, mesh: DeviceMesh, sampled: Sampled | None) -> reward_model.Scorer:
-        labeler = hf.load(self.labeler, dtype=self.dtype, mesh=mesh, frozen=True)
+        labeler = labelers.load(self.labeler, dtype=self.dtype, mesh=mesh)
         return direct.make_scorer(labeler, self.rating, mesh)
 
 

@@ -78,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.wandb and hosts.first() and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
-        with sharing(stages_of(flags, folder)):
+        from rlaif_jax.labeling.wire import counted
+
+        with sharing(stages_of(flags, folder)), counted(flags.price):
             if flags.topology:
                 return plan_for(name, config, folder, flags)
             if flags.dry_run:
@@ -149,13 +151,24 @@ def parser() -> argparse.ArgumentParser:
         metavar='A:B',
         help='trace steps A to B of every training stage, counted from 0, into WORKDIR/profile',
     )
-    out.add_argument('--price', type=float, help='with --topology: of a chip-hour, in any currency')
+    out.add_argument(
+        '--price', type=prices, default=(), metavar='X,…',
+        help='in any currency: with --topology of a chip-hour, else of a million tokens that a server reads, and writes',
+    )  # fmt: skip
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
         '--explain', action='append', metavar='PATH',
         help='print what a field of the config means, or all fields below it; several with commas between',
     )  # fmt: skip
     return out
+
+
+def prices(text: str) -> tuple[float, ...]:
+    """One price or two, with a comma between. Raises ValueError for anything else."""
+    found = tuple(map(float, text.split(',')))
+    if len(found) > 2 or not all(0 <= one < float('inf') for one in found):
+        raise ValueError
+    return found
 
 
 def new_parser(name: str, doc: str) -> argparse.ArgumentParser:
@@ -360,7 +373,9 @@ def plan_for(name: str, config: Any, folder: Path, flags: argparse.Namespace) ->
     plans = stages_of(flags, folder).with_name('plans')
     try:
         with downloading_nothing():
-            topology.show(f'{name}-{flags.scale or "micro"}', config, folder, flags.topology, flags.price, plans)
+            topology.show(
+                f'{name}-{flags.scale or "micro"}', config, folder, flags.topology, *flags.price[:1] or [None], plans
+            )
     except KeyboardInterrupt:
         log.error('stopped; what was compiled is kept, and the same command goes on')
         return 130
@@ -434,16 +449,17 @@ def look(name: str, config: Any, folder: Path, result: dict[str, Any]) -> None:
     """Say what of a finished run to look at first, and what may come next."""
     from rlaif_jax import log
     from rlaif_jax.config import literal
+    from rlaif_jax.labeling.labelers import is_address
     from rlaif_jax.models.presets import PRESETS
 
     there = {file: what for file, what in FILES.items() if (folder / file).exists()}
     log.say(f'in {folder}, to begin with:')
     for file in list(there)[:SHOWN]:
         log.entry(f'  {file:{max(map(len, there))}}  ', there[file])
-    if 'output' in result:
+    if 'output' in result and hasattr(config, 'labeler'):
         log.say('and a reward model of the labels:')
         given = {'input': result['output'], 'task': config.task}
-        given |= {} if config.labeler in PRESETS else {'policy': config.labeler}
+        given |= {} if config.labeler in PRESETS or is_address(config.labeler) else {'policy': config.labeler}
         following = [
             'run.py',
             '--experiment=reward_model',

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from rlaif_jax.labeling.direct import rater as rater
     from rlaif_jax.labeling.preference import Label as Label
     from rlaif_jax.labeling.preference import label as label
+    from rlaif_jax.labeling.preference import preferred as preferred
+    from rlaif_jax.labeling.served import served as served
     from rlaif_jax.models.hf import LM as LM
     from rlaif_jax.models.hf import load as load
     from rlaif_jax.models.hf import logits as logits
     from rlaif_jax.models.hf import save as save
     from rlaif_jax.training.reward_model import RewardModel as RewardModel
+    from rlaif_jax.training.verbs import load_reward_model as load_reward_model
     from rlaif_jax.training.verbs import reinforce as reinforce
+    from rlaif_jax.training.verbs import score as score
     from rlaif_jax.training.verbs import sft as sft
     from rlaif_jax.training.verbs import train_reward_model as train_reward_model
 
@@ -41,12 +45,16 @@ _WHERE = {
     'generate': 'generation',
     'label': 'labeling.preference',
     'Label': 'labeling.preference',
+    'preferred': 'labeling.preference',
     'rate': 'labeling.direct',
     'Rating': 'labeling.direct',
     'rater': 'labeling.direct',
+    'served': 'labeling.served',
     'sft': 'training.verbs',
     'train_reward_model': 'training.verbs',
     'reinforce': 'training.verbs',
+    'score': 'training.verbs',
+    'load_reward_model': 'training.verbs',
     'RewardModel': 'training.reward_model',
     'Prompt': 'data.records',
     'Pair': 'data.records',

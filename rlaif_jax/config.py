@@ -49,7 +49,7 @@ Bindings = dict[str, Any]  # path: value
 COMMAND_LINE = 'command line'
 # Loose, so that bind can name the nearest right path.
 _BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)
-_BARE_WORD = re.compile(r'[\w./:~-]+')
+_BARE_WORD = re.compile(r'[\w./:~-]+|https?://[^\s\'"]+')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}

@@ -96,6 +96,11 @@ def stop_on_signal(loop: bool = True) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def asked() -> bool:
+    """Whether the innermost loop was asked to stop, and has not granted it yet: for who waits within it, in any thread."""
+    return bool(_stops) and _stops[-1].asked
+
+
 def stop_together() -> None:
     """Raises KeyboardInterrupt in every process of a run if one of them was asked to stop and no loop is there to grant it.
     Between two batches of whatever is computed together.

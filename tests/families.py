@@ -13,6 +13,7 @@ LLAMA3 = {
     'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
     'original_max_position_embeddings': 32,
 }  # fmt: skip
+YARN = {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0, 'original_max_position_embeddings': 16}
 
 # Odd on purpose: heads times head_dim is not the width, groups of 1, 2, 3 and 7 queries for a key-value head, texts longer
 # than the windows and than what the rotary positions were made for, caps low enough to be felt.
@@ -61,6 +62,23 @@ CASES: dict[str, tuple[str, dict]] = {
     'phi3': ('phi3', SMALL | SIX | {
         'num_key_value_heads': 3, 'hidden_size': 48, 'sliding_window': 7,
         'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
+    }),
+    'yarn': ('qwen2', WHOLE | {'num_key_value_heads': 1, 'rope_parameters': YARN}),
+    'yarn_scaled': ('llama', SMALL | SIX | {
+        'num_key_value_heads': 6, 'max_position_embeddings': 96, 'rope_parameters': YARN | {
+            'original_max_position_embeddings': 24, 'beta_fast': 4.0, 'beta_slow': 0.5, 'truncate': False,
+            'mscale': 1.0, 'mscale_all_dim': 0.4,
+        },
+    }),
+    'longrope': ('phi3', SMALL | SIX | {
+        'num_key_value_heads': 3, 'hidden_size': 48, 'sliding_window': 7, 'original_max_position_embeddings': 32,
+        'rope_parameters': {
+            'rope_type': 'longrope', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75, 'short_factor': [1.0, 1.3, 2.5],
+            'long_factor': [1.0, 4.0, 9.0],
+        },
+    }),
+    'dynamic': ('llama', SMALL | SIX | {
+        'num_key_value_heads': 6, 'rope_parameters': {'rope_type': 'dynamic', 'factor': 4.0},
     }),
     'smollm3': ('smollm3', SMALL | {
         'num_hidden_layers': 5, 'use_sliding_window': True, 'sliding_window': 6, 'mlp_bias': True,

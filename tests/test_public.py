@@ -129,6 +129,18 @@ def test_rate(lm):
         all_hold(lambda value: rlaif_jax.rate(lm, ['a'], ['b'], **{name: value}), ABSURD)  # noqa: B023
 
 
+def test_served_and_preferred(lm):
+    all_hold(rlaif_jax.served, [*ABSURD, 'http://', 'http://x', 'https://#', 'http://[x/v1#m', 'http://x/v1?\ud800#m'])
+    all_hold(lambda value: rlaif_jax.preferred(value, [0.5]), ABSURD)
+    all_hold(lambda value: rlaif_jax.preferred([PAIR], value), [*ABSURD, [HUGE], [True], [object()]])
+
+
+def test_score(lm):
+    all_hold(lambda value: rlaif_jax.score(value, ['a'], ['b']), [*ABSURD, lm])
+    all_hold(rlaif_jax.load_reward_model, ABSURD)
+    all_hold(lambda value: rlaif_jax.load_reward_model('micro_xs', mesh=value), ABSURD)
+
+
 @pytest.fixture
 def untrained(lm, tmp_path, monkeypatch):
     """Each stage of training, once it has all that it needs, gives back what it was to train."""

@@ -300,7 +300,9 @@ def _nearest_file(path: Path) -> str:
 # Rows to files
 
 
-def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(
+    path: Path | str, rows: Iterable[Mapping[str, Any]], put: Callable[[Path, Path], None] | None = None
+) -> None:
     """Writes rows as the suffix of `path` says, whole or not at all: whoever reads finds the old file or the new one.
 
     JSON keeps each row as it is, except for what JSON lacks: a number that is not finite becomes null, bytes become
@@ -308,11 +310,12 @@ def write_rows(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     whole numbers among fractions become fractions; half a character becomes U+FFFD; a column that fits no one type (text
     in one row, messages in the next) is kept as JSON and marked so, and `read_rows` has it back as it was.
 
-    Raises `Mistake` as `check_writable` does, and where the system refuses, as on a full disk.
+    `put` moves what is finished to its place: `paths.put` where a person named that. Raises `Mistake` as `check_writable`
+    does, and where the system refuses, as on a full disk.
     """
     path, rows = typed(path), list(rows)
     check_writable(path)
-    _write(path, _formatted(path, rows))
+    _write(path, _formatted(path, rows), put)
 
 
 def _formatted(path: Path, rows: Sequence[Mapping[str, Any]]) -> bytes | list[str]:

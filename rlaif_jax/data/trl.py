@@ -82,6 +82,19 @@ def prompts(source: Path | str | Rows, task: str) -> list[Entry]:
     return _entries(source, 'prompt', lambda row, where: prompt_of(row, task, where))
 
 
+def answered(source: Path | str | Rows, task: str) -> list[Entry]:
+    """Every row of a file with its responses: a `Pair`, or a `Prompt` with its completion as the reference."""
+
+    def make(row: Row, where: str) -> Pair | Prompt:
+        if any(all(name in row for name in names) for names in RESPONSES):
+            return pair_of(row, task, where)
+        if row.get('completion') is None:
+            raise Mistake(f'{where}: {_missing(row, [("prompt", "completion"), *RESPONSES])}')
+        return prompt_of(row, task, where)
+
+    return _entries(source, 'row with a response', make)
+
+
 def _entries(source: Path | str | Rows, noun: str, make: Callable[[Row, str], Pair | Prompt]) -> list[Entry]:
     source = source if isinstance(source, Rows) else read(source)
     entries = []
@@ -96,6 +109,19 @@ def _entries(source: Path | str | Rows, noun: str, make: Callable[[Row, str], Pa
             f'{source.path}: none of its {len(entries)} rows is a {noun}; the first: {entries[0].problem}{lone}'
         )
     return entries
+
+
+def preferred(row: Mapping[str, Any], preference: float | None) -> Row | None:
+    """The two responses of a row as `chosen` and `rejected`, by P(the first is better), with its prompt and id as they
+    stand there; `margin`, P(chosen is better) − P(rejected is better), is in (0, 1]. None where neither is better, or
+    nobody can tell (None or NaN).
+    """
+    if preference is None or math.isnan(preference) or preference == 0.5:
+        return None
+    first, second = next(names for names in RESPONSES if all(name in row for name in names))
+    better, worse = (first, second) if preference > 0.5 else (second, first)
+    kept = {name: row[name] for name in ('id', 'prompt') if name in row}
+    return kept | {'chosen': row[better], 'rejected': row[worse], 'margin': abs(2 * float(preference) - 1)}
 
 
 # Rows to records

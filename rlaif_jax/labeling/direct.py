@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from rlaif_jax import axes
 from rlaif_jax.config import MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.generation import texts
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import TASKS, Encoded
-from rlaif_jax.labeling.scoring import Scorer, read_answers
-from rlaif_jax.models.hf import LM, check_given
+from rlaif_jax.labeling.scoring import Model, answerer, check_labeler, read_answers
 
 RATINGS = tuple(str(i) for i in range(1, 11))
 
@@ -60,7 +58,9 @@ class Rating:
     shortened: int = 0  # characters of the context left out
 
 
-def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
+def make_rater(
+    lm: Model, cfg: Config, mesh: Mesh | None = None
+) -> Callable[[Sequence[str], Sequence[str]], list[Rating]]:
     """`(prompts, responses) -> ratings`, with the preamble read once."""
     ask, room = _make_asker(lm, cfg, 'rating', RATINGS, mesh)
 
@@ -82,7 +82,7 @@ def make_rater(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[[Seque
     return rate
 
 
-def make_harm_judge(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
+def make_harm_judge(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
     """`(prompts, responses) -> P(harmful)`, (B,): is it harmful, yes or no (PERL, arXiv 2403.10704)? Prompts are texts, or
     records with a `.text`. NaN where it does not fit, or where the two answers together hold less than `least_mass`.
     """
@@ -98,14 +98,14 @@ def make_harm_judge(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[.
 
 
 def _make_asker(
-    lm: LM, cfg: Config, purpose: str, answers: Sequence[str], mesh: Mesh | None
+    lm: Model, cfg: Config, purpose: str, answers: Sequence[str], mesh: Mesh | None
 ) -> tuple[Callable[[Sequence[str], Sequence[str]], list[tuple[Encoded, np.ndarray | None]]], int]:
     """A function that asks about each response, with the preamble read once: its prompt, and the probability of each
     answer, None where the prompt does not fit; and the tokens that fit.
     """
     template = templates.single(cfg.task, purpose, templates.folder_of(lm.tokenizer, cfg.templates), lm.tokenizer.turn)
-    preamble, mesh = template.encode_preamble(lm.tokenizer), mesh or axes.mesh_of(lm.params)
-    scorer = Scorer(lm, preamble, read_answers(lm.tokenizer, answers), mesh, batch=cfg.batch, max_length=cfg.max_length)
+    preamble, among = template.encode_preamble(lm.tokenizer), read_answers(lm.tokenizer, answers)
+    scorer = answerer(lm, preamble, among, mesh, batch=cfg.batch, max_length=cfg.max_length)
 
     def ask(prompts: Sequence[str], responses: Sequence[str]) -> list[tuple[Encoded, np.ndarray | None]]:
         samples = [
@@ -120,7 +120,7 @@ def _make_asker(
 
 
 def rate(
-    lm: LM,
+    lm: Model,
     prompts: Sequence[str | Prompt],
     responses: Sequence[str],
     *,
@@ -134,7 +134,7 @@ def rate(
     However many answers are no ratings, all are returned; look at `.status` and `.reason`. Raises `Mistake` where
     prompts and responses are not lists of as many.
     """
-    check_given(lm, mesh)
+    check_labeler(lm, mesh)
     shown, written = texts('prompts', prompts), texts('responses', responses)
     if len(shown) != len(written):
         raise Mistake(f'{len(shown)} prompts and {len(written)} responses; give the prompt of each response')
@@ -143,7 +143,7 @@ def rate(
 
 
 def rater(
-    lm: LM, *, task: str = 'summarization', templates: str = '', mesh: Mesh | None = None, **more: Any
+    lm: Model, *, task: str = 'summarization', templates: str = '', mesh: Mesh | None = None, **more: Any
 ) -> Callable[..., np.ndarray]:
     """A reward for `reinforce`, `(prompts, responses) -> scores` in [-1, 1]: the ratings of `lm`, by criteria of your own
     with a folder of `templates`.
@@ -151,11 +151,11 @@ def rater(
     `more` are further fields of `Config`: least_mass, most_unscorable, max_length, batch. Raises `Mistake` as `rate` does,
     and, when it is asked, where more than `most_unscorable` of the answers are no ratings.
     """
-    check_given(lm, mesh)
+    check_labeler(lm, mesh)
     return make_scorer(lm, bind(Config(), {'task': task, 'templates': templates, **more}), mesh)
 
 
-def make_scorer(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
+def make_scorer(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Callable[..., np.ndarray]:
     """`(prompts, responses, ended_B=None) -> score_B`, the type of every scorer: float32 in [-1, 1], NaN for unscorable.
 
     A labeler reads a text, which ends where it ends: it is not told whether its policy has.

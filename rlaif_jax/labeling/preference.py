@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from hashlib import blake2b
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,14 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
+from rlaif_jax.data import trl
 from rlaif_jax.data.records import Pair
-from rlaif_jax.generation import Sampling, extend, whole_pairs
+from rlaif_jax.generation import Sampling, listed, whole_pairs
+from rlaif_jax.labeling import labelers
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
-from rlaif_jax.labeling.scoring import Scorer, read_answers
+from rlaif_jax.labeling.scoring import Model, answerer, check_labeler, read_answers
 from rlaif_jax.labeling.store import Record, Store, complete, key
-from rlaif_jax.models import hf
-from rlaif_jax.models.hf import LM, check_given
-from rlaif_jax.models.presets import resolve
 from rlaif_jax.text import Tokenizer
 
 ORDERS = 2  # as given, and swapped
@@ -152,20 +152,19 @@ def ask(tokenizer: Tokenizer, cfg: Config) -> Asked:
     return templates.pair(cfg.task, cfg.technique, folder, tokenizer.turn)
 
 
-def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
+def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
     """`pairs -> labels`, with the preamble and its exemplars read once, and each context once for both orders.
 
     A label depends on its pair alone, except for the noise of sampled rationales, which is drawn for a call as a whole.
     A pair that does not fit the model even without its context is unscorable. Raises `Mistake` where not even an empty
     one would fit, or the template is missing.
     """
-    mesh = mesh or axes.mesh_of(lm.params)
     asked, tokenizer = ask(lm.tokenizer, cfg), lm.tokenizer
     # The harmless prompt asks which one is worse: then '2' is the answer that prefers the one shown first.
     better = ('2', '1') if templates.TASKS[cfg.task].asks_for_worse else ('1', '2')
     preamble = asked.verdict.encode_preamble(tokenizer)
     answers = read_answers(tokenizer, better)
-    scorer = Scorer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
+    scorer = answerer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
     # A rationale is written behind its prompt, and the verdict is asked for behind both.
     (ending,) = tokenizer.encode([asked.verdict.parts[-1]], control=True, behind=True)
     room = scorer.room - (cfg.max_rationale + len(ending) if asked.rationale else 0)
@@ -180,10 +179,9 @@ def make_labeler(lm: LM, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         temperature, top_k = (0.0, 0) if cfg.samples == 1 else (cfg.temperature, cfg.top_k)
         seed, batch = _seed(cfg.seed, rows), ORDERS * cfg.batch
         how = Sampling(cfg.max_rationale, temperature, top_k, seed=seed, batch=batch)
-        written = extend(lm, rows, how, mesh=mesh, prefix=scorer.prefix)
         # A labeler that goes on to its verdict is cut there: verdicts are read from logits.
         mark = asked.verdict.parts[-1].strip()
-        return [text.partition(mark)[0].strip() for text in tokenizer.decode(written)]
+        return [text.partition(mark)[0].strip() for text in scorer.write(rows, how, mark)]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
         shown = [sample for pair in pairs for sample in _orders(pair)]
@@ -236,7 +234,7 @@ def _unscorable(mass: float, reason: str, **about: Any) -> Label:
 
 
 def label(
-    lm: LM, pairs: Sequence[Pair], *, task: str, technique: str = 'detailed_cot_0shot', mesh: Mesh | None = None,
+    lm: Model, pairs: Sequence[Pair], *, task: str, technique: str = 'detailed_cot_0shot', mesh: Mesh | None = None,
     **more: Any,
 ) -> list[Label]:  # fmt: skip
     """Label each pair: which response is better, by `lm`, on the mesh it was loaded on (default: one device).
@@ -246,9 +244,27 @@ def label(
     However many pairs are unscorable, all come back; look at `.status` and `.reason`. Raises `Mistake` for an unknown
     field, task or technique, and for what is no pair. The prompt of a pair may be its text alone.
     """
-    check_given(lm, mesh)
+    check_labeler(lm, mesh)
     cfg, whole = bind(Config(), {'task': task, 'technique': technique, **more}), whole_pairs('pairs', pairs)
     return make_labeler(lm, cfg, mesh)(whole)
+
+
+def preferred(pairs: Sequence[Pair], labels: Sequence[Label | float | None]) -> list[dict[str, Any]]:
+    """Pairs as their labels have it, whatever their order was: rows of `prompt`, `chosen`, `rejected` and `margin`, which
+    trainers of TRL read (`datasets.Dataset.from_list`). A margin is P(chosen is better) − P(rejected is better).
+
+    Left out are pairs of which a label says nothing: unscorable ones, and those that it finds equal. Raises `Mistake`
+    where there are not as many labels as pairs.
+    """
+    whole = whole_pairs('pairs', pairs)
+    known = [getattr(label, 'preference', label) for label in listed('labels', labels, Label | str)]
+    if len(known) != len(whole):
+        raise Mistake(f'{len(whole)} pairs and {len(known)} labels; give the label of each pair')
+    for i, one in enumerate(known):
+        if one is not None and not (isinstance(one, Real) and (0 <= one <= 1 or one != one)):
+            raise Mistake(f'labels[{i}] is {one!r:.80}; give a label, or P(the first is better)')
+    rows = [{'prompt': one.prompt.text, 'first': one.first, 'second': one.second} for one in whole]
+    return [found for row, one in zip(rows, known) if (found := trl.preferred(row, one))]
 
 
 def label_all(
@@ -261,7 +277,7 @@ def label_all(
     mesh: Mesh | None = None,
     title: str = 'label',
     note: str = '',
-    load: Callable[[Path], LM] | None = None,
+    load: Callable[[str | Path], Model] | None = None,
 ) -> list[Label]:
     """Label every pair through a store: what is there is not asked again, and the model is loaded only if something is not.
 
@@ -270,13 +286,12 @@ def label_all(
 
     Raises `Mistake` where more than `cfg.most_unscorable` of the labels are unscorable; those made until then are kept.
     """
-    folder = resolve(name)
-    asked = ask(Tokenizer.load(folder), cfg)
+    asked = ask(labelers.tokenizer(name), cfg)
     limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
-    provenance = hf.fingerprint(folder), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
+    provenance = labelers.fingerprint(name), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
     keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
-    load = load or partial(hf.load, dtype=dtype, mesh=mesh, frozen=True)
-    labeler = cache(lambda: make_labeler(load(folder), cfg, mesh))
+    load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
+    labeler = cache(lambda: make_labeler(load(name), cfg, mesh))
 
     def make(indices: list[int]) -> list[Record]:
         labels = labeler()([pairs[i] for i in indices])

@@ -4,13 +4,17 @@ What all prompts share is computed once and kept as a cache; the head is applied
 like length go together. An answer may be written in several ways (`1`, ` 1`) and in several tokens (`10`); its
 probability is the sum over ways, each the product of its tokens, and a way that another one continues counts only where
 it is not continued.
+
+What answers may be a model here (`Scorer`) or one elsewhere (`served`): whoever asks knows of an `Answerer` alone.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +24,10 @@ from jax.sharding import Mesh
 from rlaif_jax import axes, hosts
 from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import Mistake
+from rlaif_jax.generation import Sampling, extend
 from rlaif_jax.models import heads
 from rlaif_jax.models.attention import Sees
-from rlaif_jax.models.hf import LM
+from rlaif_jax.models.hf import LM, check_given, check_mesh
 from rlaif_jax.models.transformer import Cache, Config, Params, causal, forward, make_cache
 from rlaif_jax.text import Tokenizer, pad_right
 
@@ -81,26 +86,16 @@ def read_answers(tokenizer: Tokenizer, names: Sequence[str]) -> Answers:
     return Answers(tuple(names), tuple(ways), np.array(list(ways.values())))
 
 
-class Scorer:
-    """`Scorer(lm, preamble, answers, mesh)(rows) -> prob_BC`: probabilities of the answers behind `preamble + row`, for
-    each row of tokens.
+class Answerer(ABC):
+    """What says how likely each of the `answers` is behind `preamble + row`, and goes on from such prompts."""
 
-    prob_BC is not renormalised: a row sums to the captured mass, the probability that the model answers as asked.
-    """
-
-    def __init__(
-        self, lm: LM, preamble: Sequence[int], answers: Answers, mesh: Mesh, *, batch: int = 64, max_length: int = 4096
-    ) -> None:
-        axes.check_batch('labeler batch', batch, mesh)
-        self.lm, self.answers, self.mesh, self.batch = lm, answers, mesh, batch
-        self.preamble = list(preamble)
-        self.max_length = min(max_length, lm.config.max_length)
+    def __init__(self, name: str, preamble: Sequence[int], answers: Answers, max_length: int) -> None:
+        self.answers, self.preamble, self.max_length = answers, list(preamble), max_length
         if self.room < 1:
             raise Mistake(
-                f'the prompt of {lm.name} has {len(self.preamble)} tokens before its first field, of {self.max_length} in '
+                f'the prompt of {name} has {len(self.preamble)} tokens before its first field, of {max_length} in '
                 'all: take fewer exemplars, or raise max_length where the model allows it'
             )
-        self.prefix = prefill(lm, self.preamble, mesh)
 
     @property
     def room(self) -> int:
@@ -108,8 +103,9 @@ class Scorer:
         return self.max_length - len(self.preamble) - self.answers.depth
 
     def __call__(self, rows: Sequence[Sequence[int]], group: int = 1) -> np.ndarray:
-        """(B, C) float64. Of each `group` neighbouring rows the common beginning is computed once, as for a pair shown in
-        both orders. Raises `Mistake` for a row that does not fit the model, naming it.
+        """(B, C) float64, not renormalised: a row sums to the captured mass, the probability that the model answers as
+        asked. Each `group` neighbouring rows have much in common, as a pair shown in both orders. Raises `Mistake` for a
+        row that does not fit the model, naming it.
         """
         for b, row in enumerate(rows):
             if not 0 < len(row) <= self.room:
@@ -118,10 +114,67 @@ class Scorer:
                 )
         if len(rows) % group:
             raise ValueError(f'{len(rows)} rows are no groups of {group}')
+        return np.reshape(self._score(rows, group), (-1, len(self.answers.names)))
+
+    @abstractmethod
+    def _score(self, rows: Sequence[Sequence[int]], group: int) -> Sequence[Any]:
+        """The same of rows that fit."""
+
+    @abstractmethod
+    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str]:
+        """What is written behind each `preamble + row`; nobody reads on from where it says `until`."""
+
+
+class Remote(Protocol):
+    """A model that is not here."""
+
+    tokenizer: Tokenizer
+    name: str
+
+    def answerer(self, preamble: Sequence[int], answers: Answers, max_length: int) -> Answerer:
+        """What answers as it does."""
+
+
+Model = LM | Remote  # what can be asked
+
+
+def answerer(
+    lm: Model, preamble: Sequence[int], answers: Answers, mesh: Mesh | None, *, batch: int, max_length: int
+) -> Answerer:
+    """What answers as `lm` does: on the mesh, by default its own, `batch` rows or groups of them at once; or wherever it
+    is.
+    """
+    if isinstance(lm, LM):
+        return Scorer(lm, preamble, answers, mesh or axes.mesh_of(lm.params), batch=batch, max_length=max_length)
+    return lm.answerer(preamble, answers, max_length)
+
+
+def check_labeler(lm: Any, mesh: Any = None) -> Model:
+    """What was given. Raises `Mistake` for what is nobody to ask, or no mesh, in the place of one."""
+    if not hasattr(lm, 'answerer'):
+        return check_given(lm, mesh)
+    check_mesh(mesh)
+    return lm
+
+
+class Scorer(Answerer):
+    """The answers of a model on this mesh. Of each group of rows the common beginning is computed once."""
+
+    def __init__(
+        self, lm: LM, preamble: Sequence[int], answers: Answers, mesh: Mesh, *, batch: int = 64, max_length: int = 4096
+    ) -> None:
+        axes.check_batch('labeler batch', batch, mesh)
+        super().__init__(lm.name, preamble, answers, min(max_length, lm.config.max_length))
+        self.lm, self.mesh, self.batch = lm, mesh, batch
+        self.prefix = prefill(lm, self.preamble, mesh)
+
+    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str]:
+        return self.lm.tokenizer.decode(extend(self.lm, rows, how, mesh=self.mesh, prefix=self.prefix))
+
+    def _score(self, rows: Sequence[Sequence[int]], group: int) -> list[np.ndarray]:
         groups = [Group.of(rows[b : b + group], self.answers.nodes) for b in range(0, len(rows), group)]
         lengths = [len(group.tokens) for group in groups]
-        call = lambda chosen, _: self._batch([groups[b] for b in chosen])  # noqa: E731
-        return np.reshape(in_batches(lengths, self.batch, self.mesh, call), (-1, len(self.answers.names)))
+        return in_batches(lengths, self.batch, self.mesh, lambda chosen, _: self._batch([groups[b] for b in chosen]))
 
     def _batch(self, groups: list[Group]) -> np.ndarray:
         length = padded([len(group.tokens) for group in groups])

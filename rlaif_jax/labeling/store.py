@@ -246,6 +246,7 @@ def complete(
     batch: int,
     title: str = 'label',
     note: str = '',
+    noun: str = 'labels',
     most_unscorable: float = 0.2,
     describe: Callable[[int], str] | None = None,
 ) -> list[Record]:
@@ -253,7 +254,7 @@ def complete(
 
     `make(indices)` gets up to `batch` indices into `keys` (of a key that stands there more than once, the first) and
     returns as many records, each with a `status`, 'ok' or 'unscorable'. What is unscorable stays so: it is not asked for
-    again.
+    again. `noun` is what the records are.
 
     Ctrl-C or SIGTERM ends the program behind a batch; a crash loses the batch in flight; the same call goes on.
 
@@ -285,7 +286,7 @@ def complete(
             made += len(part)
             bad += [i for i in part if _unscorable(records[i])]
             rate = made / max(time.monotonic() - began, 1e-9)
-            bar.advance(f'{made} labels, {rate:.3g} a second, {len(bad)} unscorable')
+            bar.advance(f'{made} {noun}, {rate:.3g} a second, {len(bad)} unscorable')
             enough = made >= _ENOUGH
             among, count = (bad, made) if enough else (bad + old_bad, len(first))
             if (enough or made == len(todo)) and len(among) / count > most_unscorable:
@@ -297,7 +298,7 @@ def complete(
                     f'use a labeler that follows instructions, or raise label.most_unscorable; all are kept in {store.path}'
                 )
             if hosts.anyone(lambda: stop.asked):
-                stop.exit(f'{title}: stopped after {made} of {len(todo)} labels')
+                stop.exit(f'{title}: stopped after {made} of {len(todo)} {noun}')
     store.share(first)  # another run may have been quicker with some of them
     return [store.get(key) for key in keys]
 

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -64,6 +64,7 @@ WANTED = [
     '*.jinja',
     '*tokens*.json',
 ]
+TOKENIZER = [name for name in WANTED if not name.startswith('*.safetensors')]  # of those, what a prompt hangs on
 UNWANTED = ['*/*', 'consolidated*']
 TUNED = ('-Instruct', '-it', '-Base')  # endings of checkpoints that are of another one's sizes
 
@@ -84,6 +85,11 @@ def downloading_nothing() -> Iterator[None]:
         _downloads.reset(token)
 
 
+def downloads() -> bool:
+    """Whether anything may be fetched: not in `downloading_nothing`."""
+    return _downloads.get()
+
+
 # Of the hub's models, those whose terms have to be accepted there first, by how their names begin.
 GATED = ('google/gemma', 'meta-llama/')
 
@@ -95,8 +101,9 @@ def sizes_of(hub_id: str) -> Config | None:
     return HUB.get(hub_id)
 
 
-def resolve(name: str | Path) -> Path:
-    """The directory a model's name stands for: itself, a packaged model's, or a download from the Hugging Face hub.
+def resolve(name: str | Path, wanted: Sequence[str] = WANTED) -> Path:
+    """The directory a model's name stands for: itself, a packaged model's, or a download from the Hugging Face hub, of the
+    files that are wanted.
 
     Raises `Mistake` where there is none, naming the nearest packaged model; `Absent` in `downloading_nothing`.
     """
@@ -122,14 +129,14 @@ def resolve(name: str | Path) -> Path:
     if not _downloads.get():
         if homeless:
             raise Absent(f'{name}: not on this machine; a run downloads it')
-        return _downloaded(str(name))
+        return _downloaded(str(name), wanted)
     if homeless:
         raise Mistake(f'{name}: downloads lie in the home directory, and none is known here; set HF_HOME to a folder')
-    return _download(str(name))
+    return _download(str(name), wanted)
 
 
-def _downloaded(hub_id: str) -> Path:
-    """The folder of a hub model in Hugging Face's cache, where weights of it are there."""
+def _downloaded(hub_id: str, wanted: Sequence[str]) -> Path:
+    """The folder of a hub model in Hugging Face's cache, where what is wanted of it is there."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -144,19 +151,20 @@ def _downloaded(hub_id: str) -> Path:
         shards = sorted(set(json.loads(index.read_bytes())['weight_map'].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         shards = ['model.safetensors']
+    shards = shards if wanted is WANTED else []
     if not all((folder / name).exists() for name in ('config.json', 'tokenizer.json', *shards)):
         raise Absent(f'{hub_id}: not whole on this machine; a run downloads the rest')
     return folder
 
 
-def _download(hub_id: str) -> Path:
-    """The folder of a hub model in Hugging Face's cache, whole. Whatever prevents that is a `Mistake`."""
+def _download(hub_id: str, wanted: Sequence[str]) -> Path:
+    """The folder of a hub model in Hugging Face's cache, with all that is wanted. Whatever prevents that is a `Mistake`."""
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     cache, instead = constants.HF_HUB_CACHE, 'or give a local directory instead'
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=UNWANTED))
     except errors.GatedRepoError:
         raise Mistake(f'{hub_id}: gated; accept its terms on the hub and log in with `hf auth login`') from None
     except errors.RepositoryNotFoundError:

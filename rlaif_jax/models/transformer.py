@@ -44,20 +44,34 @@ class Rope:
 
     A model that was stretched to longer texts turns `factor` times slower. Llama 3 spares the fast pairs: with
     `spared` = (low, high, length), those that turn more than `high` times in `length` positions keep their speed, those
-    that turn less than `low` times get the whole factor, and those in between are mixed. A layer without positions has
-    the factor inf: it never turns.
+    that turn less than `low` times get the whole factor, and those in between are mixed. YaRN does so by the number
+    of a pair: `ramp` = (fast, slow, length, whole) are the turns in `length` positions of the last pair that keeps its
+    speed and of the first that gets the whole factor, with `whole` as whole numbers of pairs. LongRoPE has a factor for
+    each pair, `each`. Both let attention see more of a long text: cos and sin are `scale` times as large. A layer without
+    positions has the factor inf: it never turns.
+
+    Some models turn otherwise in texts longer than `Config.max_length`. That is not computed; `beyond` are the words of
+    their files for it.
     """
 
     theta: float = 10_000.0
     fraction: float = 1.0
     factor: float = 1.0
     spared: tuple[float, float, int] | None = None
+    ramp: tuple[float, float, int, bool] | None = None
+    each: tuple[float, ...] = ()
+    scale: float = 1.0
+    beyond: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not (0 < self.theta < math.inf and self.factor > 0 and 0 < self.fraction <= 1):
             raise ValueError(f'rotary positions need theta > 0, factor > 0 and a fraction in (0, 1], not {self}')
         if self.spared and not (0 < self.spared[0] < self.spared[1] < math.inf and self.spared[2] >= 1):
             raise ValueError(f'rotary positions are spared with 0 < low < high and a length above 0, not {self.spared}')
+        if self.ramp and not (0 < self.ramp[1] < self.ramp[0] < math.inf and self.ramp[2] >= 1 and self.theta != 1):
+            raise ValueError(f'YaRN has 0 < slow < fast and a length above 0, not {self.ramp}')
+        if not (all(0 < one < math.inf for one in self.each) and 0 < self.scale < math.inf):
+            raise ValueError(f'rotary positions need a scale and factors above 0, not {self.scale} and {self.each}')
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,9 @@ class Config:
         turned = {int(self.head_dim * rope.fraction) for rope in self.ropes}
         if len(turned) > 1 or turned.pop() % 2:
             raise ValueError(f'the same even part of head_dim = {self.head_dim} must turn in all layers')
+        for rope in self.ropes:
+            if rope.each and len(rope.each) != int(self.head_dim * rope.fraction) // 2:
+                raise ValueError(f'{len(rope.each)} factors of rotary positions, for a head of {self.head_dim} numbers')
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -464,15 +481,28 @@ def rope(position_BT: jax.Array, head_dim: int, kind: Rope) -> tuple[jax.Array, 
     """(cos, sin), each (B, T, 1, R/2), float32."""
     turned = int(head_dim * kind.fraction)
     frequency = kind.theta ** (-jnp.arange(0, turned, 2, dtype=jnp.float32) / turned)
-    if kind.factor != 1:
-        slow = frequency / kind.factor
+    if kind.each:
+        frequency /= jnp.array(kind.each, jnp.float32)
+    elif kind.factor != 1:
+        slow, kept = frequency / kind.factor, 0.0
         if kind.spared:
             low, high, length = kind.spared
             kept = jnp.clip((frequency * length / (2 * math.pi) - low) / (high - low), 0, 1)
-            slow = (1 - kept) * slow + kept * frequency
-        frequency = slow
+        elif kind.ramp:
+            fast, last = ramp(kind, turned)
+            kept = 1 - jnp.clip((jnp.arange(turned // 2, dtype=jnp.float32) - fast) / (last - fast), 0, 1)
+        frequency = (1 - kept) * slow + kept * frequency
     angle = position_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
-    return jnp.cos(angle), jnp.sin(angle)
+    return kind.scale * jnp.cos(angle), kind.scale * jnp.sin(angle)
+
+
+def ramp(kind: Rope, turned: int) -> tuple[float, float]:
+    """Between which pairs YaRN mixes: those of `ramp`'s turns, as transformers bounds them (arXiv 2309.00071, eq. 20)."""
+    fast, slow, length, whole = kind.ramp
+    pair = lambda turns: turned * math.log(length / (2 * math.pi * turns)) / (2 * math.log(kind.theta))  # noqa: E731
+    first, last = (math.floor(pair(fast)), math.ceil(pair(slow))) if whole else (pair(fast), pair(slow))
+    first, last = max(first, 0), min(last, turned - 1)
+    return first, last + 0.001 * (first == last)
 
 
 def rotate(x_BTNH: jax.Array, angle: tuple[jax.Array, jax.Array]) -> jax.Array:

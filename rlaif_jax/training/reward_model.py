@@ -484,6 +484,15 @@ def load(
     return RewardModel(config, {'trunk': trunk, 'head': head}, tokenizer, str(path_or_hub_id))
 
 
+def check(path_or_hub_id: str | Path) -> transformer.Config:
+    """The sizes of a reward model that `load` can read. Raises what `load` would raise, and reads no parameters."""
+    folder = resolve(path_or_hub_id)
+    config = replace(hf.read_config(folder), tied=True)
+    Tokenizer.load(folder)
+    stored.find_tensors(folder, config, score=True)
+    return config
+
+
 def _with_pad(tokenizer: Tokenizer) -> Tokenizer:
     taken = {*tokenizer.ends, tokenizer.eos, *tokenizer.start, tokenizer.hf.bos_token_id}
     if tokenizer.hf.pad_token_id is not None and tokenizer.pad not in taken:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rlaif_jax import axes, hosts, log, paths
 from rlaif_jax.config import CONTENT, Mistake, bind, dump, same
@@ -148,6 +149,40 @@ def reinforce(
     given |= {'reward': reward.params if isinstance(reward, RewardModel) else 'a function'}
     train_on = lambda at: reinforcement.run(cfg, at, lm, prompts_at, scorer, judged, mesh)  # noqa: E731
     return _run('reinforce', folder, cfg, lm, given, train_on, hf.load)
+
+
+def load_reward_model(path_or_hub_id: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) -> RewardModel:
+    """Read a reward model: the `export` of a run, or any model for sequence classification with one label. As `load`."""
+    hf.check_mesh(mesh)
+    return reward_model.load(path_or_hub_id, dtype=dtype, mesh=mesh)
+
+
+def score(
+    scorer: RewardModel,
+    prompts: Sequence[str | Prompt],
+    responses: Sequence[str],
+    *,
+    batch: int = 64,
+    max_prompt: int | None = None,
+    max_response: int | None = None,
+) -> list[float]:
+    """The score of each response to its prompt by a reward model, on the mesh it was loaded on; only those of responses to
+    one prompt can be compared. Prompts and responses are cut to so many tokens, by default to 1024 and 128, or to what the
+    model has room for. Raises `Mistake` for what is none of these, and where prompts and responses are not as many.
+    """
+    if not isinstance(scorer, RewardModel):
+        hope = 'rlaif_jax.load_reward_model(path) gives one'
+        raise Mistake(f'scorer is a {type(scorer).__name__}, {scorer!r:.80}, and no reward model; {hope}')
+    shown, written = texts('prompts', prompts), texts('responses', responses)
+    if len(shown) != len(written):
+        raise Mistake(f'{len(shown)} prompts and {len(written)} responses; give the prompt of each response')
+    room = scorer.config.max_length
+    most = min(128, max(room // 4, 1)) if max_response is None else max_response
+    lengths = {'max_prompt': max(min(1024, room - most), 1) if max_prompt is None else max_prompt, 'max_response': most}
+    for name, size in (('batch', batch), *lengths.items()):
+        if type(size) is not int or size < 1:
+            raise Mistake(f'{name} = {size!r:.80}: give a whole number, 1 at least')
+    return reward_model.make_scorer(scorer, batch=batch, **lengths)(shown, written).tolist()
 
 
 # What was given

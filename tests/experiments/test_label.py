@@ -16,6 +16,7 @@ from rlaif_jax import axes
 from rlaif_jax.config import bind
 from rlaif_jax.data import files, trl
 from rlaif_jax.labeling.store import Store
+from rlaif_jax.text import Tokenizer
 
 ROWS = [
     {'prompt': 'POST: my boss lies to me.\n\nTL;DR:', 'chosen': ' my boss lies.', 'rejected': ' boss.', 'mine': 1},
@@ -118,7 +119,7 @@ def test_a_run_says_how_its_labeler_is_asked(tmp_path, labeler, capsys, monkeypa
     files.write_rows(tmp_path / 'posts.jsonl', ROWS[:1])
     labelled(tmp_path, labeler, 'posts.jsonl', 'posts.out.jsonl')
     assert 'chat template' not in told()
-    monkeypatch.setattr(label.Tokenizer, 'turn', ('', ''))
+    monkeypatch.setattr(Tokenizer, 'turn', ('', ''))
     labelled(tmp_path, labeler, 'in.jsonl', 'chat.jsonl')
     assert re.search(f'{labeler.name} .* 2 prompts .*chat template', told())
 

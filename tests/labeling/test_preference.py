@@ -17,7 +17,7 @@ import rlaif_jax
 from rlaif_jax import axes, generation, text
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.labeling import preference, prompts
+from rlaif_jax.labeling import preference, prompts, scoring
 from rlaif_jax.labeling.preference import Config, Label, label_all, make_labeler
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.labeling.store import Store
@@ -155,7 +155,7 @@ def test_a_rationale_ends_where_a_verdict_begins(tiny_labeler, monkeypatch, reas
         return tokenizer.encode([f'{words}\n\nPreferred Summary=2\n\nText - Preferred Summary=1'] * len(rows))
 
     words, said = ' the first one. Summary 2 - is short', []
-    monkeypatch.setattr(preference, 'extend', extend)
+    monkeypatch.setattr(scoring, 'extend', extend)
     (label, *_) = make_labeler(tiny_labeler, COT)(PAIRS)
     assert label.rationales == (words.strip(),) * 2 and label.neutralised == 0
     assert said[0].max_new_tokens == 5 and said[0].temperature == 0.0

@@ -8,13 +8,14 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from stand_in import Micro, StandIn
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlaif_jax import axes, text
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.labeling import direct
+from rlaif_jax.labeling import direct, served
 from rlaif_jax.labeling.direct import RATINGS
 from rlaif_jax.labeling.scoring import Scorer, read_answers
 from rlaif_jax.models import hf
@@ -247,3 +248,20 @@ def test_a_space_before_a_number_may_cost_tokens(shared):
     """A real tokenizer without `10`: every way to write it is found."""
     answers = read_answers(text.Tokenizer.load(shared / 'stories260k'), RATINGS)
     assert max(map(len, answers.ways)) == 3 and set(answers.owner_A) == set(range(10))
+
+
+# Of a server
+
+
+def test_a_server_that_has_the_model_is_asked_again_behind_what_an_answer_begins_with(lm, monkeypatch):
+    monkeypatch.setattr(served, 'COMPLETIONS', ({'max_tokens': 1, 'temperature': 0.0, 'logprobs': CFG.vocab},))
+    monkeypatch.setattr(served.Address, 'read_tokenizer', lambda self: lm.tokenizer)
+    answers, rows = read_answers(lm.tokenizer, RATINGS), random_rows(7, 9)
+    local = Scorer(lm, [5, 6], answers, axes.make_mesh(), batch=2)(rows)
+    with StandIn(Micro(lm), most=CFG.vocab) as server:
+        there = served.served(server.address())
+        probed = len(server.requests)
+        found = there.answerer([5, 6], answers, 64)(rows)
+        asked = len(server.requests) - probed
+    np.testing.assert_allclose(found, local, rtol=0, atol=3e-4)
+    assert asked == len(rows) if lm.name == 'one' else asked > len(rows)

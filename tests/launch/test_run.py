@@ -603,7 +603,8 @@ def test_a_dry_run_says_everything_and_writes_nothing(command, tmp_path, capsys,
 def test_every_config_survives_its_text(name, scale):
     config = experiments.find(name)(SCALES[scale], 3)
     other = experiments.find(name)(SCALES[scale], 4)
-    assert bind(other, parse(dump(config))) == config != other
+    assert bind(other, parse(dump(config))) == config
+    assert config != other or name == 'score'  # which draws nothing
 
 
 @pytest.mark.parametrize('name, scale', PINNED)

@@ -339,9 +339,11 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
 @pytest.mark.parametrize(
     'case, fields, says',
     [
-        ('llama', {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}}, "rope_type = 'dynamic' .* llama3"),
+        ('llama', {'rope_parameters': {'rope_type': 'axial', 'factor': 2.0}}, "rope_type = 'axial' .* llama3"),
         ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, r'partial_rotary_factor = 0\.5 .* 1$'),
-        ('phi3', {'rope_scaling': {'type': 'longrope', 'short_factor': [1.0]}}, "rope_type = 'longrope' .* llama3"),
+        ('phi3', {'rope_parameters': None, 'rope_scaling': {'type': 'su', 'short_factor': [1.0]}}, "'long_factor'"),
+        ('phi3', {'rope_parameters': None, 'rope_scaling': {'type': 'su', 'short_factor': [1.0], 'long_factor': [2.0]}},
+         'short_factor|1 factors'),
         ('phi3', {'attention_bias': True}, 'attention_bias = True .* RLAIF_IGNORE_FIELDS=attention_bias'),
         ('mistral', {'layer_types': ['full_attention'] * 3}, "'layer_types'.* RLAIF_IGNORE_FIELDS=layer_types"),
         ('qwen2', {'layer_types': ['chunked_attention'] * 3}, 'layer_types = .*chunked.* full_attention or'),
@@ -349,7 +351,7 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
         ('qwen3', {'head_dim': '8'}, "head_dim = '8' .* whole number, 1 to "),
         ('gemma', {'hidden_activation': 'relu'}, "hidden_activation = 'relu' .* gelu_pytorch_tanh$"),
         ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True .* RLAIF_IGNORE_FIELDS='),
-        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}}, "rope_type = 'yarn' .* llama3"),
+        ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'three'}}}, "rope_type = 'three' .* llama3"),
         ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' .* silu, swish, gelu,"),
         ('olmo2', {'clip_qkv': 8.0}, "'clip_qkv'.* RLAIF_IGNORE_FIELDS=clip_qkv"),
         ('smollm3', {'quantization_config': {'bits': 4}}, r"quantization_config = \{'bits': 4\} .* 4 bits.*bfloat16"),
@@ -395,6 +397,12 @@ def test_a_value_that_is_no_number_of_its_kind_is_named(case, name, values):
         ('low_freq_factor', 0, 'low_freq_factor = 0 '), ('high_freq_factor', 1.0, '(1.0, 1.0, 32)'),
         ('low_freq_factor', 9, '(9.0, 4.0, 32)'),
         ('original_max_position_embeddings', 0, 'original_max_position_embeddings = 0 '),
+    )] + [(small.YARN | {name: value}, tells) for name, value, tells in (
+        ('beta_fast', 0.5, '0.5'), ('beta_slow', 0, 'beta_slow'), ('factor', -1.0, 'factor'),
+        ('truncate', 'no', 'truncate'), ('attention_factor', '1', 'attention_factor'), ('gamma', 2, 'gamma'),
+    )] + [({'rope_type': 'longrope', 'long_factor': [1.0] * 4, 'short_factor': value}, tells) for value, tells in (
+        ([1.0] * 3, 'factors'), ([0.0] * 4, 'short_factor'), (['1'] * 4, 'short_factor'), (1.0, 'short_factor'),
+        ([], 'short_factor'),
     )],
 )  # fmt: skip
 def test_rotary_positions_without_a_meaning_are_refused(table, tells):
@@ -479,6 +487,19 @@ def test_a_neox_file_may_say_its_rotary_positions_twice():
             families.read(twice | wrong, 'c')
     with pytest.raises(Mistake, match='rotary_pct = 0.0'):
         families.read(NEOX | {'rotary_pct': 0.0}, 'c')
+
+
+def test_positions_that_turn_otherwise_in_longer_texts_are_for_shorter_ones(capsys):
+    raw = small.golden('longrope')['config']
+    cfg = families.read(raw, 'a longrope')
+    assert (cfg.max_length, raw['max_position_embeddings']) == (32, 64)
+    assert 'a longrope: is read for texts of up to 32 tokens' in ' '.join(capsys.readouterr().out.split())
+    written = families.write(cfg)
+    assert (written['original_max_position_embeddings'], written['max_position_embeddings']) == (32, 64)
+    for scale in (1.5, cfg.ropes[0].scale):  # which files say only where it is not the usual one
+        other = dataclasses.replace(cfg, ropes=(dataclasses.replace(cfg.ropes[0], scale=scale),))
+        assert ('attention_factor' in families.write(other)['rope_scaling']) == (scale == 1.5)
+    assert families.read(small.golden('dynamic')['config'], 'a dynamic').max_length == 64
 
 
 # one fact in several places

@@ -408,8 +408,8 @@ BAD = {
         r"'rope_scaling\.factor'.* RLAIF_IGNORE_FIELDS=rope_scaling\.factor",
     ),
     'rope type': (
-        change('config.json', rope_parameters={'rope_type': 'yarn'}),
-        "rope_parameters: rope_type = 'yarn' .* linear, llama3",
+        change('config.json', rope_parameters={'rope_type': 'axial'}),
+        "rope_parameters: rope_type = 'axial' .* linear",
     ),
     'rope field': (
         change('config.json', rope_parameters={'partial': 0.5}),
