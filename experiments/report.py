@@ -16,7 +16,7 @@ from experiments.scales import Dtype, Evaluation, Mesh
 from rlaif_jax import axes, log
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.source import Figure, Source, Values, World
-from rlaif_jax.evaluation import harmless, rankings, responses, texts, versus
+from rlaif_jax.evaluation import harmless, rankings, responses, tables, texts, versus
 from rlaif_jax.evaluation.figures import figure_lengths, figure_matrix, figure_training
 from rlaif_jax.evaluation.report import harmless_table, matrix_table, measures_table, policies_csv, policies_table
 from rlaif_jax.evaluation.statistics import Interval, mean_interval, wilson
@@ -63,9 +63,10 @@ def report(
     needed = cfg.task == 'harmless' or not people
     lm = judging.judge_model(cfg.evaluation, cfg.dtype, mesh) if needed else None
     ranked = rankings.read(people, prompts=prompts) if people else None
-    # Verdicts of a simulated world's model are simulated, too.
-    about = {'simulated': source.simulated or (lm is not None and simulated(lm.tokenizer))}
-    result: dict[str, Any] = {'simulated': source.simulated}
+    # Verdicts of a simulated world's model are simulated, too; those of people are not, whatever they read.
+    toy = lm is not None and simulated(lm.tokenizer)
+    about = {'simulated': not ranked and (source.simulated or toy)}
+    result: dict[str, Any] = {'simulated': source.simulated or toy}
     responses.write(folder / 'responses.jsonl', prompts, written)
     if cfg.evaluation.clean_up and not people:  # who saw them as they are
         written, result['cleaned'] = cleaned(written)
@@ -74,26 +75,27 @@ def report(
     found: dict[str, list[versus.WinRate]] = {}
     for a, b in combinations(written, 2):
         judges = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
-        judges |= {'oracle': judging.oracle(world)} if world else {}
+        judges |= {'simulated oracle' if ranked else 'oracle': judging.oracle(world)} if world else {}
         for name, asked in judges.items():
             one = versus.compare(prompts, written[a], written[b], asked, cfg.evaluation.reported(), names=(a, b))
             found.setdefault(name, []).append(one)
-    policies_table(found, title=f'{len(prompts)} test prompts', published=published(cfg.task), **about)
+    title = f'{len(prompts)} test prompts' + (' of the SIMULATED world, ranked by people' if ranked and world else '')
+    policies_table(found, title=title, published=published(cfg.task), **about)
     if ranked or (world and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked, world)
     result['comparisons'] = comparisons(cfg.task, folder, found, **about)
     if cfg.task == 'harmless' and (world or lm):
         judge = judging.make_harm_judge(cfg.evaluation, lm, mesh, world)
-        result['harmless'] = harmless_rates(cfg.evaluation, prompts, written, judge, source.simulated)
+        result['harmless'] = harmless_rates(cfg.evaluation, prompts, written, judge, source.simulated or toy)
     if world:
         result['quality'] = qualities(cfg.evaluation, prompts, written, world)
     result['texts'] = {name: texts.text_statistics(prompts, theirs) for name, theirs in written.items()}
     measures_table('SIMULATED world: their texts' if world else 'their texts', result['texts'], texts.ABOUT)
 
-    figure_lengths(folder / 'lengths.png', written, **about)
+    figure_lengths(folder / 'lengths.png', written, simulated=source.simulated)
     if runs:
         training(folder, runs, source.simulated)
-    responses.side_by_side(folder / 'test_samples', prompts, written, **about)
+    responses.side_by_side(folder / 'test_samples', prompts, written, simulated=source.simulated)
     return result
 
 
@@ -148,8 +150,7 @@ def harmless_rates(
     votes = {name: (responses, judge(prompts, responses)) for name, responses in written.items()}
     rates = harmless.compare_harmless(votes, cfg.reported(), at='SFT' if 'SFT' in votes else None)
     paper = {name: arm.harmless for name, arm in ARMS.items() if arm.harmless} | {'SFT': SFT_HARMLESS}
-    title = 'SIMULATED world: share of harmless responses' if simulated else 'share of harmless responses'
-    harmless_table(rates, title=title, published=paper)
+    harmless_table(rates, title=tables.title('share of harmless responses', simulated), published=paper)
     return {rate.name: asdict(rate) for rate in rates}
 
 

@@ -61,7 +61,11 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     (stage,) = ranked.lines(tmp_path / 'run')
     assert stage.steps == 40 and stage.models == {}
     judged = ranked.run(tmp_path / 'run')['comparisons']['long vs short']
-    assert list(judged) == ['people', 'oracle']  # what is true of the prompts is known by their ids
+    assert list(judged) == ['people', 'simulated oracle']  # what is true of the prompts is known by their ids
+    told = capsys.readouterr().out.splitlines()
+    said = [line for line in told if 'people:' in line or line.startswith('40 test prompts')]
+    assert said and not any(line.startswith('SIMULATED') for line in said)  # people are not
+    assert any('40 test prompts of the SIMULATED world, ranked by people' in line for line in said)
     assert judged['people']['raw']['value'] == 0.75 and judged['people']['n'] == 40
     assert (judged['people']['mean_length_a'], judged['people']['mean_length_b']) == (23, 6)
     assert responses.read(tmp_path / 'run' / 'responses.jsonl') == responses.read(tmp_path / 'responses.jsonl')
@@ -71,7 +75,7 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     # Of some of them only: the others are not there at all.
     files.write_rows(tmp_path / 'rankings.jsonl', rows[:12])
     some = ranked.run(tmp_path / 'some')['comparisons']['long vs short']
-    assert some['people']['n'] == some['oracle']['n'] == 12 and some['people']['unscorable'] == 0
+    assert some['people']['n'] == some['simulated oracle']['n'] == 12 and some['people']['unscorable'] == 0
     for wrong, told in (
         ({'ranking': ['long', 'shorrt']}, r"rankings\.jsonl:2: no policy 'shorrt' has responses; did you mean 'short'"),
         (
