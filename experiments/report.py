@@ -73,12 +73,16 @@ def report(
 
     judge = None if ranked else judging.make_judge(cfg.evaluation, cfg.task, lm, mesh, world)
     found: dict[str, list[versus.WinRate]] = {}
+    votes: dict[str, dict[str, Sequence[float]]] = {}
     for a, b in combinations(written, 2):
         judges = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
         judges |= {'simulated oracle' if ranked else 'oracle': judging.oracle(world)} if world else {}
         for name, asked in judges.items():
-            one = versus.compare(prompts, written[a], written[b], asked, cfg.evaluation.reported(), names=(a, b))
+            voted = votes.setdefault(f'{a} vs {b}', {})[name] = asked(prompts, written[a], written[b])
+            how = cfg.evaluation.reported()
+            one = versus.compare(prompts, written[a], written[b], lambda *_, voted=voted: voted, how, names=(a, b))
             found.setdefault(name, []).append(one)
+    judged(folder / 'judged.jsonl', prompts, written, votes, world)
     title = f'{len(prompts)} test prompts' + (' of the SIMULATED world, ranked by people' if ranked and world else '')
     policies_table(found, title=title, published=published(cfg.task), **about)
     if ranked or (world and len(written) > 2):
@@ -97,6 +101,24 @@ def report(
         training(folder, runs, source.simulated)
     responses.side_by_side(folder / 'test_samples', prompts, written, simulated=source.simulated)
     return result
+
+
+def judged(
+    path: Path, prompts: Sequence[Prompt], written: Written, votes: Mapping[str, Mapping[str, Any]], world: World | None
+) -> None:
+    """Writes what is said of the responses to each prompt: votes, pair of policies -> judge, and what is true of them where
+    the world is simulated.
+    """
+    known = {}
+    if world:
+        known['quality'] = {name: world.quality(prompts, texts) for name, texts in written.items()}
+        known['wrong'] = {name: world.wrong(prompts, texts) for name, texts in written.items()}
+    rows = []
+    for i, prompt in enumerate(prompts):
+        said = {pair: {judge: voted[i] for judge, voted in by.items()} for pair, by in votes.items()}
+        true = {what: {name: values[i] for name, values in of.items()} for what, of in known.items()}
+        rows.append({'prompt_id': prompt.id, 'votes': said, **true})
+    log.write_whole(path, ''.join(log.to_json(row) + '\n' for row in rows))
 
 
 def comparisons(
@@ -199,7 +221,13 @@ def trained(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dic
 
 
 def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> str:
-    """What to say of metrics whose score and quality part, '' of others. Quality is known in a simulated world only.
+    """What to say of metrics whose score and quality part, as `parted` finds, '' of others."""
+    return found[2] if (found := parted(rows, least, far)) else ''
+
+
+def parted(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> tuple[int, int, str] | None:
+    """The steps between which score and quality part, and what to say of it; None where they do not. Quality is known in a
+    simulated world only.
 
     That is where the score rose while quality fell by `least` and more, between any two evaluations: told of those where
     it fell most. Or where from first to last the score rose, quality did not by `least`, and KL passed `far` nats: it was
@@ -210,12 +238,12 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: 
     spans = [(a, b) for a, b in combinations(known, 2) if b['eval/score'] > a['eval/score']]
     fall = lambda span: span[0]['eval/quality'] - span[1]['eval/quality']  # noqa: E731
     if not spans:
-        return ''
+        return None
     whole, worst = (known[0], known[-1]), max(spans, key=fall)
     fell = fall(worst) >= least
     flat = whole in spans and fall(whole) > -least and known[-1]['eval/kl'] >= far
     if not fell and not flat:
-        return ''
+        return None
     a, b = worst if fell else whole
     moved = ', '.join(
         f'{name} {a[f"eval/{name}"]:+.3f} → {b[f"eval/{name}"]:+.3f}' for name in ('score', 'quality', 'kl')
@@ -224,9 +252,10 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: 
     sure = fell and fall(worst) >= 2 * math.hypot(*errors)
     moved += f'; standard errors of quality {errors[0]:.3f} and {errors[1]:.3f}' if len(errors) == 2 else ''
     end = '' if b is known[-1] else f'; at the end, quality {known[-1]["eval/quality"]:+.3f}'
-    return (
+    told = (
         ('' if sure else 'perhaps ')
         + f'over-optimised: from step {a["step"] + 1} to {b["step"] + 1}'
         + (f', the worst of {len(spans)} spans,' if fell and len(spans) > 1 else '')
         + f' the score rose and quality {"fell" if fell else f"not by {least}"} ({moved}){end}'
     )
+    return a['step'] + 1, b['step'] + 1, told

@@ -177,7 +177,7 @@ def policies_table(
     at equal length, such as (71, 59) or (79, None), put beside the first judge. What is known of no comparison has no
     column. Mistake: no comparisons, the same one twice.
     """
-    together, rows = _together(found, published), []
+    together, rows = by_pair(found, published), []
     for (a, b), judged in together.items():
         for i, (judge, one) in enumerate(judged.items()):
             paper = None if i else (published or {}).get((a, b))
@@ -273,7 +273,7 @@ def policies_csv(
     prints them. Empty is not known, `nan` undefined. Mistake: as in `policies_table`.
     """
     lines = []
-    for pair, judged in _together(found, published).items():
+    for pair, judged in by_pair(found, published).items():
         paper = (published or {}).get(pair, (None, None))
         about = dict(zip(('paper_percent', 'paper_equal_length_percent'), paper)) | {'simulated': simulated}
         for judge, one in judged.items():
@@ -311,7 +311,7 @@ def measures_table(title: str, figures: Mapping[str, Mapping[str, Any]], about: 
 # Small parts
 
 
-def _together(found: Mapping[str, Sequence[WinRate]], published: Published | None) -> dict[Pair, dict[str, WinRate]]:
+def by_pair(found: Mapping[str, Sequence[WinRate]], published: Published | None) -> dict[Pair, dict[str, WinRate]]:
     """(A, B) -> judge -> its comparison."""
     together: dict[Pair, dict[str, WinRate]] = {}
     for judge, comparisons in found.items():
