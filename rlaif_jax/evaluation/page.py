@@ -492,5 +492,5 @@ def _hash(text: str) -> str:
 
 def _data(value: Any) -> Markup:
     """JSON that can stand in a script element of a UTF-8 file, whatever the texts in it hold."""
-    hidden = '[<>&\u2028\u2029\ud800-\udfff]'
+    hidden = '[<>&\x7f-\x9f\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]'
     return Markup(re.sub(hidden, lambda sign: f'\\u{ord(sign[0]):04x}', log.to_json(value)))
