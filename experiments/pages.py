@@ -17,14 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-
 import experiments
 from experiments import arms
 from experiments.report import TRAINED, parted, trained
 from experiments.scales import scale
 from rlaif_jax import hosts, log
-from rlaif_jax.config import digest, dump, parse
+from rlaif_jax.config import Mistake, digest, dump, parse
 from rlaif_jax.data import loader
 from rlaif_jax.evaluation import page, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
@@ -42,6 +40,8 @@ def begin(folder: Path) -> None:
     """Writes what a run is made with, once: versions and devices."""
     if (folder / MADE).exists():
         return
+    import jax  # which a sweep, that has a page too, does without
+
     kinds = [device.device_kind for device in jax.devices()]
     about = {
         'python': platform.python_version(),
@@ -61,8 +61,11 @@ def _version(name: str) -> str:
 
 
 def of_run(name: str, config: Any, folder: Path) -> None:
-    """Writes the page of a finished run."""
-    hosts.told(lambda: page.write(folder / PAGE, _run(name, config, folder)))
+    """Writes the page of a finished run; where what it ran on is gone by now, says so, as the run is finished."""
+    try:
+        hosts.told(lambda: page.write(folder / PAGE, _run(name, config, folder)))
+    except Mistake as mistake:
+        log.say(f'there is no {folder / PAGE}: {mistake}')
 
 
 def _run(name: str, config: Any, folder: Path) -> page.Page:

@@ -116,7 +116,7 @@ function card(row, number, pair) {
   prompt.tabIndex = 0;
   write(prompt, row.prompt.trim().slice(0, 20000) + (row.prompt.length > 20000 ? ' … (' + row.prompt.length + ' characters)' : ''));
   const side = (i, j) => {
-    const wins = votes.length && votes[0] !== null && (i === a ? votes[0] > 0.5 : votes[0] < 0.5);
+    const wins = votes.length && votes[0] !== null && (i === a ? votes[0] > 0.5 : i === b && votes[0] < 0.5);
     const about = [row.texts[i].length + ' characters'];
     if (row.quality) about.push('quality ' + row.quality[i].toFixed(2));
     return make('div', '', make('div', 'name' + (wins ? ' won' : ''), names[i] + (wins ? ' ✓' : '') + ' · ' + about.join(' · ')),
