@@ -29,6 +29,7 @@ TRAINED = {  # figure -> what it is, of the last evaluation in a run of REINFORC
     'mean_length': 'tokens',
     'quality': 'by the oracle',
 }
+RATERS_TABLE = ('rater', 'prompts', 'same order when asked again %', 'as the others %')
 RATERS = 3  # who rank, where they are simulated; the paper asked as many (App. I)
 Written = Mapping[str, Sequence[str]]  # policy -> its responses
 
@@ -87,6 +88,8 @@ def report(
     policies_table(found, title=title, published=published(cfg.task), **about)
     if ranked or (world and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked, world)
+    if ranked:
+        result['raters'] = raters(ranked, cfg.evaluation.confidence)
     result['comparisons'] = comparisons(cfg.task, folder, found, **about)
     if cfg.task == 'harmless' and (world or lm):
         judge = judging.make_harm_judge(cfg.evaluation, lm, mesh, world)
@@ -163,6 +166,16 @@ def concordance(
         f'[{w.low:.2f}, {w.high:.2f}], n={w.n} (by chance {1 / raters:.2f}; people in the paper 0.6 to 0.7)\n'
     )
     return {'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w)
+
+
+def raters(ranked: rankings.Rankings, confidence: float) -> dict[str, Any]:
+    """How far each rater agrees with what it said itself, where it was asked again, and with the others."""
+    found = rankings.raters(ranked, confidence)
+    cells = [[name, one.prompts, tables.within(one.itself), tables.within(one.others)] for name, one in found.items()]
+    log.figures_table('raters', RATERS_TABLE, cells)
+    if ranked.skipped:
+        log.say(f'{ranked.skipped} times a prompt was skipped')
+    return {name: asdict(one) for name, one in found.items()}
 
 
 def harmless_rates(

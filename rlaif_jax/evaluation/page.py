@@ -35,6 +35,7 @@ from rlaif_jax.evaluation.versus import WinRate, both_orders
 SESSIONS = 4  # points by which two sessions of the paper's own raters differ (71 and 67, 73 and 74; App. N)
 WIDEST = 20  # points of an interval that holds 50 % and still says that there is hardly a difference
 LARGEST = 2_400_000  # bytes of samples; a page of more is slow to open
+SKIPPED = ('I cannot judge this', 'all are bad', 'the prompt makes no sense', 'it should not be shown to anyone')
 CURVE = 300  # points of a curve at most
 
 RULE = (
@@ -72,16 +73,36 @@ def write(path: str | PathLike[str], page: Page) -> None:
 
 def html(page: Page) -> str:
     """A page as the text of its file."""
-    style, script = (_source(name) for name in ('style.css', 'page.js'))
-    allowed = {'style-src': style, 'script-src': script}
+    files = {name: text for name, text in page.files.items() if text}
+    digests = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in files.items()}
+    data = {'samples': page.samples, 'files': files}
+    return _file('report.html.j2', 'page.js', data, page=page, names=[*files], digests=digests)
+
+
+def ranking(
+    title: str, prompts: Sequence[tuple[str, str]], texts: Mapping[str, Sequence[str]], instructions: Sequence[str]
+) -> str:
+    """A page on which people rank the responses to each prompt, as the text of its file; what they save is a file that
+    `rankings.read` reads.
+
+    They do not see whose responses they are. Each rater has the cards in an order of its own, equal texts on one card, and
+    is asked about some prompts again. prompts: id and text; texts: policy -> responses; instructions: paragraphs.
+    """
+    rows = [{'id': id, 'prompt': prompt} for id, prompt in prompts]
+    rows = [row | {'texts': list(of)} for row, of in zip(rows, zip(*texts.values(), strict=True), strict=True)]
+    digest = hashlib.sha256(log.to_json(rows).encode(errors='surrogatepass')).hexdigest()[:16]
+    data = {'policies': [*texts], 'rows': rows, 'digest': digest}
+    return _file('rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED)
+
+
+def _file(template: str, script: str, data: Mapping[str, Any], **values: Any) -> str:
+    """A page with its style, its script, its data, and the policy that allows these and no others."""
+    allowed = {'style-src': _source('style.css'), 'script-src': _source(script)}
     policy = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", 'img-src data:']
     policy += [f"{kind} 'sha256-{_hash(text)}'" for kind, text in allowed.items()]
-    files = {name: text for name, text in page.files.items() if text}
-    return _template('report.html.j2').render(
-        page=page, policy='; '.join(policy), style=Markup(style), script=Markup(script),
-        data=_data({'samples': page.samples, 'files': files}), names=[*files],
-        digests={name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in files.items()},
-    )  # fmt: skip
+    style, script = map(Markup, allowed.values())
+    values |= {'policy': '; '.join(policy), 'style': style, 'script': script, 'data': _data(data)}
+    return _template(template).render(**values)
 
 
 # Policies

@@ -183,3 +183,21 @@ def test_a_plot_keeps_within_its_frame():
     assert [text for _, text in plot.y_ticks] == ['-1', '-0.5', '0', '0.5', '1']
     for low, high in ((0, 1e-9), (3, 3), (-1e9, 1e9), (0.1, 0.7)):
         assert 2 <= len(page.Plot((0, 1), (low, high), label='x').y_ticks) <= 7
+
+
+def test_raters_are_shown_texts_and_no_names_and_all_of_it_is_text():
+    texts = {name: HOSTILE[i:] + HOSTILE[:i] for i, name in enumerate(['policy <b>one</b>', 'policy two'])}
+    html = page.ranking('9 <prompts>', [(text, text) for text in HOSTILE], texts, ['Which is <best>?'])
+    read = Reader(html)
+    assert {tag for tag, _ in read.tags} <= TAGS | {'progress'} and sum(tag == 'script' for tag, _ in read.tags) == 2
+    data = json.loads(read.held.pop('scriptdata'))
+    assert data['policies'] == [*texts] and [row['texts'] for row in data['rows']] == [
+        list(row) for row in zip(*texts.values())
+    ]
+    assert not any('policy' in held for within, held in read.held.items() if not within.startswith(('script', 'style')))
+    assert 'Which is <best>?' in read.said and html == page.ranking(
+        '9 <prompts>', [(text, text) for text in HOSTILE], texts, ['Which is <best>?']
+    )
+    (policy,) = [one['content'] for tag, one in read.tags if one.get('http-equiv') == 'Content-Security-Policy']
+    hashed = base64.b64encode(hashlib.sha256(read.held['script'].encode()).digest()).decode()
+    assert f"script-src 'sha256-{hashed}'" in policy and "default-src 'none'" in policy

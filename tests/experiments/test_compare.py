@@ -271,3 +271,16 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
 )
 def test_policies_are_called_by_the_folders_that_tell_them_apart(policies, names):
     assert compare.called(policies) == names
+
+
+def test_a_page_for_raters_judges_nothing_and_is_made_again_when_lost(tmp_path):
+    files.write_rows(tmp_path / 'r.jsonl', [{'prompt': f'p{i}', 'a': 'one', 'b': 'two'} for i in range(3)])
+    given = {'responses': str(tmp_path / 'r.jsonl'), 'rank_page': str(tmp_path / 'rank.html')}
+    cfg = bind(find('compare')(MICRO), given)
+    (line,) = cfg.lines(tmp_path / 'run')
+    assert (line.steps, line.models, cfg.always) == (3, {}, True)
+    assert cfg.run(tmp_path / 'run') | {'rank_page': ''} == {'rank_page': '', 'prompts': 3, 'policies': 2}
+    assert '"policies": ["a", "b"]' in (tmp_path / 'rank.html').read_text(encoding='utf-8')
+    for changes in ({'rankings': 'k.jsonl'}, {'responses': ''}):
+        with pytest.raises(Mistake, match='rank_page is for people who rank responses='):
+            bind(cfg, changes)
