@@ -378,7 +378,8 @@ def samples(
         if size > LARGEST:
             break
         rows.append(row)
-    pairs = [[policies.index(name) for name in pair.split(' vs ', 1)] for pair in votes]
+    places = {f'{a} vs {b}': [i, j] for i, a in enumerate(policies) for j, b in enumerate(policies)}
+    pairs = [places[pair] for pair in votes]
     return {'policies': policies, 'pairs': pairs, 'judges': judges, 'rows': rows, 'total': len(prompts)}
 
 
