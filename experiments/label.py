@@ -186,7 +186,7 @@ class File:
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
         known = [(label, pair) for label, pair in zip(labels, pairs) if pair.preference is not None]
-        result = {'output': str(paths.typed(self.output).resolve()), **counts}
+        result = {'output': str(paths.typed(self.output).resolve()), 'simulated': bool(note), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
             report.labelers_table(

@@ -38,8 +38,6 @@ T = TypeVar('T')
 
 def begin(folder: Path) -> None:
     """Writes what a run is made with, once: versions and devices."""
-    if (folder / MADE).exists():
-        return
     import jax  # which a sweep, that has a page too, does without
 
     kinds = [device.device_kind for device in jax.devices()]
@@ -50,7 +48,8 @@ def begin(folder: Path) -> None:
         'processes': hosts.count(),
         'system': f'{platform.system()} {platform.machine()}',
     }
-    hosts.told(lambda: log.write_whole(folder / MADE, json.dumps(about, indent=1, ensure_ascii=False) + '\n'))
+    text = json.dumps(about, indent=1, ensure_ascii=False) + '\n'
+    hosts.told(lambda: (folder / MADE).exists() or log.write_whole(folder / MADE, text))
 
 
 def _version(name: str) -> str:
@@ -85,14 +84,8 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
     if rates := result.get('harmless'):
         rows = [again(HarmlessRate, rate) for rate in rates.values()]
         columns = [
-            'policy',
-            'harmless %',
-            'at equal length %',
-            'by plain length %',
-            'characters',
-            'unscorable',
-            'paper %',
-        ]
+            'policy', 'harmless %', 'at equal length %', 'by plain length %', 'characters', 'unscorable', 'paper %',
+        ]  # fmt: skip
         paper = {arm.name: arm.harmless for arm in arms.ARMS.values() if arm.harmless} | {'SFT': arms.SFT_HARMLESS}
         cells = [
             [one.name, *map(tables.within, (one.raw, one.length_adjusted, one.plain_ratio)), f'{one.mean_length:.0f}',
