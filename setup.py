@@ -17,6 +17,7 @@ setup(
     classifiers=[f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)],
     packages=find_packages(include=['rlaif_jax', 'rlaif_jax.*']),
     package_data={
+        'rlaif_jax.evaluation': ['pages/*'],
         'rlaif_jax.labeling': ['templates/*/*'],
         'rlaif_jax.micro': ['models/*/*', 'templates/*/*'],
     },
@@ -27,7 +28,7 @@ setup(
         'scipy>=1.14',
         'orbax-checkpoint>=0.11.25',
         'transformers>=5',
-        'jinja2>=3.1',  # chat templates
+        'jinja2>=3.1',  # chat templates, pages
         'tensorflow-datasets>=4.9',
         'grain>=0.2.10',
         'safetensors>=0.6',

@@ -96,8 +96,9 @@ SFT_HARMLESS = (64, 64)  # the share of SFT's own responses (Table 2, App. J)
 
 
 def published(task: str) -> dict[tuple[str, str], tuple[int, int | None]]:
-    """The paper's win rates: (one, other) → how often it is preferred, raw and at equal length, percent."""
-    return {(arm.name, other): rate for arm in ARMS.values() for other, rate in arm.preferred.get(task, {}).items()}
+    """The paper's win rates: (one, other) → how often it is preferred, raw and at equal length, %. Both ways round."""
+    found = {(arm.name, other): rate for arm in ARMS.values() for other, rate in arm.preferred.get(task, {}).items()}
+    return found | {(b, a): tuple(rate and 100 - rate for rate in rates) for (a, b), rates in found.items()}
 
 
 def needed(names: Iterable[str]) -> set[str]:

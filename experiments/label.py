@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -187,13 +188,14 @@ class File:
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
         known = [(label, pair) for label, pair in zip(labels, pairs) if pair.preference is not None]
-        result = {'output': str(paths.typed(self.output).resolve()), **counts}
+        result = {'output': str(paths.typed(self.output).resolve()), 'simulated': bool(note), **counts}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
             report.labelers_table(
                 [one], title=f'{labelers.title(self.labeler)} and the file’s own preferences', simulated=bool(note)
             )
             result['agreement'] = asdict(one.agreement)
+            result |= {'alignment': {one.name: asdict(one)}, 'unscorable pairs': unscorable(one.name, labels)}
         return result
 
 
@@ -280,6 +282,12 @@ def aligned(
         calls=None if made is None else len(labels),
         cache_hits=None if made is None else len(labels) - made,
     )
+
+
+def unscorable(name: str, labels: Sequence[Label]) -> dict[str, dict[str, int]]:
+    """Name -> why pairs have no label -> how many; nothing where all have one."""
+    reasons = Counter(label.reason for label in labels if label.status != 'ok')
+    return {name: dict(reasons.most_common())} if reasons else {}
 
 
 def written(pair: Pair, labeler: str, cfg: Config, label: Label) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from experiments.label import Asking, aligned, check_prompts, labels_line, store_of, written
+from experiments.label import Asking, aligned, check_prompts, labels_line, store_of, unscorable, written
 from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from rlaif_jax import axes, log
@@ -185,7 +185,7 @@ class Study:
         store = Store(store_of(folder))
         simulated = loader.find(self.data.source).simulated
         chosen = {task: self.pairs_of(task) for task in self.tasks}
-        reports, published, rows = [], {}, []
+        reports, published, reasons, rows = [], {}, {}, []
         mesh = axes.make_mesh(asdict(self.mesh))
         # Cells of one labeler are neighbours: it is loaded once.
         load = lru_cache(maxsize=1)(partial(labelers.load, dtype=self.dtype, mesh=mesh))
@@ -197,6 +197,7 @@ class Study:
             made, seconds = store.added - before, time.monotonic() - start
             one = aligned(name, chosen[cfg.task], labels, made=made, seconds=seconds)
             reports.append(one)
+            reasons |= unscorable(name, labels)
             published |= _published(name, labeler, cfg, self)
             log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')
         show = {'published': published, 'simulated': simulated}
@@ -208,7 +209,13 @@ class Study:
             files.write_rows(folder / self.output, rows)
             log.say(f'labels: {folder / self.output}')
         log.say(f'table and figure: {folder / "alignment.csv"}, {folder / "alignment.png"}')
-        return {'simulated': simulated, 'cells': {one.name: report.labeler_row(one) for one in reports}}
+        return {
+            'simulated': simulated,
+            'cells': {one.name: report.labeler_row(one) for one in reports},
+            'alignment': {one.name: asdict(one) for one in reports},
+            'published': published,
+            'unscorable pairs': reasons,
+        }
 
 
 def _published(name: str, labeler: str, cfg: Config, of: Study) -> dict[str, float]:

@@ -16,7 +16,7 @@ from experiments.scales import Dtype, Evaluation, Mesh
 from rlaif_jax import axes, log
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.data.source import Figure, Source, Values, World
-from rlaif_jax.evaluation import harmless, rankings, responses, texts, versus
+from rlaif_jax.evaluation import harmless, rankings, responses, tables, texts, versus
 from rlaif_jax.evaluation.figures import figure_lengths, figure_matrix, figure_training
 from rlaif_jax.evaluation.report import harmless_table, matrix_table, measures_table, policies_csv, policies_table
 from rlaif_jax.evaluation.statistics import Interval, mean_interval, wilson
@@ -29,6 +29,7 @@ TRAINED = {  # figure -> what it is, of the last evaluation in a run of REINFORC
     'mean_length': 'tokens',
     'quality': 'by the oracle',
 }
+RATERS_TABLE = ('rater', 'prompts', 'same order when asked again %', 'as the others %')
 RATERS = 3  # who rank, where they are simulated; the paper asked as many (App. I)
 Written = Mapping[str, Sequence[str]]  # policy -> its responses
 
@@ -63,38 +64,64 @@ def report(
     needed = cfg.task == 'harmless' or not people
     lm = judging.judge_model(cfg.evaluation, cfg.dtype, mesh) if needed else None
     ranked = rankings.read(people, prompts=prompts) if people else None
-    # Verdicts of a simulated world's model are simulated, too.
-    about = {'simulated': source.simulated or (lm is not None and simulated(lm.tokenizer))}
-    result: dict[str, Any] = {'simulated': source.simulated}
+    # Verdicts of a simulated world's model are simulated, too; those of people are not, whatever they read.
+    toy = lm is not None and simulated(lm.tokenizer)
+    about = {'simulated': not ranked and (source.simulated or toy)}
+    result: dict[str, Any] = {'simulated': source.simulated or toy}
     responses.write(folder / 'responses.jsonl', prompts, written)
     if cfg.evaluation.clean_up and not people:  # who saw them as they are
         written, result['cleaned'] = cleaned(written)
 
     judge = None if ranked else judging.make_judge(cfg.evaluation, cfg.task, lm, mesh, world)
     found: dict[str, list[versus.WinRate]] = {}
+    votes: dict[str, dict[str, Sequence[float]]] = {}
     for a, b in combinations(written, 2):
         judges = {'people': rankings.judge(ranked, a, b)} if ranked else {cfg.evaluation.judge: judge}
-        judges |= {'oracle': judging.oracle(world)} if world else {}
+        judges |= {'simulated oracle' if ranked else 'oracle': judging.oracle(world)} if world else {}
         for name, asked in judges.items():
-            one = versus.compare(prompts, written[a], written[b], asked, cfg.evaluation.reported(), names=(a, b))
+            voted = votes.setdefault(f'{a} vs {b}', {})[name] = asked(prompts, written[a], written[b])
+            how = cfg.evaluation.reported()
+            one = versus.compare(prompts, written[a], written[b], lambda *_, voted=voted: voted, how, names=(a, b))
             found.setdefault(name, []).append(one)
-    policies_table(found, title=f'{len(prompts)} test prompts', published=published(cfg.task), **about)
+    judged(folder / 'judged.jsonl', prompts, written, votes, world)
+    title = f'{len(prompts)} test prompts' + (' of the SIMULATED world, ranked by people' if ranked and world else '')
+    policies_table(found, title=title, published=published(cfg.task), **about)
     if ranked or (world and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked, world)
+    if ranked:
+        result['raters'] = raters(ranked, cfg.evaluation.confidence)
     result['comparisons'] = comparisons(cfg.task, folder, found, **about)
     if cfg.task == 'harmless' and (world or lm):
         judge = judging.make_harm_judge(cfg.evaluation, lm, mesh, world)
-        result['harmless'] = harmless_rates(cfg.evaluation, prompts, written, judge, source.simulated)
+        result['harmless'] = harmless_rates(cfg.evaluation, prompts, written, judge, source.simulated or toy)
     if world:
         result['quality'] = qualities(cfg.evaluation, prompts, written, world)
     result['texts'] = {name: texts.text_statistics(prompts, theirs) for name, theirs in written.items()}
     measures_table('SIMULATED world: their texts' if world else 'their texts', result['texts'], texts.ABOUT)
 
-    figure_lengths(folder / 'lengths.png', written, **about)
+    figure_lengths(folder / 'lengths.png', written, simulated=source.simulated)
     if runs:
         training(folder, runs, source.simulated)
-    responses.side_by_side(folder / 'test_samples', prompts, written, **about)
+    responses.side_by_side(folder / 'test_samples', prompts, written, simulated=source.simulated)
     return result
+
+
+def judged(
+    path: Path, prompts: Sequence[Prompt], written: Written, votes: Mapping[str, Mapping[str, Any]], world: World | None
+) -> None:
+    """Writes what is said of the responses to each prompt: votes, pair of policies -> judge, and what is true of them where
+    the world is simulated.
+    """
+    known = {}
+    if world:
+        known['quality'] = {name: world.quality(prompts, texts) for name, texts in written.items()}
+        known['wrong'] = {name: world.wrong(prompts, texts) for name, texts in written.items()}
+    rows = []
+    for i, prompt in enumerate(prompts):
+        said = {pair: {judge: voted[i] for judge, voted in by.items()} for pair, by in votes.items()}
+        true = {what: {name: values[i] for name, values in of.items()} for what, of in known.items()}
+        rows.append({'prompt_id': prompt.id, 'votes': said, **true})
+    log.write_whole(path, ''.join(log.to_json(row) + '\n' for row in rows))
 
 
 def comparisons(
@@ -141,6 +168,16 @@ def concordance(
     return {'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w)
 
 
+def raters(ranked: rankings.Rankings, confidence: float) -> dict[str, Any]:
+    """How far each rater agrees with what it said itself, where it was asked again, and with the others."""
+    found = rankings.raters(ranked, confidence)
+    cells = [[name, one.prompts, tables.within(one.itself), tables.within(one.others)] for name, one in found.items()]
+    log.figures_table('raters', RATERS_TABLE, cells)
+    if ranked.skipped:
+        log.say(f'{ranked.skipped} times a prompt was skipped')
+    return {name: asdict(one) for name, one in found.items()}
+
+
 def harmless_rates(
     cfg: Evaluation, prompts: Sequence[Prompt], written: Written, judge: harmless.HarmJudge, simulated: bool
 ) -> dict[str, Any]:
@@ -148,8 +185,7 @@ def harmless_rates(
     votes = {name: (responses, judge(prompts, responses)) for name, responses in written.items()}
     rates = harmless.compare_harmless(votes, cfg.reported(), at='SFT' if 'SFT' in votes else None)
     paper = {name: arm.harmless for name, arm in ARMS.items() if arm.harmless} | {'SFT': SFT_HARMLESS}
-    title = 'SIMULATED world: share of harmless responses' if simulated else 'share of harmless responses'
-    harmless_table(rates, title=title, published=paper)
+    harmless_table(rates, title=tables.title('share of harmless responses', simulated), published=paper)
     return {rate.name: asdict(rate) for rate in rates}
 
 
@@ -198,7 +234,13 @@ def trained(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dic
 
 
 def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> str:
-    """What to say of metrics whose score and quality part, '' of others. Quality is known in a simulated world only.
+    """What to say of metrics whose score and quality part, as `parted` finds, '' of others."""
+    return found[2] if (found := parted(rows, least, far)) else ''
+
+
+def parted(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: float = 1.0) -> tuple[int, int, str] | None:
+    """The steps between which score and quality part, and what to say of it; None where they do not. Quality is known in a
+    simulated world only.
 
     That is where the score rose while quality fell by `least` and more, between any two evaluations: told of those where
     it fell most. Or where from first to last the score rose, quality did not by `least`, and KL passed `far` nats: it was
@@ -209,12 +251,12 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: 
     spans = [(a, b) for a, b in combinations(known, 2) if b['eval/score'] > a['eval/score']]
     fall = lambda span: span[0]['eval/quality'] - span[1]['eval/quality']  # noqa: E731
     if not spans:
-        return ''
+        return None
     whole, worst = (known[0], known[-1]), max(spans, key=fall)
     fell = fall(worst) >= least
     flat = whole in spans and fall(whole) > -least and known[-1]['eval/kl'] >= far
     if not fell and not flat:
-        return ''
+        return None
     a, b = worst if fell else whole
     moved = ', '.join(
         f'{name} {a[f"eval/{name}"]:+.3f} → {b[f"eval/{name}"]:+.3f}' for name in ('score', 'quality', 'kl')
@@ -223,9 +265,10 @@ def over_optimised(rows: Sequence[Mapping[str, Any]], least: float = 0.02, far: 
     sure = fell and fall(worst) >= 2 * math.hypot(*errors)
     moved += f'; standard errors of quality {errors[0]:.3f} and {errors[1]:.3f}' if len(errors) == 2 else ''
     end = '' if b is known[-1] else f'; at the end, quality {known[-1]["eval/quality"]:+.3f}'
-    return (
+    told = (
         ('' if sure else 'perhaps ')
         + f'over-optimised: from step {a["step"] + 1} to {b["step"] + 1}'
         + (f', the worst of {len(spans)} spans,' if fell and len(spans) > 1 else '')
         + f' the score rose and quality {"fell" if fell else f"not by {least}"} ({moved}){end}'
     )
+    return a['step'] + 1, b['step'] + 1, told

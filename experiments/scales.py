@@ -62,7 +62,7 @@ class Evaluation:
     clean_up: bool = False  # strip what trails behind a response's end before it is judged (App. E)
     confidence: float = 0.95  # of the intervals
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: intervals of closed form
-    length_ratio: LengthRatio = 'plain'  # of rates at equal length: on the ratio, as in the paper, or its logarithm
+    length_ratio: LengthRatio = 'log'  # of rates at equal length: on the ratio's logarithm or, 'plain', as in the paper
     length_prior: bool = True  # Jeffreys', in the fit behind rates at equal length; the paper's had none
     seed: int = 0  # of the responses, the simulated raters and the bootstrap
 

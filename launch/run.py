@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the ro
 RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
 REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
+    'report.html': 'all of it to look at, for a browser',
     'test_samples.md': 'what each wrote to the same prompts, side by side',
     'training.png': 'how training went: score, KL, length, win rate',
     'export': 'the model, as transformers reads it',
@@ -412,7 +413,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     start_jax()
     import jax
 
-    from experiments import plan
+    from experiments import pages, plan
     from rlaif_jax import hosts, log, stopping
     from rlaif_jax.config import Mistake, same
     from rlaif_jax.folder import finish, finished, lock, open_folder
@@ -432,13 +433,17 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
         result = hosts.told(lambda: finished(folder))
         if result is not None and not again:
             log.say(f'{name}: already finished, in {folder}')
+            if hosts.told(lambda: (folder / pages.MADE).exists() and not (folder / pages.PAGE).exists()):
+                pages.of_run(name, config, folder)  # which is all that was missing
             report = folder / REPORT
             log.say(report.read_text(encoding='utf-8').rstrip() if report.exists() else log.to_json(result))
             return 0
         plan.show(name, config, folder)
+        pages.begin(folder)
         with log.ending(folder / REPORT):
             result = config.run(folder)
         finish(folder, result)
+        pages.of_run(name, config, folder)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)

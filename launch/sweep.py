@@ -471,15 +471,21 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
     for point in points:
         why, numbers = failed.get(point.name), sweep_table.figures_of(results.get(point.name))
         rows.append(Row(point.name, point.bindings, point.values, numbers, brief(why) if why else ''))
-    log.write_whole(folder / 'sweep.csv', sweep_table.as_csv(rows))
+    from experiments import pages
+
+    csv = sweep_table.as_csv(rows)
+    log.write_whole(folder / 'sweep.csv', csv)
     chosen = sweep_table.choose(rows, figures)
     columns, cells = sweep_table.table(rows, chosen)
     about = ''.join(f': {word}' for word in sweep_table.common(chosen))
     world = 'SIMULATED world, ' if any(numbers.get('simulated') for numbers in results.values()) else ''
-    log.figures_table(f'{world}{len(results)} of {len(points)} points finished{about}', columns, cells)
-    if legend := sweep_table.legend(cells):
+    title, legend = f'{world}{len(results)} of {len(points)} points finished{about}', sweep_table.legend(cells)
+    log.figures_table(title, columns, cells)
+    if legend:
         log.say(f'{legend}\n')
-    log.say(f'all figures, a line a point: {folder / "sweep.csv"}')
+    commands = [shlex.join(['python', 'launch/run.py', *point.arguments]) for point in points]
+    hosts.told(lambda: pages.of_sweep(folder, title, columns, cells, legend, csv, commands))
+    log.say(f'all figures, a line a point: {folder / "sweep.csv"}; to look at: {folder / pages.PAGE}')
     for name, lines in failed.items():
         log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))
     return 1 if failed else 0

@@ -14,7 +14,8 @@ from rlaif_jax.config import Bindings, Mistake
 SEED = 'seed'  # the binding that stands for --seed
 PLUS_MINUS = '±'
 SHOWN = 6  # figures in the table, unless they are named
-GROUPS = ('comparisons', 'cells', 'reward models')  # of a result: what they hold has names of its own
+SILENT = ('published', 'unscorable pairs')  # of a result: what is no finding
+GROUPS = ('comparisons', 'alignment', 'reward models')  # of a result: what they hold has names of its own
 # The ends of one point's interval say little beside the interval over seeds, and the mean of p values is none.
 APART = ('low', 'high', 'p_value', 'ties', 'n')
 WORDS = {'raw': 'win rate', 'length_adjusted': 'at equal length'}  # as other tables call them
@@ -42,6 +43,8 @@ def figures_of(found: Any, *name: str) -> dict[str, float]:
     inner = found if isinstance(found, dict) else dict(enumerate(found)) if isinstance(found, list) else {}
     is_interval, figures = {'value', 'low', 'high'} <= inner.keys(), {}
     for key, item in inner.items():
+        if key in SILENT and not name:
+            continue
         silent = (key in GROUPS and not name) or (key == 'value' and is_interval)
         figures |= figures_of(item, *name, *([] if silent else [str(key)]))
     return figures

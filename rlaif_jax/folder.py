@@ -65,10 +65,10 @@ def stage_folder(stages: Path, name: str, config: Any, data: str = '') -> Path:
 
 # What runs and stages write into their folder, besides config.gin.
 WRITTEN = (
-    'result.json', 'report.txt', 'metrics.jsonl', 'samples.jsonl', 'responses.jsonl', 'made.jsonl', 'labels.parquet',
-    'alignment.csv', 'comparisons.csv', 'sweep.csv', 'test_samples.jsonl', 'test_samples.md', 'alignment.png',
-    'lengths.png', 'matrix.png', 'training.png', 'tensorboard', 'wandb', 'checkpoints', 'candidates', 'export', 'value',
-    'package', 'policies', 'models',
+    'result.json', 'report.txt', 'report.html', 'made.json', 'made.jsonl', 'judged.jsonl', 'metrics.jsonl',
+    'samples.jsonl', 'responses.jsonl', 'labels.parquet', 'alignment.csv', 'comparisons.csv', 'sweep.csv',
+    'test_samples.jsonl', 'test_samples.md', 'alignment.png', 'lengths.png', 'matrix.png', 'training.png', 'tensorboard',
+    'wandb', 'checkpoints', 'candidates', 'export', 'value', 'package', 'policies', 'models',
 )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ class World:
 
     Attributes:
       quality: (prompts, responses) → the oracle's score of each response, in [-1, 1].
+      wrong: (prompts, responses) → for each response where it says what is not so: from, to (characters), and what about.
       raters: seed → a judge of two policies, (prompts, responses_a, responses_b) → win_B: simulated voters.
       scores: (prompts, responses, seed=…) → what one simulated rater who ranks thinks of each response.
       harmless: (prompts, responses) → harmless_B, 1.0 where a response does no harm.
@@ -67,6 +68,7 @@ class World:
     """
 
     quality: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+    wrong: Callable[[Sequence[Prompt], Sequence[str]], Sequence[Sequence[tuple[int, int, str]]]]
     raters: Callable[[int], Callable[..., np.ndarray]]
     scores: Callable[..., Sequence[float]]
     harmless: Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]

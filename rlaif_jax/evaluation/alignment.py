@@ -170,7 +170,8 @@ def calibration(preference_B: np.ndarray, human_B: np.ndarray, *, bins: int = 10
     verdict_B = verdicts(preference_B)
     predicted_B = 0.5 + np.abs(preference_B - 0.5)
     observed_B = verdict_B * human_B + (1 - verdict_B) * (1 - human_B)  # a tie is half of each: one half
-    bin_B = np.minimum((2 * bins * (predicted_B - 0.5)).astype(int), bins - 1)
+    # What rounding leaves a hair below an edge, as 0.6, stands on it.
+    bin_B = np.minimum((2 * bins * (predicted_B - 0.5 + TIE)).astype(int), bins - 1)
     count, predicted, observed = (np.bincount(bin_B, x, bins) for x in (None, predicted_B, observed_B))
     with np.errstate(invalid='ignore'):  # an empty bin is nan
         mean_predicted, mean_observed = predicted / count, observed / count

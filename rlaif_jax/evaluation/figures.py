@@ -250,7 +250,7 @@ def figure_training(
     known = {
         name: panel
         for name, panel in PANELS.items()
-        if any(_curve(rows, key)[0].size for rows in runs.values() for key in panel[1:3])
+        if any(curve(rows, key)[0].size for rows in runs.values() for key in panel[1:3])
     }
     if not known:
         raise Mistake(f'the metrics of {", ".join(runs) or "no run"} have nothing to draw: are they of REINFORCE?')
@@ -264,10 +264,10 @@ def figure_training(
     ]
     for ax, (name, (unit, training, evaluation, factor)) in zip(axes, known.items()):
         for look, rows in zip(looks, runs.values()):
-            step_B, value_B = _curve(rows, training)
+            step_B, value_B = curve(rows, training)
             ax.plot(step_B, factor * value_B, linewidth=0.7, alpha=0.35, color=look['color'])
-            ax.plot(step_B, factor * _running_mean(value_B), linewidth=1.6, **look)
-            step_B, value_B = _curve(rows, evaluation)
+            ax.plot(step_B, factor * running_mean(value_B), linewidth=1.6, **look)
+            step_B, value_B = curve(rows, evaluation)
             ax.plot(step_B + 1, factor * value_B, linewidth=0 if training else 1.2, **MARK, **look)
         if evaluation == 'eval/win_rate':
             ax.axhline(50, color=GREY, linewidth=0.8, linestyle=':')
@@ -291,14 +291,14 @@ def _draw_legend(drawing: Any, names: Iterable[str], looks: Sequence[Mapping[str
     drawing.legend(lines, labels, loc='outside lower center', ncols=3, frameon=False, fontsize='small')
 
 
-def _curve(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[np.ndarray, np.ndarray]:
+def curve(rows: Sequence[Mapping[str, Any]], key: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values, (B,) each, of the rows that have a finite one."""
     pairs = [(row['step'], row[key]) for row in rows if key and row.get(key) is not None]
     step_B, value_B = (np.array(column, np.float64) for column in (zip(*pairs) if pairs else ((), ())))
     return step_B[np.isfinite(value_B)], value_B[np.isfinite(value_B)]
 
 
-def _running_mean(value_B: np.ndarray) -> np.ndarray:
+def running_mean(value_B: np.ndarray) -> np.ndarray:
     """Over a twentieth of the run, centred; over fewer at its ends."""
     window = np.ones(max(1, len(value_B) // 20))
     if len(value_B) < 2:

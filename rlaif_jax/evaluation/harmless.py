@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.config import Mistake, nearest
-from rlaif_jax.evaluation.length import LengthRatio, characters, logistic_at_equal_length
+from rlaif_jax.evaluation.length import AtLength, LengthRatio, characters, logistic_at_equal_length
 from rlaif_jax.evaluation.statistics import Interval, share, votes
 from rlaif_jax.evaluation.versus import Config
 
@@ -33,7 +33,8 @@ class HarmlessRate:
 
     name: str
     raw: Interval
-    length_adjusted: Interval  # what it would be for responses of `at` characters
+    length_adjusted: AtLength  # what it would be for responses of `at` characters
+    plain_ratio: AtLength  # the same by a fit on characters, as the paper's
     at: float
     mean_length: float  # of all its responses
     n: int  # responses with a vote
@@ -55,15 +56,15 @@ def harmless_rate_at_length(
     at: float,
     confidence: float = 0.95,
     *,
-    length_ratio: LengthRatio = 'plain',
-) -> Interval:
+    length_ratio: LengthRatio = 'log',
+) -> AtLength:
     """The same rate if every response were `at` characters long: a logistic regression of the votes on length, read off
     there (App. J of the paper).
 
-    Lengths in characters, at least 1 (less counts as 1). The regressor is length / at, 'plain' or its logarithm. Plain
-    gives what a regression on characters gives, the paper's; 'log' suits policies whose lengths differ by factors.
-    Where none of the responses is near `at`, the interval is as wide as that leaves it. Mistake: `at` is not positive, a
-    vote outside [0, 1].
+    Lengths in characters, at least 1 (less counts as 1). The regressor is the logarithm of length / at, or that itself,
+    'plain', which gives what a regression on characters gives, the paper's. Where hardly a response is on one side of `at`,
+    the rate is an extrapolation, and its interval as wide as that leaves it. Mistake: `at` is not positive, a vote
+    outside [0, 1].
     """
     if not 0 < at < np.inf:
         raise Mistake(f'a length to compare at is a positive number of characters, not {at}')
@@ -99,13 +100,16 @@ def compare_harmless(
     rates = []
     for name, (_, harmless_B) in policies.items():
         raw = harmless_rate(harmless_B, config.confidence)
+        adjusted, plain = (
+            harmless_rate_at_length(harmless_B, lengths[name], at, config.confidence, length_ratio=form)
+            for form in (config.length_ratio, 'plain')
+        )
         rates.append(
             HarmlessRate(
                 name=name,
                 raw=raw,
-                length_adjusted=harmless_rate_at_length(
-                    harmless_B, lengths[name], at, config.confidence, length_ratio=config.length_ratio
-                ),
+                length_adjusted=adjusted,
+                plain_ratio=plain,
                 at=at,
                 mean_length=float(lengths[name].mean()),
                 n=raw.n,

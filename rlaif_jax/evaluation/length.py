@@ -1,13 +1,15 @@
 """Win rates at equal length (App. J of the paper): longer answers win more often, so ask what happens when neither is
 longer.
 
-For a pair of policies, a logistic regression of 'A was preferred' on the ratio of lengths in characters; what is
-reported is its prediction where the ratio is 1.
+For a pair of policies, a logistic regression of 'A was preferred' on the logarithm of the ratio of lengths in characters
+(Stiennon et al. 2020); what is reported is its prediction where the ratio is 1. The paper took the ratio itself, whose
+tail is long, and whose answer depends on which of the two policies is called A.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,13 +24,25 @@ from rlaif_jax.evaluation.statistics import (
     normal_quantile,
     numbers,
     resampled,
+    two_humps,
     votes,
 )  # fmt: skip
 
-LengthRatio = Literal['plain', 'log']
+LengthRatio = Literal['log', 'plain']
 
 # Keeps the fit defined where nothing else does (every ratio the same); far below anything that data can say.
 RIDGE = 1e-6
+
+# Of the pairs, this share at least is on either side of the length at which a rate is read; else it is an extrapolation.
+BOTH_SIDES = 0.025
+
+
+@dataclass(frozen=True)
+class AtLength(Interval):
+    """A rate read off a fit at one length, and what keeps it from being taken at its word."""
+
+    extrapolated: bool = False  # hardly a pair is on one side of that length: it is read where nothing is known
+    humps: bool = False  # resamples gather in two places, which `low` and `high` span: no interval of one rate
 
 
 def characters(texts: Sequence[str]) -> np.ndarray:
@@ -41,16 +55,16 @@ def length_adjusted_win_rate(
     length_a_B: np.ndarray,
     length_b_B: np.ndarray,
     *,
-    length_ratio: LengthRatio = 'plain',
+    length_ratio: LengthRatio = 'log',
     confidence: float = 0.95,
     resamples: int = 1000,
     jeffreys: bool = True,
-) -> Interval:
+) -> AtLength:
     """Rate at which A would be preferred if its responses were as long as B's.
 
     win_B in [0, 1] (nan: unscorable, left out); lengths in characters, at least 1 (less counts as 1).
-    `length_ratio='log'` (Stiennon et al.) makes the answer for (B, A) exactly one minus that for (A, B); the paper's
-    plain ratio does not. `resamples` and `jeffreys` as in `logistic_at_equal_length`.
+    With the logarithm the answer for (B, A) is one minus that for (A, B); with the paper's plain ratio it is not.
+    `resamples` and `jeffreys` as in `logistic_at_equal_length`.
     """
     length_a_B, length_b_B = (np.maximum(1.0, numbers('lengths', x)) for x in (length_a_B, length_b_B))
     if length_a_B.shape != length_b_B.shape:
@@ -63,13 +77,13 @@ def logistic_at_equal_length(
     length_ratio_B: np.ndarray,
     win_B: np.ndarray,
     *,
-    form: LengthRatio = 'plain',
+    form: LengthRatio = 'log',
     confidence: float = 0.95,
     jeffreys: bool = True,
     resamples: int = 0,
-) -> Interval:
-    """Logistic regression of votes in [0, 1] on x = len_A / len_B ('plain', the paper) or its logarithm ('log'), read off
-    where the lengths are equal: P(A preferred) = sigmoid(a + b (x - x at equal length)) is sigmoid(a) there.
+) -> AtLength:
+    """Logistic regression of votes in [0, 1] on the logarithm of len_A / len_B ('log') or that itself ('plain', the paper),
+    x, read off where the lengths are equal: P(A preferred) = sigmoid(a + b (x - x at equal length)) is sigmoid(a) there.
 
     The interval is a percentile bootstrap over rows, of so many `resamples`. With 0 of them it is that of the delta
     method, taken on the logit; so it is where resamples cannot tell: less than ten votes for a side, all x the same, or
@@ -90,7 +104,7 @@ def logistic_at_equal_length(
     check_resamples(resamples)
     z = normal_quantile(confidence)
     if form not in ('plain', 'log'):
-        raise Mistake(f"the length ratio is taken 'plain' or 'log', not {form!r}")
+        raise Mistake(f"the length ratio is taken 'log' or 'plain', not {form!r}")
     if not ((ratio_B > 0) & np.isfinite(ratio_B)).all():
         raise Mistake('every length ratio must be a positive finite number')
     if ratio_B.shape != y_B.shape:
@@ -98,14 +112,16 @@ def logistic_at_equal_length(
     kept_B = ~np.isnan(y_B)
     x_B, y_B = (ratio_B - 1.0 if form == 'plain' else np.log(ratio_B))[kept_B], y_B[kept_B]
     if not x_B.size:
-        return Interval(float('nan'), 0.0, 1.0, 0)
+        return AtLength(float('nan'), 0.0, 1.0, 0)
     X = np.stack([np.ones_like(x_B), x_B], axis=-1)
     beta, covariance = _fit(X, y_B, jeffreys)
     error = z * np.sqrt(covariance[0, 0])
     value, low, high = (float(v) for v in _sigmoid(beta[0] + np.array([0.0, -error, error])))
+    humps, extrapolated = False, min((x_B <= 0).mean(), (x_B >= 0).mean()) < BOTH_SIDES
     if resamples and resampled(y_B) and not _separated(x_B, y_B):
-        low, high = central(_sigmoid(_refits(X, y_B, jeffreys, beta, resamples)), confidence)
-    return Interval(value, low, high, x_B.size)
+        found_R = _sigmoid(_refits(X, y_B, jeffreys, beta, resamples))
+        (low, high), humps = central(found_R, confidence), two_humps(found_R)
+    return AtLength(value, low, high, x_B.size, bool(extrapolated), humps)
 
 
 def _fit(X: np.ndarray, y_B: np.ndarray, jeffreys: bool) -> tuple[np.ndarray, np.ndarray]:

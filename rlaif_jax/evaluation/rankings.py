@@ -9,7 +9,9 @@ A row of the file is one rater's ranking for one prompt, best first; policies th
 
     {"prompt_id": "micro/test/3", "rater": "ann", "ranking": ["rl", ["sft", "reference"]]}
 
-The prompt is named by its id, or by its text in a column `prompt`. Axes: B prompt, M rater, N policy.
+The prompt is named by its id, or by its text in a column `prompt`. A row with `"repeat": true` is the same rater's second
+ranking for it, asked to see whether it is the same again; one with `"skipped"`, a reason, is none. Axes: B prompt, M rater,
+N policy.
 """
 
 from __future__ import annotations
@@ -36,6 +38,19 @@ class Rankings:
     raters: tuple[str, ...]
     policies: tuple[str, ...]
     rank_BMN: np.ndarray  # the place a policy was given: 0 the best, equal where tied, nan where it was not ranked
+    again_BMN: np.ndarray | None = None  # the same when a rater was asked again
+    skipped: int = 0  # rows without a ranking
+
+
+@dataclass(frozen=True)
+class Rater:
+    """How far one rater agrees: over pairs of policies that both rankings have, 1 for the same order, 0 for the opposite,
+    and half where one of them has a tie and the other an order; averaged over prompts, in [0, 1].
+    """
+
+    prompts: int  # ranked
+    itself: Interval  # with what the same rater said of the same prompt when asked again; nan where nobody was
+    others: Interval  # with the other raters, on prompts that they ranked, too
 
 
 # Agreement of raters
@@ -77,6 +92,34 @@ def concordance(rank_BMN: np.ndarray, *, resamples: int = 1000, confidence: floa
     if not resampled(w_B):  # nearly all the same, as where raters always agree
         return bounded_interval(w_B, confidence)
     return bootstrap(w_B, resamples=resamples, confidence=confidence)
+
+
+def raters(rankings: Rankings, confidence: float = 0.95) -> dict[str, Rater]:
+    """How far each rater agrees with itself and with the others."""
+    rank_MBN = np.moveaxis(rankings.rank_BMN, 1, 0)
+    again_MBN = np.full_like(rank_MBN, np.nan) if rankings.again_BMN is None else np.moveaxis(rankings.again_BMN, 1, 0)
+    found = {}
+    for m, name in enumerate(rankings.raters):
+        with_others_MB = np.array([_same_order(rank_MBN[m], other_BN) for other_BN in np.delete(rank_MBN, m, 0)])
+        with_others_MB = with_others_MB.reshape(-1, len(rankings.prompts))
+        said_B = (~np.isnan(with_others_MB)).sum(0)
+        others_B = np.nansum(with_others_MB, 0)[said_B > 0] / said_B[said_B > 0]
+        itself_B = _same_order(rank_MBN[m], again_MBN[m])
+        found[name] = Rater(
+            prompts=int((~np.isnan(rank_MBN[m])).any(1).sum()),
+            itself=bounded_interval(itself_B[~np.isnan(itself_B)], confidence),
+            others=bounded_interval(others_B, confidence),
+        )
+    return found
+
+
+def _same_order(rank_BN: np.ndarray, other_BN: np.ndarray) -> np.ndarray:
+    """(B,) as `Rater` says; nan where no pair was ranked by both."""
+    a, b = np.triu_indices(rank_BN.shape[-1], 1)
+    sign_BP, other_BP = (np.sign(one_BN[:, a] - one_BN[:, b]) for one_BN in (rank_BN, other_BN))
+    same_BP = 1 - np.abs(sign_BP - other_BP) / 2
+    said_B = (~np.isnan(same_BP)).sum(1)
+    return np.where(said_B > 0, np.nansum(same_BP, 1) / np.maximum(said_B, 1), np.nan)
 
 
 # Votes between two policies
@@ -143,7 +186,9 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
     that several have, or that is not the one of its id.
     """
     place_of: dict[tuple[str, str, str], int] = {}
-    seen: dict[tuple[str, str], str] = {}
+    again_of: dict[tuple[str, str, str], int] = {}
+    seen: dict[tuple[str, str, bool], str] = {}
+    skipped = 0
     ids: dict[str, list[str]] = {}
     for one in prompts:
         ids.setdefault(one.text, []).append(one.id)
@@ -163,20 +208,28 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
             said = row.get('prompt')
             if isinstance(said, str) and said.split() != text_of[prompt].split():
                 raise Mistake(f'{where}: the prompt {prompt!r} is {text_of[prompt][:80]!r}, not {said[:80]!r}')
-        if (prompt, rater) in seen:
-            raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater]}')
-        seen[prompt, rater] = where
+        if isinstance(row.get('skipped'), str):
+            skipped += 1
+            continue
+        again = row.get('repeat') is True
+        if (prompt, rater, again) in seen:
+            raise Mistake(f'{where}: rater {rater!r} has ranked this prompt before, in {seen[prompt, rater, again]}')
+        seen[prompt, rater, again] = where
         for place, names in enumerate(_places(_column(row, 'ranking', where), where)):
             for name in names:
                 if policies and name not in policies:
                     near = nearest(name, policies)
                     raise Mistake(f'{where}: no policy {name!r} has responses; did you mean {near!r}?')
-            place_of.update({(prompt, rater, name): place for name in names})
+            (again_of if again else place_of).update({(prompt, rater, name): place for name in names})
+    if not place_of:
+        raise Mistake(f'{path}: nobody has ranked anything; {skipped} rows are skipped prompts')
     axes = [{name: i for i, name in enumerate(dict.fromkeys(names))} for names in zip(*place_of)]
-    rank_BMN = np.full([len(axis) for axis in axes], np.nan)
-    for names, place in place_of.items():
-        rank_BMN[tuple(axis[name] for axis, name in zip(axes, names))] = place
-    return Rankings(*map(tuple, axes), rank_BMN)
+    rank_BMN, again_BMN = (np.full([len(axis) for axis in axes], np.nan) for _ in range(2))
+    for table_BMN, places in ((rank_BMN, place_of), (again_BMN, again_of)):
+        for names, place in places.items():
+            if all(name in axis for axis, name in zip(axes, names)):  # asked again of what was skipped at first
+                table_BMN[tuple(axis[name] for axis, name in zip(axes, names))] = place
+    return Rankings(*map(tuple, axes), rank_BMN, again_BMN, skipped)
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:

@@ -22,6 +22,7 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation import tables
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
+from rlaif_jax.evaluation.length import AtLength
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.tables import NOTHING
 from rlaif_jax.evaluation.versus import WinRate, both_orders, complement
@@ -59,10 +60,12 @@ LABELERS = {
 # One table where all of it fits, else these two.
 POLICIES = {
     'preferences': {
-        'win rate %': 'Win rate: how often A of "A vs B" is preferred [confidence interval over prompts].',
-        'at equal length %': 'At equal length: by a logistic fit on the ratio of lengths, read where it is 1.',
+        'win rate %': 'Win rate: how often A of "A vs B" is preferred [confidence interval over prompts]. Where the '
+        'interval leaves out 50 %, one is preferred: that alone decides.',
+        'at equal length %': 'At equal length: by a logistic fit on the logarithm of the ratio of lengths, read at 1.',
+        'plain ratio %': 'Plain ratio: the same by the ratio itself, as the paper’s.',
         'paper %': 'Paper: how often its human raters preferred A, raw / at equal length.',
-        'p': 'p: of a two-sided sign test against one half.',
+        'p': 'p: of a two-sided sign test, which leaves ties out and counts every other vote alike. It decides nothing.',
     },
     'what they rest on': {
         'characters A : B': 'Characters: mean length of the responses of A and of B.',
@@ -70,6 +73,10 @@ POLICIES = {
         'ties': '',
         'unscorable': '',
     },
+}
+DOUBTS = {  # of a rate at equal length -> what is said of it
+    'extrapolated': '~: an extrapolation, as hardly a pair has A, or B, the longer one.',
+    'humps': '[humps]: resamples gather round two rates, so that there is no one interval.',
 }
 WIDE = {'width': 10, 'padding': (0, 0, 0, 1), 'pad_edge': True}  # columns that stand apart
 
@@ -170,7 +177,7 @@ def policies_table(
     at equal length, such as (71, 59) or (79, None), put beside the first judge. What is known of no comparison has no
     column. Mistake: no comparisons, the same one twice.
     """
-    together, rows = _together(found, published), []
+    together, rows = by_pair(found, published), []
     for (a, b), judged in together.items():
         for i, (judge, one) in enumerate(judged.items()):
             paper = None if i else (published or {}).get((a, b))
@@ -178,6 +185,7 @@ def policies_table(
                 'comparison, judge': f'  {judge}' if i else f'{a} vs {b}\n  {judge}',
                 'win rate %': tables.within(one.raw),
                 'at equal length %': tables.within(one.length_adjusted),
+                'plain ratio %': tables.percent(one.plain_ratio) if paper else '',
                 'paper %': ' / '.join(tables.number(percent, '.3g') for percent in paper or ()),
                 'p': tables.p_value(one.p_value) if one.n else NOTHING,
                 'characters A : B': f'{one.mean_length_a:.0f} : {one.mean_length_b:.0f}' if one.n else NOTHING,
@@ -195,7 +203,9 @@ def policies_table(
         for name, columns in POLICIES.items():
             part = _grid(rows, [column for column in known if column in columns], **WIDE)
             _show(tables.title(title, simulated, name), part)
-    log.show(Text('\n'.join(legend[column] for column in known if legend[column]) + '\n', style='dim'))
+    told = [legend[column] for column in known if legend[column]]
+    told += _doubts([one.length_adjusted for judged in together.values() for one in judged.values()])
+    log.show(Text('\n'.join(told) + '\n', style='dim'))
     for judged in together.values():
         log.show(Text(verdict(judged, simulated=simulated)))
     log.show('')
@@ -206,31 +216,32 @@ def verdict(found: Mapping[str, WinRate], *, simulated: bool = False) -> str:
 
     found: judge -> what it says of the same two policies. One is preferred where the interval leaves out one half, and
     stands first with its own rate; where it does not, no difference is shown, which is not to say that there is none.
+    At equal length that is so in both orders, which a plain ratio of lengths tells apart.
     """
     judge, one = next(iter(found.items()))
-    if (_side(one.raw) or _side(one.length_adjusted)) < 0:  # what is preferred comes first
+    if (side(one.raw) or even_side(one)) < 0:  # what is preferred comes first
         found = {name: complement(other) for name, other in found.items()}
         one = found[judge]
-    a, b, raw, even = one.name_a, one.name_b, _side(one.raw), _side(one.length_adjusted)
+    a, b, raw, even = one.name_a, one.name_b, side(one.raw), even_side(one)
     said = ('no difference is shown', f'{a} is preferred', f'{b} is preferred')  # by side; the last is that of -1
     if not one.n:
         text = f'nothing is known of {a} and {b}: {judge} could not say on any of {one.unscorable} prompts'
     elif raw:
         text = f'{a} is preferred to {b} ({judge}: {tables.within(one.raw, " %")}); '
         text += 'also at equal length' if even > 0 else f'at equal length {said[even]}'
-        text += f' ({_preferred(one.length_adjusted)})'
+        text += f' ({_at_equal_length(one)})'
     else:
         text = f'no difference between {a} and {b} is shown ({judge}: {a} {tables.within(one.raw, " %")})'
         text += f'; at equal length {said[even]}' if even else ', nor at equal length'
-        text += f' ({_preferred(one.length_adjusted)})'
+        text += f' ({_at_equal_length(one)})'
     for name, other in list(found.items())[1:]:
-        side, rate = _side(other.raw), _preferred(other.raw)
+        theirs, rate = side(other.raw), _preferred(other.raw)
         if not other.n:
             text += f'; {name} could not say'
-        elif one.n and side == raw:
+        elif one.n and theirs == raw:
             text += f'; {name} agrees ({rate})' if raw else f'; by {name} neither ({rate})'
         else:
-            text += f'; {name}: {said[side]} ({rate})'
+            text += f'; {name}: {said[theirs]} ({rate})'
     return tables.title(text, simulated)
 
 
@@ -244,7 +255,7 @@ def matrix_table(
     policies = list(dict.fromkeys(a for a, _ in both))
     for name, which in {'win rate %': 'raw', 'win rate % at equal length': 'length_adjusted'}.items():
         rates = {pair: getattr(one, which) for pair, one in both.items()}
-        cells = {pair: tables.percent(rate) + ('*' if _side(rate) else ' ') for pair, rate in rates.items()}
+        cells = {pair: tables.percent(rate) + ('*' if side(rate) else ' ') for pair, rate in rates.items()}
         rows = [{'A \\ B': a} | {b: cells.get((a, b), '') for b in policies} for a in policies]
         _show(tables.title(title, simulated, name), _grid(rows, policies, **WIDE))
     log.show(Text('How often the row is preferred to the column; *: the confidence interval leaves out 50 %.\n', 'dim'))
@@ -262,7 +273,7 @@ def policies_csv(
     prints them. Empty is not known, `nan` undefined. Mistake: as in `policies_table`.
     """
     lines = []
-    for pair, judged in _together(found, published).items():
+    for pair, judged in by_pair(found, published).items():
         paper = (published or {}).get(pair, (None, None))
         about = dict(zip(('paper_percent', 'paper_equal_length_percent'), paper)) | {'simulated': simulated}
         for judge, one in judged.items():
@@ -276,13 +287,15 @@ def harmless_table(
     """Prints a line a policy. published: policy -> the paper's per cent, raw and at equal length."""
     rows = [
         [
-            one.name, str(one.raw), str(one.length_adjusted), f'{one.mean_length:.0f}', str(one.unscorable),
-            ' / '.join(map(str, (published or {}).get(one.name, [NOTHING]))),
+            one.name, str(one.raw), tables.within(one.length_adjusted, ' %'), tables.within(one.plain_ratio, ' %'),
+            f'{one.mean_length:.0f}', str(one.unscorable), ' / '.join(map(str, (published or {}).get(one.name, [NOTHING]))),
         ]
         for one in rates
     ]  # fmt: skip
-    columns = ['policy', 'harmless', 'at equal length', 'characters', 'unscorable', 'paper, %']
+    columns = ['policy', 'harmless', 'at equal length', 'by plain length', 'characters', 'unscorable', 'paper, %']
     log.figures_table(title, columns, rows)
+    if told := _doubts([one.length_adjusted for one in rates]):
+        log.say(' '.join(told))
 
 
 def measures_table(title: str, figures: Mapping[str, Mapping[str, Any]], about: Mapping[str, str]) -> None:
@@ -298,7 +311,7 @@ def measures_table(title: str, figures: Mapping[str, Mapping[str, Any]], about: 
 # Small parts
 
 
-def _together(found: Mapping[str, Sequence[WinRate]], published: Published | None) -> dict[Pair, dict[str, WinRate]]:
+def by_pair(found: Mapping[str, Sequence[WinRate]], published: Published | None) -> dict[Pair, dict[str, WinRate]]:
     """(A, B) -> judge -> its comparison."""
     together: dict[Pair, dict[str, WinRate]] = {}
     for judge, comparisons in found.items():
@@ -320,14 +333,34 @@ def _together(found: Mapping[str, Sequence[WinRate]], published: Published | Non
     return together
 
 
-def _side(found: Interval) -> int:
-    """1 where A is preferred, -1 where B is, 0 where the interval holds one half: nothing is shown."""
-    return (found.low > 0.5) - (found.high < 0.5)
+def even_side(one: WinRate) -> int:
+    """`side` at equal length: what both orders say, else 0."""
+    forth, back = map(side, one.in_both_orders)
+    return forth if forth == back else 0
+
+
+def side(found: Interval) -> int:
+    """1 where A is preferred, -1 where B is, 0 where nothing is shown: the interval holds one half, or is none."""
+    return 0 if getattr(found, 'humps', False) else (found.low > 0.5) - (found.high < 0.5)
+
+
+def _doubts(rates: Sequence[AtLength]) -> list[str]:
+    return [words for doubt, words in DOUBTS.items() if any(getattr(rate, doubt) for rate in rates)]
+
+
+def _at_equal_length(one: WinRate) -> str:
+    """The rate of what is preferred, and what keeps it from being taken at its word."""
+    rate, (forth, back) = one.length_adjusted, one.in_both_orders
+    orders = side(forth) != side(back)
+    told = f'{tables.within(forth, " %")} in one order, {tables.within(back, " %")} in the other'
+    text = told if orders else _preferred(rate)
+    text += ', an extrapolation' if rate.extrapolated else ''
+    return text + (', resamples gather round two rates' if rate.humps else '')
 
 
 def _preferred(found: Interval) -> str:
     """The rate of what is preferred; A's where nothing is."""
-    return tables.within(found.complement() if _side(found) < 0 else found, ' %')
+    return tables.within(found.complement() if side(found) < 0 else found, ' %').removeprefix('~')
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

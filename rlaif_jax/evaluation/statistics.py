@@ -5,7 +5,7 @@ independent.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import sqrt
 from numbers import Integral, Real
@@ -37,11 +37,11 @@ class Interval:
 
     def clipped(self, low: float = 0.0, high: float = 1.0) -> Interval:
         """The same with its ends held within [low, high], for a quantity that cannot leave that range."""
-        return Interval(self.value, max(self.low, low), min(self.high, high), self.n)
+        return replace(self, low=max(self.low, low), high=min(self.high, high))
 
     def complement(self) -> Interval:
         """That of one minus the quantity: of a rate, how often it is not so."""
-        return Interval(1 - self.value, 1 - self.high, 1 - self.low, self.n)
+        return replace(self, value=1 - self.value, low=1 - self.high, high=1 - self.low)
 
 
 def wilson(wins: float, n: int, confidence: float = 0.95) -> Interval:
@@ -152,6 +152,22 @@ def central(found_R: np.ndarray, confidence: float = 0.95) -> tuple[float, float
     """The ends between which this share of what resamples gave lies, as much of the rest below as above."""
     low, high = np.quantile(found_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def two_humps(found_R: np.ndarray) -> bool:
+    """Whether what resamples gave gathers in two places, so that no one interval tells where: a density of it falls below
+    half of either top in between, and a fortieth of them or more lies on either side.
+    """
+    values_R = np.quantile(found_R, np.linspace(0, 1, 400))  # as many as show its shape, however many there are
+    spread = np.subtract(*np.quantile(values_R, [0.75, 0.25])) / 1.349
+    width = 0.9 * min(filter(None, (spread, values_R.std())), default=0.0) * len(values_R) ** -0.2  # Silverman's
+    if not width > 0:
+        return False
+    at_S = np.sort(np.append(values_R, (values_R[1:] + values_R[:-1]) / 2))
+    density_S = np.exp(-0.5 * ((at_S[:, None] - values_R) / width) ** 2).sum(1)
+    top_S = np.minimum(np.maximum.accumulate(density_S), np.maximum.accumulate(density_S[::-1])[::-1])
+    share_S = np.searchsorted(values_R, at_S) / len(values_R)
+    return bool(((density_S < top_S / 2) & (np.minimum(share_S, 1 - share_S) >= 1 / 40)).any())
 
 
 def binomial_test(k: int, n: int, p: float = 0.5) -> float:

@@ -32,9 +32,15 @@ def percent(share: Interval | float | None) -> str:
 
 
 def within(share: Interval, unit: str = '') -> str:
-    """`78.0 [75.3, 80.4]`"""
+    """`78.0 [75.3, 80.4]`; of a rate at one length `~78.0 [75.3, 80.4]` where it is an extrapolation, and `78.0 [humps]`
+    where it has no one interval.
+    """
     value = percent(share)
-    return value if value == NOTHING else f'{value}{unit} [{100 * share.low:.1f}, {100 * share.high:.1f}]'
+    if value == NOTHING:
+        return value
+    about = '~' if getattr(share, 'extrapolated', False) else ''
+    ends = 'humps' if getattr(share, 'humps', False) else f'{100 * share.low:.1f}, {100 * share.high:.1f}'
+    return f'{about}{value}{unit} [{ends}]'
 
 
 def plus_minus(difference: Interval | None) -> str:

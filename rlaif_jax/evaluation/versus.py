@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.alignment import verdicts
-from rlaif_jax.evaluation.length import LengthRatio, characters, length_adjusted_win_rate
+from rlaif_jax.evaluation.length import AtLength, LengthRatio, characters, length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import (
     Interval,
     binomial_test,
@@ -39,7 +40,7 @@ class Config:
     """How a comparison is reported. The prompts are drawn by the caller, who answers them with both policies."""
 
     confidence: float = 0.95
-    length_ratio: LengthRatio = 'plain'
+    length_ratio: LengthRatio = 'log'  # of `length_adjusted`; the paper's, 'plain', stands beside it
     resamples: int = 1000  # of prompts, for bootstrapped intervals; 0: Wilson's, Student's and the delta method's
     length_prior: bool = True  # `jeffreys` of `logistic_at_equal_length`; the paper's fit had no prior
 
@@ -53,7 +54,9 @@ class WinRate:
     """Policy A against policy B. Rates are A's, in [0, 1]; lengths are characters, averaged over the scorable prompts."""
 
     raw: Interval
-    length_adjusted: Interval
+    length_adjusted: AtLength  # by the form of `Config.length_ratio`
+    plain_ratio: AtLength  # by the paper's form, the ratio len_A / len_B
+    plain_ratio_swapped: AtLength  # by that of the other order, len_B / len_A, which is another fit
     mean_length_a: float
     mean_length_b: float
     n: int  # prompts with a vote
@@ -62,6 +65,13 @@ class WinRate:
     p_value: float  # two-sided sign test of raw against 1/2, ties left out
     name_a: str = 'A'
     name_b: str = 'B'
+    length_ratio: LengthRatio = 'log'
+
+    @property
+    def in_both_orders(self) -> tuple[AtLength, AtLength]:
+        """A's rate at equal length as A against B has it, and as B against A has it: the same but for the plain ratio."""
+        swapped = self.length_adjusted if self.length_ratio == 'log' else self.plain_ratio_swapped
+        return self.length_adjusted, swapped
 
 
 def win_rate(win_B: np.ndarray, confidence: float = 0.95, *, resamples: int = 1000) -> Interval:
@@ -100,12 +110,15 @@ def compare(
     length_a_B, length_b_B = characters(responses_a), characters(responses_b)
     how = {'confidence': config.confidence, 'resamples': config.resamples}
     n, ties, wins = (int(which_B.sum()) for which_B in (scorable_B, vote_B == 0.5, vote_B > 0.5))
+    even = partial(length_adjusted_win_rate, jeffreys=config.length_prior, **how)
+    plain = even(vote_B, length_a_B, length_b_B, length_ratio='plain')
+    adjusted = plain if config.length_ratio == 'plain' else even(vote_B, length_a_B, length_b_B)
     mean_a, mean_b = (float(x_B[scorable_B].mean()) if n else float('nan') for x_B in (length_a_B, length_b_B))
     return WinRate(
         raw=win_rate(vote_B, **how),
-        length_adjusted=length_adjusted_win_rate(
-            vote_B, length_a_B, length_b_B, length_ratio=config.length_ratio, jeffreys=config.length_prior, **how
-        ),
+        length_adjusted=adjusted,
+        plain_ratio=plain,
+        plain_ratio_swapped=even(1 - vote_B, length_b_B, length_a_B, length_ratio='plain').complement(),
         mean_length_a=mean_a,
         mean_length_b=mean_b,
         n=n,
@@ -114,19 +127,20 @@ def compare(
         p_value=binomial_test(wins, n - ties),
         name_a=names[0],
         name_b=names[1],
+        length_ratio=config.length_ratio,
     )
 
 
 def complement(one: WinRate) -> WinRate:
-    """The same comparison told from the other side: B against A, each rate one minus what it was.
-
-    The rate at equal length is that of the same fit. Judging B against A anew gives the same raw rate from a judge that
-    is the same in both orders, and the same at equal length only with `length_ratio='log'`.
+    """The same comparison told from the other side: what judging B against A finds, of a judge that is the same in both
+    orders.
     """
     return replace(
         one,
         raw=one.raw.complement(),
-        length_adjusted=one.length_adjusted.complement(),
+        length_adjusted=one.in_both_orders[1].complement(),
+        plain_ratio=one.plain_ratio_swapped.complement(),
+        plain_ratio_swapped=one.plain_ratio.complement(),
         mean_length_a=one.mean_length_b,
         mean_length_b=one.mean_length_a,
         name_a=one.name_b,

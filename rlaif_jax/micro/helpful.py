@@ -201,6 +201,19 @@ def read(facts: Mapping, text: str) -> Reading:
     return Reading(**vars(found), verdicts=verdicts, quality=oracle.bend(1 - SPAN * (1 - raw)))
 
 
+def wrong(facts: Mapping, text: str) -> list[tuple[int, int, str]]:
+    """Where a text states a value that the human did not tell, or says of one that was told that it was not: the characters
+    from and to, and which fact.
+    """
+    told, found = facts['told'], []
+    for kind, value, start, end in oracle.places(text, _ROOT):
+        if kind in SLOTS and (kind not in told or value != facts[kind]):
+            found.append((start, end, kind))
+        if kind == 'unknown' and value in told:
+            found.append((start, end, value))
+    return found
+
+
 _WORTH = {'right': 1, 'missing': 0, 'wrong': -1}
 _UNKNOWN = lexicon.unknown_phrases()
 _ORDER = dict.fromkeys((*SLOTS, 'unknown'), 0)

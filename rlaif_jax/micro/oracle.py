@@ -98,6 +98,13 @@ def read(facts: Mapping, text: str) -> Reading:
     return Reading(**vars(found), verdicts=verdicts, quality=bend(quality - cost(found)))
 
 
+def wrong(facts: Mapping, text: str) -> list[tuple[int, int, str]]:
+    """Where a text states a value that is not the fact's: the characters from and to, and which fact."""
+    return [
+        (start, end, kind) for kind, value, start, end in places(text, _ROOT) if kind in SLOTS and value != facts[kind]
+    ]
+
+
 def rating(quality: float) -> int:
     """The rating from 1 (none of it) to 10 (perfect) nearest to a quality."""
     return min(10, max(1, round(1 + 9 * quality)))
@@ -154,6 +161,18 @@ def parse(text: str, root: Mapping, order: Mapping[str, int]) -> Found:
     ended = text.rstrip()[-1:] in ('.', '?')
     stated = {kind: tuple(values) for kind, values in stated.items()}
     return Found(stated, repetition, filler, junk, disorder, ended, n_words)
+
+
+def places(text: str, root: Mapping) -> Iterator[tuple[str, str, int, int]]:
+    """Kind, value, and the characters from and to, of each phrase of a trie in a text."""
+    lower = ''.join(sign.lower() if len(sign.lower()) == 1 else sign for sign in text)  # as long as the text
+    found = list(_TOKEN.finditer(lower))
+    tokens, at = [one[0] for one in found], 0
+    while at < len(tokens):
+        kind, value, length = _longest(root, tokens, at)
+        if kind != 'junk':
+            yield kind, value, found[at].start(), found[at + length - 1].end()
+        at += length
 
 
 def cost(found: Found) -> float:

@@ -13,6 +13,7 @@ from rlaif_jax.micro import figures, judges, raters, tasks
 
 WORLD = World(
     quality=tasks.quality,
+    wrong=tasks.wrong,
     raters=judges.raters,
     scores=raters.scores,
     harmless=judges.harmless,

@@ -50,6 +50,17 @@ def quality(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
     return [read(prompt, response).quality for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def wrong(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[tuple[int, int, str]]]:
+    """Where each response says what is not so: the characters from and to, and what about. Of task harmless nothing is.
+    Raises ValueError where a prompt has no facts.
+    """
+    found = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        task = task_of(prompt)
+        found.append([] if task == 'harmless' else _ORACLES[task].wrong(prompt.facts, response))
+    return found
+
+
 def _known(task: str) -> str:
     if task not in TASKS:
         raise ValueError(f'unknown task {task!r}; the micro world has {", ".join(TASKS)}')

@@ -209,6 +209,15 @@ def test_one_bin_is_the_distance_of_two_means_and_shares_are_not_thresholded():
     assert (ends.count[0], ends.count[-1], ends.ece) == (1, 2, 0)
 
 
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_a_bin_holds_its_lower_edge_and_the_last_one_both(dtype):
+    for bins in range(1, 26):
+        edge_B = np.arange(bins + 1) / (2 * bins) + 0.5
+        for preference_B in (edge_B, 1 - edge_B):
+            found = calibration(preference_B.astype(dtype), np.ones(bins + 1), bins=bins)
+            assert found.count == (*[1] * (bins - 1), 2)
+
+
 # Length
 
 

@@ -43,14 +43,15 @@ def test_policies_that_differ_only_in_length_are_alike_at_one_length(at):
     policies = {name: of_length(rng, typical) for name, typical in (('short', 120), ('long', 260))}
     # Votes that are the chances themselves leave no noise, so the fits must meet in the truth.
     exact = {name: (texts, chance([len(text) for text in texts])) for name, texts in policies.items()}
-    short, long = compare_harmless(exact, at=at)
+    short, long = compare_harmless(exact, Config(length_ratio='plain'), at=at)
     assert short.raw.value - long.raw.value > 0.2
     assert short.length_adjusted.value == pytest.approx(long.length_adjusted.value, abs=0.01)
     assert short.length_adjusted.value == pytest.approx(chance(short.at), abs=0.01)
     assert short.at == long.at == pytest.approx({'short': short.mean_length, 200.0: 200.0}.get(at, short.at))
     drawn = {name: (texts, rng.random(400) < p_B) for name, (texts, p_B) in exact.items()}
     for one in compare_harmless(drawn, at=at):
-        assert chance(one.at) in one.length_adjusted
+        assert chance(one.at) in one.plain_ratio
+        assert not one.length_adjusted.extrapolated
 
 
 def test_the_unit_of_length_does_not_matter_and_the_plain_ratio_is_the_papers_regression():
@@ -72,6 +73,7 @@ def test_where_no_response_is_near_the_length_the_interval_is_wide():
     vote_B = (rng.random(200) < 0.7).astype(float)
     near, far = (harmless_rate_at_length(vote_B, length_B, at) for at in (100, 300))
     assert near.high - near.low < 0.15 and far.high - far.low > 0.9
+    assert far.extrapolated and not near.extrapolated
 
 
 def test_unscorable_responses_are_counted_and_weigh_nothing():

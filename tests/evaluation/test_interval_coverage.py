@@ -60,8 +60,7 @@ def test_the_win_rate_at_equal_length(resamples):
     for p in truths:
         length_a_B, length_b_B = np.exp(rng.normal([[5.1], [4.9]], 0.3, (2, 100))).round()
         win_B = (rng.random(100) < sigmoid(np.log(p / (1 - p)) + 1.5 * np.log(length_a_B / length_b_B))).astype(float)
-        how = {'length_ratio': 'log', 'resamples': resamples}
-        intervals.append(length_adjusted_win_rate(win_B, length_a_B, length_b_B, **how))
+        intervals.append(length_adjusted_win_rate(win_B, length_a_B, length_b_B, resamples=resamples))
     assert covered(intervals, truths, share=0.95 * kept(resamples))
 
 
@@ -73,7 +72,7 @@ def test_where_only_length_matters_neither_wins_at_equal_length():
         length_a_B, length_b_B = np.exp(rng.normal([[5.2], [4.9]], 0.3, (2, 200))).round()
         win_B = (rng.random(200) < sigmoid(2 * (length_a_B / length_b_B - 1))).astype(float)
         raw.append(win_rate(win_B, resamples=0))
-        adjusted.append(length_adjusted_win_rate(win_B, length_a_B, length_b_B, resamples=0))
+        adjusted.append(length_adjusted_win_rate(win_B, length_a_B, length_b_B, length_ratio='plain', resamples=0))
     halves = np.full(SETS, 0.5)
     assert covered(adjusted, halves) and not covered(raw, halves)
     assert np.mean([one.value for one in adjusted]) == pytest.approx(0.5, abs=0.01)
@@ -109,5 +108,5 @@ def test_the_harmless_rate_at_a_length():
     for p in truths:
         length_B = np.exp(rng.normal(5.0, 0.4, 200)).round()
         vote_B = (rng.random(200) < sigmoid(np.log(p / (1 - p)) - (length_B / 130 - 1))).astype(float)
-        intervals.append(harmless_rate_at_length(vote_B, length_B, 130))
+        intervals.append(harmless_rate_at_length(vote_B, length_B, 130, length_ratio='plain'))
     assert covered(intervals, truths)

@@ -11,7 +11,7 @@ from scipy.stats import friedmanchisquare
 
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.records import Prompt
-from rlaif_jax.evaluation.rankings import by_scores, concordance, judge, kendall_w, read, votes
+from rlaif_jax.evaluation.rankings import by_scores, concordance, judge, kendall_w, raters, read, votes
 from rlaif_jax.evaluation.versus import compare, win_rate
 from rlaif_jax.micro import tasks
 from rlaif_jax.micro.raters import probability, scores
@@ -224,3 +224,26 @@ def test_an_unknown_policy_and_ranks_that_are_none_are_mistakes(tmp_path):
     for ranks, told in (([1, 2, 3], r'ranks.*\(3,\)'), ([[1, np.inf], [1, 2]], r'ranks.* finite.*\(2, 2\)')):
         with pytest.raises(Mistake, match=told):
             kendall_w(ranks)
+
+
+def test_a_rater_agrees_with_itself_and_with_others_as_often_as_it_gives_their_order(tmp_path):
+    best = {'ann': ['a', 'b', 'c'], 'bob': ['a', 'b', 'c'], 'eve': ['c', 'b', 'a'], 'tim': [['a', 'b', 'c']]}
+    rows = [{'prompt_id': f'p{i}', 'rater': who, 'ranking': best[who]} for i in range(20) for who in best]
+    rows += [{'prompt_id': f'p{i}', 'rater': 'ann', 'ranking': ['a', 'c', 'b'], 'repeat': True} for i in range(4)]
+    rows += [{'prompt_id': 'p5', 'rater': 'bob', 'ranking': best['bob'], 'repeat': True}]
+    rows += [{'prompt_id': 'p99', 'rater': 'bob', 'skipped': 'both are bad'}]
+    rows += [{'prompt_id': 'p99', 'rater': 'bob', 'ranking': best['bob'], 'repeat': True}]  # of what it skipped
+    found = read(write(tmp_path / 'k.jsonl', rows))
+    assert len(found.prompts) == 20 and found.skipped == 1
+    one = raters(found)
+    assert (one['ann'].itself.value, one['ann'].itself.n) == (pytest.approx(2 / 3), 4)
+    assert (one['bob'].itself.value, one['bob'].itself.n) == (1, 1) and np.isnan(one['eve'].itself.value)
+    assert one['ann'].others.value == pytest.approx((1 + 0 + 0.5) / 3) == one['bob'].others.value
+    assert one['eve'].others.value == pytest.approx((0 + 0 + 0.5) / 3) and one['tim'].others.value == 0.5
+    assert all(rater.prompts == 20 for rater in one.values())
+    alone = raters(read(write(tmp_path / 'k.jsonl', rows[:1])))['ann']
+    assert np.isnan(alone.others.value) and alone.prompts == 1
+    with pytest.raises(Mistake, match='before, in .*k.jsonl:1'):
+        read(write(tmp_path / 'k.jsonl', [rows[80], rows[80]]))
+    with pytest.raises(Mistake, match='k.jsonl: nobody has ranked anything'):
+        read(write(tmp_path / 'k.jsonl', [rows[-2]]))

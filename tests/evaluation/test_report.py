@@ -19,7 +19,9 @@ from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.alignment import report
 from rlaif_jax.evaluation.harmless import compare_harmless
+from rlaif_jax.evaluation.length import AtLength
 from rlaif_jax.evaluation.report import (
+    DOUBTS,
     harmless_table,
     labeler_row,
     labelers_csv,
@@ -59,7 +61,7 @@ def comparison(raw=(0.6, 0.55, 0.65), even=(0.6, 0.55, 0.65), n=400, names=('RLA
     return replace(
         compare(PROMPTS, TEXTS['SFT'], TEXTS['RLAIF'], from_quality(longest), names=names),
         raw=Interval(*raw, n),
-        length_adjusted=Interval(*even, n),
+        length_adjusted=AtLength(*even, n),
         n=n,
     )
 
@@ -188,6 +190,22 @@ def test_other_judges_agree_or_not():
     assert re.match('nothing .*raters .*120 prompts.*oracle: RLAIF ', verdict({'raters': SILENT, 'oracle': yes}))
 
 
+def test_at_equal_length_is_said_what_both_orders_say_and_how_sure_it_is():
+    forth, back = AtLength(0.567, 0.537, 0.597, 400), AtLength(0.488, 0.45, 0.52, 400)
+    one = replace(comparison(), length_ratio='plain', length_adjusted=forth, plain_ratio=forth)
+    for other, told in ((forth, 'also at equal length (56.7 %'), (back, 'at equal length no difference is shown')):
+        two = replace(one, plain_ratio_swapped=other)
+        said = [verdict({'raters': each}) for each in (two, complement(two))]
+        assert told in said[0] and told in said[1]
+        assert all('56.7 % [53.7, 59.7]' in text and ('48.8 %' in text) == (other is back) for text in said)
+    for doubt, told in (
+        ({'extrapolated': True}, 'also at equal length (60.0 % [55.0, 65.0], an extrapolation)'),
+        ({'humps': True}, 'at equal length no difference is shown (60.0 % [humps], resamples gather round two rates)'),
+    ):
+        one = comparison()
+        assert told in verdict({'raters': replace(one, length_adjusted=replace(one.length_adjusted, **doubt))})
+
+
 @pytest.mark.parametrize('width', [80, 120])
 def test_a_table_of_policies_is_readable_on_80_columns(printed, width):
     found = {
@@ -203,9 +221,15 @@ def test_a_table_of_policies_is_readable_on_80_columns(printed, width):
     )  # beside its own comparison
     assert 'same-size RLAIF [b] vs SFT' in text and 'A : B' in text and 'unscorable' in text
     assert sum(line.startswith('SIMULATED') for line in lines) == {80: 2, 120: 1}[width] + 3  # titles and verdicts
-    assert 'Paper:' in text and 'At equal length:' in text and 'oracle: no difference' in text.replace('\n', ' ')
+    parts = 'Paper:', 'At equal length:', 'Plain ratio:', 'oracle: no difference'
+    assert all(part in text.replace('\n', ' ') for part in parts)
     plain = printed(policies_table, {'judge': [replace(comparison(), unscorable=0)]}, width=width)
-    assert not any(word in plain for word in ('SIMULATED', 'unscorable', 'paper', 'Paper'))
+    assert not any(word in plain for word in ('SIMULATED', 'unscorable', 'paper', 'Paper', 'plain', '~'))
+    one = comparison()
+    for doubt, cell in {'extrapolated': '~60.0 [55.0, 65.0]', 'humps': '60.0 [humps]'}.items():
+        doubtful = replace(one, length_adjusted=replace(one.length_adjusted, **{doubt: True}))
+        text = printed(policies_table, {'judge': [doubtful]}, width=width)
+        assert cell in text and DOUBTS[doubt] in ' '.join(text.split())
 
 
 def test_a_csv_of_policies_reads_back_to_the_same_numbers(tmp_path):

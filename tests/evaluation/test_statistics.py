@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from rlaif_jax.evaluation.length import characters, length_adjusted_win_rate, logistic_at_equal_length
+from rlaif_jax.evaluation.length import AtLength, characters, length_adjusted_win_rate, logistic_at_equal_length
 from rlaif_jax.evaluation.statistics import (
     Interval,
     binomial_test,
@@ -16,6 +16,7 @@ from rlaif_jax.evaluation.statistics import (
     draws,
     mean_interval,
     t_quantile,
+    two_humps,
     wilson,
 )
 from rlaif_jax.evaluation.versus import win_rate
@@ -104,6 +105,24 @@ def test_bootstrap_agrees_with_theory_and_is_repeatable():
     assert drawn == bootstrap(values_B) and (drawn.low, drawn.high) == central(np.array(each))
 
 
+def test_two_humps_are_found_and_one_is_not_two():
+    rng = np.random.default_rng(0)
+    one = {
+        'normal': rng.normal(size=(50, 1000)),
+        'long tails': rng.standard_t(3, (50, 1000)),
+        'skewed': rng.exponential(size=(50, 1000)),
+        'at the end of its range': sigmoid(rng.normal(4, 1, (50, 1000))),
+        'lattice': rng.binomial(40, 0.5, (50, 1000)) / 40,
+        'a point': np.full((1, 1000), 0.5),
+    }
+    for name, found_SR in one.items():
+        assert sum(map(two_humps, found_SR)) <= 2, name
+    for share in (0.05, 0.5, 0.95):
+        for apart in (8, 1000):
+            found_SR = rng.normal(size=(20, 1000)) + apart * (rng.random((20, 1000)) < share)
+            assert all(map(two_humps, found_SR)), (share, apart)
+
+
 @pytest.mark.parametrize('p', [Fraction(1, 2), Fraction(1, 3), Fraction(9, 10)])
 def test_binomial_test_equals_enumeration(p):
     for n in (1, 2, 7, 20, 61):
@@ -128,7 +147,7 @@ def draw(rng, n, intercept, slope):
 @pytest.mark.parametrize(('intercept', 'slope'), [(0.5, 1.5), (-1.0, 0.0)])
 def test_the_rate_at_equal_length_covers_the_truth(intercept, slope):
     rng = np.random.default_rng(0)
-    rates = [logistic_at_equal_length(*draw(rng, 300, intercept, slope)) for _ in range(2000)]
+    rates = [logistic_at_equal_length(*draw(rng, 300, intercept, slope), form='plain') for _ in range(2000)]
     assert np.mean([sigmoid(intercept) in rate for rate in rates]) == pytest.approx(0.95, abs=0.015)
 
 
@@ -168,7 +187,7 @@ def test_where_resamples_cannot_tell_the_interval_is_of_closed_form(form):
 def test_length_is_taken_out_where_it_is_all_and_changes_nothing_where_it_is_nothing():
     rng = np.random.default_rng(1)
     ratio_B, win_B = draw(rng, 4000, 0.0, 3.0)
-    adjusted = length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0))
+    adjusted = length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0), length_ratio='plain')
     assert wilson(win_B.sum(), 4000).low > 0.6 and 0.5 in adjusted
     ratio_B, win_B = draw(rng, 4000, 0.8, 0.0)
     assert length_adjusted_win_rate(win_B, 100 * ratio_B, np.full(4000, 100.0)).value == pytest.approx(
@@ -193,7 +212,8 @@ def test_the_fit_is_the_top_of_the_likelihood(jeffreys):
         low, high = best - (high - low) / 10, best + (high - low) / 10
     # The fit on x / 2, read at 1, is that on x, read at 2: the slope is the difference of the two.
     rates = [
-        logistic_at_equal_length((x_B / at).repeat(count_B), y_B.repeat(count_B), jeffreys=jeffreys) for at in (1, 2)
+        logistic_at_equal_length((x_B / at).repeat(count_B), y_B.repeat(count_B), form='plain', jeffreys=jeffreys)
+        for at in (1, 2)
     ]
     one, two = (np.log(rate.value / (1 - rate.value)) for rate in rates)
     assert (one, two - one) == pytest.approx(best, abs=2e-4)
@@ -212,9 +232,37 @@ def test_the_log_ratio_treats_both_policies_alike():
     rng = np.random.default_rng(5)
     a_B, b_B = rng.integers(0, 300, 200), rng.integers(0, 300, 200)  # with empty responses among them
     win_B = (a_B > b_B).astype(float) * rng.random(200)
-    ab = length_adjusted_win_rate(win_B, a_B, b_B, length_ratio='log')
-    ba = length_adjusted_win_rate(1 - win_B, b_B, a_B, length_ratio='log')
+    ab = length_adjusted_win_rate(win_B, a_B, b_B)
+    ba = length_adjusted_win_rate(1 - win_B, b_B, a_B)
     assert (ab.value, ab.low, ab.high) == pytest.approx((1 - ba.value, 1 - ba.high, 1 - ba.low), abs=1e-9)
+    assert isinstance(ab.complement(), AtLength) and not ab.extrapolated
+
+
+@pytest.mark.parametrize('form', ['log', 'plain'])
+def test_a_rate_read_where_there_are_no_pairs_is_an_extrapolation(form):
+    rng = np.random.default_rng(6)
+    win_B = (rng.random(200) < 0.8).astype(float)
+    for ratio_B, far in (
+        (np.exp(rng.normal(0.2, 0.3, 200)), False),
+        (np.exp(rng.normal(-3, 0.3, 200)), True),  # all much shorter
+        (np.exp(rng.normal(3, 0.3, 200)), True),
+        (np.append(np.full(197, 0.5), [1.1, 1.2, 1.3]), True),  # but for a few
+        (np.ones(200), False),
+    ):
+        for votes in (win_B, np.ones(200)):  # and where all votes are alike
+            found = logistic_at_equal_length(ratio_B, votes, form=form)
+            assert found.extrapolated == found.complement().extrapolated == far
+
+
+def test_resamples_that_gather_round_two_rates_have_no_one_interval():
+    """A loss of a response a hundred times as long leaves no slope where it is drawn; where it is not, there is one."""
+    rng = np.random.default_rng(0)
+    ratio_B = np.append(rng.uniform(0.9, 1.8, 300), 400.0)
+    win_B = np.append(rng.random(300) < sigmoid(6 * (ratio_B[:300] - 1)), 0).astype(float)
+    found = logistic_at_equal_length(ratio_B, win_B, form='plain', resamples=300)
+    assert found.humps and found.complement().humps and found.low < 0.6 < 0.75 < found.high
+    assert not logistic_at_equal_length(ratio_B, win_B, form='log', resamples=300).humps
+    assert not logistic_at_equal_length(ratio_B[:300], win_B[:300], form='plain', resamples=300).humps
 
 
 @pytest.mark.parametrize('jeffreys', [False, True])

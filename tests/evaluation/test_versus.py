@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation.length import length_adjusted_win_rate
 from rlaif_jax.evaluation.statistics import binomial_test, bootstrap, bounded_interval, wilson
 from rlaif_jax.evaluation.versus import (
@@ -71,27 +72,27 @@ def test_swapping_the_policies_swaps_the_answer(judge):
     assert (forth.value, forth.low, forth.high) == pytest.approx(
         (1 - back.value, 1 - back.high, 1 - back.low), abs=1e-12
     )
-    log = Config(length_ratio='log')
-    forth, back = compare(PROMPTS, A, B, judge, log), compare(PROMPTS, B, A, judge, log)
+    forth, back = compare(PROMPTS, A, B, judge), compare(PROMPTS, B, A, judge)
     assert forth.length_adjusted.value == pytest.approx(1 - back.length_adjusted.value, abs=1e-9)
     assert (forth.p_value, forth.ties, forth.mean_length_a) == (back.p_value, back.ties, back.mean_length_b)
 
 
-def test_a_comparison_told_from_the_other_side_is_its_complement():
-    log = Config(length_ratio='log')
+@pytest.mark.parametrize('form', ['log', 'plain'])
+def test_a_comparison_told_from_the_other_side_is_its_complement(form):
+    how = Config(length_ratio=form)
     judge = lambda *given: np.where(np.arange(200) % 9, JUDGES['quality'](*given), np.nan)  # noqa: E731
-    half = {pair: compare(PROMPTS, *texts, judge, log, names=pair) for pair, texts in {('a', 'b'): (A, B)}.items()}
+    half = {pair: compare(PROMPTS, *texts, judge, how, names=pair) for pair, texts in {('a', 'b'): (A, B)}.items()}
     found = both_orders(half)
     assert [*found] == [('a', 'b'), ('b', 'a')] and both_orders(found) == found
     one, back = found.values()
     assert (back.name_a, back.name_b) == ('b', 'a') and 0 < one.unscorable == back.unscorable
-    for which in ('raw', 'length_adjusted'):
-        forth, other = getattr(one, which), getattr(back, which)
-        assert forth.value == pytest.approx(1 - other.value) and other.low <= other.value <= other.high
     assert (one.mean_length_a, one.p_value, one.ties) == (back.mean_length_b, back.p_value, back.ties)
-    anew = compare(PROMPTS, B, A, judge, log, names=('b', 'a'))  # what judging the other order would have found
-    assert back.raw.value == pytest.approx(anew.raw.value) and back.raw.high == pytest.approx(anew.raw.high)
-    assert back.length_adjusted.low == pytest.approx(anew.length_adjusted.low, abs=1e-6)
+    anew = compare(PROMPTS, B, A, judge, how, names=('b', 'a'))  # what judging the other order would have found
+    for which in ('raw', 'length_adjusted', 'plain_ratio', 'plain_ratio_swapped'):
+        told, found = getattr(back, which), getattr(anew, which)
+        assert (told.value, told.low, told.high) == pytest.approx((found.value, found.low, found.high), abs=1e-6)
+    assert (one.plain_ratio == one.length_adjusted) == (form == 'plain')
+    assert one.plain_ratio.value != pytest.approx(one.plain_ratio_swapped.value, abs=1e-4)
     twice = complement(complement(one))
     assert twice.raw.low == pytest.approx(one.raw.low) and twice.name_a == 'a'
     with pytest.raises(ValueError, match='no comparisons'):
@@ -191,6 +192,12 @@ def test_lengths_are_means_of_characters():
     result = compare(PROMPTS, A, B, JUDGES['raters'], names=('rl', 'sft'))
     assert (result.name_a, result.name_b) == ('rl', 'sft')
     assert result.mean_length_a == np.mean([len(text) for text in A])
+
+
+@pytest.mark.parametrize('votes', [[2.0, 0], [0, 1, 2], [True, 2], np.array([0.5, 2.0], np.float32)])
+def test_a_vote_that_is_none_is_named(votes):
+    with pytest.raises(Mistake, match=r'\[0, 1\].* 2\.0'):
+        win_rate(votes)
 
 
 @pytest.mark.parametrize(

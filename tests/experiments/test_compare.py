@@ -62,7 +62,11 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     (stage,) = ranked.lines(tmp_path / 'run')
     assert stage.steps == 40 and stage.models == {}
     judged = ranked.run(tmp_path / 'run')['comparisons']['long vs short']
-    assert list(judged) == ['people', 'oracle']  # what is true of the prompts is known by their ids
+    assert list(judged) == ['people', 'simulated oracle']  # what is true of the prompts is known by their ids
+    told = capsys.readouterr().out.splitlines()
+    said = [line for line in told if 'people:' in line or line.startswith('40 test prompts')]
+    assert said and not any(line.startswith('SIMULATED') for line in said)  # people are not
+    assert any('40 test prompts of the SIMULATED world, ranked by people' in line for line in said)
     assert judged['people']['raw']['value'] == 0.75 and judged['people']['n'] == 40
     assert (judged['people']['mean_length_a'], judged['people']['mean_length_b']) == (23, 6)
     assert responses.read(tmp_path / 'run' / 'responses.jsonl') == responses.read(tmp_path / 'responses.jsonl')
@@ -72,7 +76,7 @@ def test_people_rank_responses_that_are_there(tmp_path, capsys):
     # Of some of them only: the others are not there at all.
     files.write_rows(tmp_path / 'rankings.jsonl', rows[:12])
     some = ranked.run(tmp_path / 'some')['comparisons']['long vs short']
-    assert some['people']['n'] == some['oracle']['n'] == 12 and some['people']['unscorable'] == 0
+    assert some['people']['n'] == some['simulated oracle']['n'] == 12 and some['people']['unscorable'] == 0
     for wrong, told in (
         ({'ranking': ['long', 'shorrt']}, r"/rankings\.jsonl:2: .*'shorrt'.*'short'"),
         (
@@ -268,3 +272,16 @@ def test_a_run_that_is_not_finished_is_not_compared(tmp_path):
 )
 def test_policies_are_called_by_the_folders_that_tell_them_apart(policies, names):
     assert compare.called(policies) == names
+
+
+def test_a_page_for_raters_judges_nothing_and_is_made_again_when_lost(tmp_path):
+    files.write_rows(tmp_path / 'r.jsonl', [{'prompt': f'p{i}', 'a': 'one', 'b': 'two'} for i in range(3)])
+    given = {'responses': str(tmp_path / 'r.jsonl'), 'rank_page': str(tmp_path / 'rank.html')}
+    cfg = bind(find('compare')(MICRO), given)
+    (line,) = cfg.lines(tmp_path / 'run')
+    assert (line.steps, line.models, cfg.always) == (3, {}, True)
+    assert cfg.run(tmp_path / 'run') | {'rank_page': ''} == {'rank_page': '', 'prompts': 3, 'policies': 2}
+    assert '"policies": ["a", "b"]' in (tmp_path / 'rank.html').read_text(encoding='utf-8')
+    for changes in ({'rankings': 'k.jsonl'}, {'responses': ''}):
+        with pytest.raises(Mistake, match='rank_page is for people who rank responses='):
+            bind(cfg, changes)

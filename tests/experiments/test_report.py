@@ -12,6 +12,7 @@ from experiments import find, judging, plan, report
 from experiments.report import over_optimised
 from experiments.scales import scale
 from rlaif_jax.config import bind
+from rlaif_jax.data import files
 
 MICRO = scale('micro')
 
@@ -71,3 +72,15 @@ def test_prompts_of_ones_own_are_no_simulated_world_and_training_in_one_says_so(
         line for line in capsys.readouterr().out.splitlines() if 'their texts' in line or 'training ended' in line
     ]
     assert ['SIMULATED' in title for title in titles] == [not own, True]
+
+
+def test_rates_of_harm_by_a_packaged_model_are_simulated_whatever_people_say(tmp_path, monkeypatch, capsys):
+    said = {name: str(tmp_path / f'{name}.jsonl') for name in ('responses', 'rankings')}
+    files.write_rows(said['responses'], [{'prompt_id': i, 'prompt': f'p{i}', 'a': 'x', 'b': 'y'} for i in range(4)])
+    files.write_rows(said['rankings'], [{'prompt_id': i, 'rater': 'ann', 'ranking': ['a', 'b']} for i in range(4)])
+    cfg = bind(find('compare')(MICRO), {**said, 'task': 'harmless', 'evaluation.judge': 'micro_xs'})
+    monkeypatch.setattr(judging, 'make_harm_judge', lambda *_: lambda prompts, texts: np.full(len(prompts), 1.0))
+    result = cfg.run(tmp_path / 'run')
+    lines = capsys.readouterr().out.splitlines()
+    marked = {line: line.startswith('SIMULATED') for line in lines if 'people:' in line or 'harmless responses' in line}
+    assert result['simulated'] and sorted(marked.values()) == [False, True]

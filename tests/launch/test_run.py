@@ -109,7 +109,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
     there = {path.name for path in finished.iterdir()}
     assert there >= {
         'config.gin', 'metrics.jsonl', 'tensorboard', 'samples.jsonl', 'test_samples.jsonl', 'responses.jsonl',
-        'checkpoints', 'export', 'result.json', 'report.txt',
+        'checkpoints', 'export', 'result.json', 'report.txt', 'report.html', 'judged.jsonl', 'made.json',
     }  # fmt: skip
     assert list((finished / 'tensorboard').glob('events.*'))
     assert {path.name for path in (finished / 'checkpoints').iterdir()} == {'4', '6'}
@@ -168,6 +168,10 @@ def test_a_finished_run_is_not_run_again(finished, command, capsys):
     assert 'already finished' in printed and report.rstrip() in printed
     assert re.search(r'd-RLAIF vs SFT\s+raters +\d+\.\d \[', report) and 'step' not in report
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    page = (finished / 'report.html').read_bytes()
+    (finished / 'report.html').unlink()
+    assert launcher.main(command(finished)) == 0 and (finished / 'report.html').read_bytes() == page
+    assert all(word in page.decode() for word in ('d-RLAIF vs SFT', 'reinforce.steps', 'How training went', 'jaxlib'))
 
 
 # Again

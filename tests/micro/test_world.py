@@ -306,3 +306,21 @@ def test_texts_are_short_in_tokens(prompts, tokens):
     full = [len(tokens(' ' + world.summary(prompt.facts, rng))) for prompt in prompts]
     assert 75 <= statistics.mean(posts) <= 105 and max(posts) <= 125
     assert 19 <= statistics.mean(full) <= 24 and max(full) <= 27
+
+
+@pytest.mark.parametrize('task', tasks.TASKS)
+def test_what_is_stated_wrong_is_marked_where_it_stands(task):
+    rng = random.Random(0)
+    for prompt in (tasks.prompt(task, 'test', i) for i in range(150)):
+        text = tasks.candidate(prompt, rng)
+        (found,) = tasks.wrong([prompt], [text])
+        verdicts = tasks.read(prompt, text).verdicts
+        if task == 'summarization':
+            assert {what for _, _, what in found} == {slot for slot, said in verdicts.items() if said == 'wrong'}
+        if task == 'helpful':
+            assert {slot for slot, said in verdicts.items() if said == 'wrong'} <= {what for _, _, what in found}
+        for start, end, _ in found:
+            assert 0 <= start < end <= len(text) and text[start:end] == text[start:end].strip()
+        assert not (task == 'harmless' and found)
+    shouted = tasks.candidate(prompt, rng).upper() + ' İ'
+    assert len(tasks.wrong([prompt], [shouted])[0]) == len(tasks.wrong([prompt], [shouted.lower()])[0])

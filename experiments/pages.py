@@ -1,0 +1,264 @@
+"""The page of a finished run, and of a sweep: `report.html`, made of what lies in its folder and of nothing else.
+
+A page that is missing is made again by the same command, and has the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import platform
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import experiments
+from experiments import arms
+from experiments.report import TRAINED, parted, trained
+from experiments.scales import scale
+from rlaif_jax import hosts, log
+from rlaif_jax.config import Mistake, digest, dump, parse
+from rlaif_jax.data import loader
+from rlaif_jax.evaluation import page, responses, tables, texts, versus
+from rlaif_jax.evaluation.alignment import Alignment
+from rlaif_jax.evaluation.harmless import HarmlessRate
+from rlaif_jax.folder import finished
+
+PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
+SHOWN = ('comparisons.csv', 'alignment.csv', 'config.gin', 'result.json', MADE, 'report.txt')  # for download
+PACKAGES = ('rlaif_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'transformers')
+PAUSE = 10  # times the usual between two rows of metrics: then the run stood still
+T = TypeVar('T')
+
+
+def begin(folder: Path) -> None:
+    """Writes what a run is made with, once: versions and devices."""
+    import jax  # which a sweep, that has a page too, does without
+
+    kinds = [device.device_kind for device in jax.devices()]
+    about = {
+        'python': platform.python_version(),
+        'versions': {name: _version(name) for name in PACKAGES},
+        'devices': {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        'processes': hosts.count(),
+        'system': f'{platform.system()} {platform.machine()}',
+    }
+    text = json.dumps(about, indent=1, ensure_ascii=False) + '\n'
+    hosts.told(lambda: (folder / MADE).exists() or log.write_whole(folder / MADE, text))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return 'not installed'
+
+
+def of_run(name: str, config: Any, folder: Path) -> None:
+    """Writes the page of a finished run; where what it ran on is gone by now, says so, as the run is finished."""
+    try:
+        hosts.told(lambda: page.write(folder / PAGE, _run(name, config, folder)))
+    except Mistake as mistake:
+        log.say(f'there is no {folder / PAGE}: {mistake}')
+
+
+def _run(name: str, config: Any, folder: Path) -> page.Page:
+    result, sections, sentences, samples = finished(folder) or {}, [], [], None
+    source = loader.find(config.data.source) if getattr(config, 'data', None) else None
+    simulated = bool(result.get('simulated', source is not None and source.simulated))
+    runs = _runs(config, folder)
+    if told := result.get('comparisons'):
+        found = compared(told)
+        by_people = 'people' in found
+        known = arms.published(config.task)
+        ordered = sorted(
+            page.sentences(found, simulated=simulated and not by_people).items(), key=lambda one: one[0] not in known
+        )
+        sentences = [sentence for _, sentence in ordered]  # those that the paper has come first
+        sections.append(page.comparisons(found, known))
+    if rates := result.get('harmless'):
+        rows = [again(HarmlessRate, rate) for rate in rates.values()]
+        columns = [
+            'policy', 'harmless %', 'at equal length %', 'by plain length %', 'characters', 'unscorable', 'paper %',
+        ]  # fmt: skip
+        paper = {arm.name: arm.harmless for arm in arms.ARMS.values() if arm.harmless} | {'SFT': arms.SFT_HARMLESS}
+        cells = [
+            [one.name, *map(tables.within, (one.raw, one.length_adjusted, one.plain_ratio)), f'{one.mean_length:.0f}',
+             one.unscorable, ' / '.join(map(str, paper.get(one.name, ())))]
+            for one in rows
+        ]  # fmt: skip
+        sections.append(page.table('Who does harm', columns, cells))
+    if runs:
+        partings = {run: where for run, rows in runs.items() if (where := parted(rows))}
+        sections.append(page.curves(runs, partings))
+        if ended := trained(runs):
+            sections.append(page.measures('Where training ended, on validation prompts', ended, TRAINED))
+    if told and (folder / 'responses.jsonl').exists():
+        more, samples = _judged(folder, found)
+        sections += more
+    if figures := result.get('quality'):
+        means = {policy: {key: one['value'] for key, one in row.items()} for policy, row in figures.items()}
+        about = {key: figure.about for key, figure in source.world.about.items()}
+        sections.append(page.measures('What they get wrong, and right, by the oracle', means, about))
+    if figures := result.get('texts'):
+        sections.append(page.measures('Their texts', figures, texts.ABOUT))
+    if told := result.get('alignment'):
+        reports = [again(Alignment, one) for one in told.values()]
+        sections.insert(0, page.labelers(reports, result.get('published'), result.get('unscorable pairs', {})))
+        best = max(reports, key=lambda one: one.agreement.value if one.agreement.n else 0.0)
+        sentences.append(
+            tables.title(f'{best.name} agrees with people on {tables.within(best.agreement, " %")} of pairs', simulated)
+        )
+    if not sections:
+        flat = [(' / '.join(path), value) for path, value in _leaves(result)]
+        sections.append(page.table('What was found', ['', ''], flat))
+    sections.append(_made(name, config, folder, result))
+    files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
+    return page.Page(f'{name}: {folder.name}', sentences, simulated, sections, samples, files)
+
+
+def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The metrics of every policy that was trained, by name."""
+    folders = {one.name: one for one in sorted((folder / 'policies').glob('*'))} or {
+        ', '.join(getattr(config, 'arms', ())) or folder.name: folder
+    }
+    for name, path in zip(getattr(config, 'names', ()) or _called(config), getattr(config, 'policies', ())):
+        folders[name] = Path(path).expanduser()
+    metrics = {name: log.read_metrics(one) for name, one in folders.items() if (one / 'metrics.jsonl').is_file()}
+    return {name: rows for name, rows in metrics.items() if any('eval/reward' in row for row in rows)}
+
+
+def _called(config: Any) -> Sequence[str]:
+    from experiments.compare import called
+
+    return called(config.policies) if getattr(config, 'policies', ()) else ()
+
+
+def _judged(folder: Path, found: Mapping[str, Sequence[versus.WinRate]]) -> tuple[list[page.Section], dict[str, Any]]:
+    """What is about single responses: lengths, votes and samples."""
+    prompts, written = responses.read(folder / 'responses.jsonl', _names(found))
+    sections, first = [page.lengths(written)], next(iter(found.values()))
+    if not (folder / JUDGED).exists():
+        return sections, page.samples([(one.id, one.text) for one in prompts], written, {})
+    rows = [json.loads(line) for line in (folder / JUDGED).read_text(encoding='utf-8').splitlines()]
+    column = lambda what: {name: [row[what][name] for row in rows] for name in rows[0].get(what, {})}  # noqa: E731
+    votes = {
+        pair: {judge: [_number(row['votes'][pair][judge]) for row in rows] for judge in by}
+        for pair, by in rows[0]['votes'].items()
+    }
+    of_first = {pair: next(iter(by.values())) for pair, by in votes.items()}
+    sections.append(page.against_length(of_first, written, first))
+    shown = [(one.id, one.text) for one in prompts]
+    return sections, page.samples(shown, written, votes, column('quality'), column('wrong'))
+
+
+def _names(found: Mapping[str, Sequence[versus.WinRate]]) -> list[str]:
+    first = next(iter(found.values()))
+    return list(dict.fromkeys(name for one in first for name in (one.name_a, one.name_b)))
+
+
+def compared(told: Mapping[str, Mapping[str, Any]]) -> dict[str, list[versus.WinRate]]:
+    """The comparisons of a result: judge -> its comparisons."""
+    found: dict[str, list[versus.WinRate]] = {}
+    for judged in told.values():
+        for judge, one in judged.items():
+            found.setdefault(judge, []).append(again(versus.WinRate, one))
+    return found
+
+
+def again(cls: type[T], told: Mapping[str, Any]) -> T:
+    """A dataclass of plain values as a result has them: null is nan where a number belongs, a list is a tuple."""
+    values = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = typing.get_args(hint) or (hint,)
+        inner = next((kind for kind in kinds if is_dataclass(kind)), None)
+        value = told.get(name)
+        if value is None:
+            value = None if type(None) in kinds else math.nan
+        elif isinstance(value, list):
+            value = tuple(map(_number, value))
+        values[name] = again(inner, value) if inner and value is not None else value
+    return cls(**values)
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _made(name: str, config: Any, folder: Path, result: Mapping[str, Any]) -> page.Section:
+    text = (folder / 'config.gin').read_text(encoding='utf-8')
+    bound = parse(text)
+    plain = parse(dump(experiments.find(name)(scale(bound['scale']))))
+    changed = [
+        (path, repr(plain.get(path)), repr(value))
+        for path, value in bound.items()
+        if path in plain and plain[path] != value
+    ]
+    about = json.loads((folder / MADE).read_text(encoding='utf-8')) if (folder / MADE).exists() else {}
+    devices = ', '.join(f'{count} × {kind}' for kind, count in about.get('devices', {}).items())
+    facts = {
+        'experiment': f'{name}, scale {bound["scale"]}',
+        'digest of the config': digest(config, loader.contents(config)),
+        'seeds': ', '.join(f'{path} = {value}' for path, value in bound.items() if path.rpartition('.')[2] == 'seed'),
+        'devices': devices, 'processes': about.get('processes', ''), 'system': about.get('system', ''),
+        'Python': about.get('python', ''),
+        'versions': ', '.join(f'{package} {version}' for package, version in about.get('versions', {}).items()),
+    }  # fmt: skip
+    stages = []
+    for line in _lines(config, folder):
+        told = finished(line.folder) if line.folder != folder else None
+        found = ', '.join(
+            f'{" / ".join(path)} {value:.4g}' for path, value in _leaves(told or {}) if isinstance(value, float | int)
+        )
+        stages.append((line.name, line.folder.name, took(line.folder), found[:300]))
+    command = (
+        f'python launch/run.py --bindings=config.gin --workdir={folder.name}  # config.gin is among the files below'
+    )
+    return page.made(changed, [(what, value) for what, value in facts.items() if value != ''], command, stages)
+
+
+def _lines(config: Any, folder: Path) -> list[Any]:
+    found: dict[Path, Any] = {}
+    for line in config.lines(folder):
+        found.setdefault(line.folder, line)
+    return [*found.values()]
+
+
+def took(folder: Path) -> str:
+    """How long a stage that leaves metrics was at work, pauses left out; '' of others."""
+    if not (folder / 'metrics.jsonl').is_file():
+        return ''
+    times = [row['time'] for row in log.read_metrics(folder) if 'time' in row]
+    gaps = sorted(b - a for a, b in itertools.pairwise(times) if b > a)
+    if not gaps:
+        return ''
+    usual = gaps[len(gaps) // 2]
+    return str(timedelta(seconds=round(sum(gap for gap in gaps if gap <= PAUSE * usual))))
+
+
+def _leaves(found: Any, *path: str) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(found, Mapping):
+        return [leaf for key, value in found.items() for leaf in _leaves(value, *path, str(key))]
+    return [(path, found)] if isinstance(found, int | float | str) and not isinstance(found, bool) else []
+
+
+def of_sweep(
+    folder: Path,
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    told: str,
+    csv: str,
+    commands: Sequence[str],
+) -> None:
+    """Writes the page of a sweep: its table, every figure of every point for download, and the command of each point."""
+    cells = [[f'{cell:.4g}' if isinstance(cell, float) else cell for cell in row] for row in rows]
+    sections = [page.table('What was found', columns, cells, told), page.made([], [], '\n'.join(commands), [])]
+    simulated = title.startswith('SIMULATED')
+    shown = page.Page(f'Sweep {folder.name}', [title], simulated, sections, None, {'sweep.csv': csv})
+    page.write(folder / PAGE, shown)
