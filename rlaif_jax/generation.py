@@ -19,7 +19,7 @@ from rlaif_jax.batching import in_batches, padded
 from rlaif_jax.config import HOTTEST, MOST, Mistake, bind, check_within
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.models import heads
-from rlaif_jax.models.attention import ALWAYS, Sees
+from rlaif_jax.models.attention import ALWAYS, Sees, Text
 from rlaif_jax.models.hf import LM, check_given
 from rlaif_jax.models.transformer import Cache, Config, Params, forward, make_cache, rounded
 from rlaif_jax.text import pad_left
@@ -87,7 +87,7 @@ def sample(
 
     cache = make_cache(cfg, B, P + max_new_tokens)
     last_BW = jnp.full((B, 1), P - 1)
-    sees = Sees(until_BS, jnp.arange(P)[None])
+    sees = Text(until_BS[:, :P])
     hidden_BWD, cache = forward(cfg, params, prompt_BT, position_BT, sees, cache, prefix, last_BW)
 
     def going(state: dict) -> jax.Array:

@@ -7,27 +7,20 @@ none are there and a program is compiled for them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh
 
 from rlaif_jax import axes, log
-from rlaif_jax.models.flash import flash
 
-SHORT = 128  # tokens: a kernel's smallest block
+SHORT = 128  # tokens: the smallest block of a kernel
+KERNELS = {'tpu': 'flash', 'gpu': 'cudnn'}  # by platform
 Arrays = Mapping[str, jax.Array]
-
-_allowed = True
-
-
-def allow(kernels: bool) -> None:
-    """Whether programs that are traced from now on may use a kernel."""
-    global _allowed
-    _allowed = kernels
 
 
 @dataclass(frozen=True)
@@ -40,53 +33,71 @@ class Asked:
     whole: bool = True  # queries and keys are those of the same rows
     text: bool = False  # each row is one text: no branches, no other texts beside it
     prefixed: bool = False
-    windowed: bool = False
-    windows: tuple[int, ...] = ()  # the sizes that a window may have; () if nobody knows
+    windows: tuple[int, ...] | None = None  # the sizes that a window may have; () if nobody knows, None without one
     capped: bool = False
 
 
 def refused(asked: Asked, platform: str, kind: str = '') -> str:
     """Why the kernel of these devices, as JAX calls them, cannot compute what is asked; '' where it does."""
-    if platform not in ('tpu', 'gpu'):
+    if platform not in KERNELS:
         return f'there is no kernel for {platform}'
-    if not _allowed:
-        return 'kernels are not allowed'
+    if os.environ.get('RLAIF_ATTENTION') == 'xla':
+        return 'RLAIF_ATTENTION is xla'
     if not asked.whole:
         return 'queries stand anywhere before a cache'
     if asked.length < SHORT:
         return f'rows have fewer than {SHORT} tokens'
     if platform == 'tpu':
-        return '' if asked.dtype in ('bfloat16', 'float32') else f'it takes no {asked.dtype}'
+        if asked.dtype not in ('bfloat16', 'float32'):
+            return f'it takes no {asked.dtype}'
+        return '' if asked.head_dim <= 256 else f'it takes heads of at most 256 numbers, not {asked.head_dim}'
     if 'nvidia' not in kind.lower():
         return f'cuDNN has none for {kind}'
     if asked.dtype not in ('bfloat16', 'float16'):
-        return f'cuDNN takes no {asked.dtype}; model dtypes are float32 and bfloat16'
+        return f'cuDNN takes no {asked.dtype}'
     if asked.head_dim > 128 or asked.head_dim % 8:
         return f'cuDNN takes heads of at most 128 numbers, a multiple of 8, not {asked.head_dim}'
     if asked.capped:
         return 'cuDNN caps no scores'
     if asked.prefixed or not asked.text:
         return 'cuDNN knows no ' + ('shared prefix' if asked.prefixed else 'branches, nor several texts in a row')
-    if asked.windowed and not asked.windows:
+    if asked.windows == ():
         return 'the size of its window is not known'
     return ''
 
 
-def chosen(asked: Asked) -> Literal['flash', 'cudnn', '']:
-    """The kernel for the devices of the mesh (`jax.set_mesh`); '': none. It is said, once, for rows that are worth one."""
+def chosen(asked: Asked) -> str:
+    """The kernel for the devices of the mesh (`jax.set_mesh`), of `KERNELS`; '' where it does not compute what is asked.
+    Which it is, or why none, is said once, of rows that are worth one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device is None:
+    device = None if mesh.empty else mesh.abstract_device
+    if device is None or device.platform not in KERNELS:
         return ''
-    platform, kind = mesh.abstract_device.platform, mesh.abstract_device.device_kind
-    reason, name = refused(asked, platform, kind), {'tpu': 'flash', 'gpu': 'cudnn'}.get(platform, '')
-    if name and asked.whole and asked.length >= SHORT:
-        log.say_once(f'attention on {kind}: ' + (f'plain XLA, as {reason}' if reason else f'the kernel {name}'))
-    return '' if reason else name
+    reason = refused(asked, device.platform, device.device_kind)
+    if asked.whole and asked.length >= SHORT:
+        log.say_once(f'attention on {device.device_kind}: {told(KERNELS[device.platform], reason)}')
+    return '' if reason else KERNELS[device.platform]
+
+
+def told(kernel: str, reason: str) -> str:
+    """How attention is computed, in words: by the kernel, or, where there is a reason, without."""
+    return f'plain XLA operations ({reason})' if reason else f'the kernel {kernel}'
+
+
+def expected(mesh: Mesh, dtype: str) -> str:
+    """How attention is computed on a mesh where nothing is special, in words: of long rows with one text each."""
+    device = mesh.devices.flat[0]
+    if device.platform not in KERNELS:
+        return 'plain XLA operations'
+    return told(
+        KERNELS[device.platform], refused(Asked(1024, 64, dtype, text=True), device.platform, device.device_kind)
+    )
 
 
 def computed(
-    name: Literal['flash', 'cudnn'], given: Arrays, *, scale: float | None = None, cap: float | None = None,
-    windows: tuple[int, ...] = (), interpret: bool = False,
+    name: str, given: Arrays, *, scale: float | None = None, cap: float | None = None,
+    windows: tuple[int, ...] | None = None, interpret: bool = False,
 ) -> jax.Array:  # fmt: skip
     """a_BTNH, by a kernel, each device of the mesh its rows and heads.
 
@@ -98,7 +109,9 @@ def computed(
     return _over_mesh(lambda given: kernel(given, scale, cap, windows, interpret), dict(given))
 
 
-def _flash(given: Arrays, scale: Any, cap: Any, windows: tuple[int, ...], interpret: bool) -> jax.Array:
+def _flash(given: Arrays, scale: Any, cap: Any, windows: Any, interpret: bool) -> jax.Array:
+    from rlaif_jax.models.flash import flash  # Pallas, which few need, takes time to import
+
     return flash(
         *(given[name] for name in ('q_BTNH', 'k_BTKH', 'v_BTKH', 'until_BT')),
         prefix=(given['k_PKH'], given['v_PKH']) if 'k_PKH' in given else None,
@@ -109,12 +122,12 @@ def _flash(given: Arrays, scale: Any, cap: Any, windows: tuple[int, ...], interp
     )
 
 
-def _cudnn(given: Arrays, scale: Any, cap: Any, windows: tuple[int, ...], interpret: bool) -> jax.Array:
+def _cudnn(given: Arrays, scale: Any, cap: Any, windows: Any, interpret: bool) -> jax.Array:
     """Texts without what pads them, which cuDNN knows at their end alone: they are pushed to the front, and back."""
     valid_BT = given['until_BT'] > 0
     order_BT = jnp.argsort(~valid_BT, axis=1, stable=True)
     back_BT = jnp.argsort(order_BT, axis=1)
-    length_B = valid_BT.sum(axis=1, dtype=jnp.int32)
+    length_B = jnp.maximum(valid_BT.sum(axis=1, dtype=jnp.int32), 1)  # of a softmax over nothing comes no number
     pushed = lambda x, to_BT: jnp.take_along_axis(x, to_BT[:, :, None, None], axis=1)  # noqa: E731
     q, k, v = (pushed(given[name], order_BT) for name in ('q_BTNH', 'k_BTKH', 'v_BTKH'))
 

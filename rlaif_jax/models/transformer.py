@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from rlaif_jax.axes import TABLE, constrain
-from rlaif_jax.models.attention import ALWAYS, Prefix, Sees, Window, attention
+from rlaif_jax.models.attention import ALWAYS, Prefix, Sees, Text, Window, attention
 
 Params = dict[str, jax.Array]
 # key_LBSKH, value_LBSKH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
@@ -167,11 +167,12 @@ class Config:
 class Transformer(nn.Module):
     """`apply({'params': params}, token_BT, position_BT, sees, cache)` -> `(hidden_BTD, cache)`.
 
-    `sees` says which slots each token sees; a layer with a window sees of these the ones near enough in position. Without a
-    cache the slots are the tokens' own; with one, the T new tokens take the slots from `cache['length']` on. `prefix` is a
-    full cache of one row that every query of every row sees besides: what all prompts begin with, computed once and copied
-    nowhere. Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the
-    last layer computes no others.
+    `sees` says which slots each token sees; a layer with a window sees of these the ones near enough in position. With a
+    cache the T new tokens take its slots from `cache['length']` on. Where `sees` does not say at which slots they stand,
+    the slots are their own: of a cache they see nothing, and only fill it. `prefix` is a full cache of one row that every
+    query of every row sees besides: what all prompts begin with, computed once and copied nowhere. Where only the hidden
+    states at the slots `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the last layer computes no
+    others.
 
     A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
     that the parameters hold besides adds its share.
@@ -267,15 +268,18 @@ def attend(
     angle = jax.tree.map(lambda kinds: kinds[p['rope_L']], given.angle) if 'rope_L' in p else given.angle
     q_BTNH = rotate(q_BTNH, tuple(picked(x, read_BW) for x in angle))
     k_BSKH, v_BSKH = rotate(k_BTKH, angle), v_BTKH
+    held = given.position_BT, k_BSKH, v_BSKH
     if cache is not None:
-        cache, k_BSKH, v_BSKH = write(cache, index, k_BSKH, v_BSKH)
+        cache, *filled = write(cache, index, k_BSKH, v_BSKH)
+        if given.sees.slot_BT is not None:
+            held = cache.get('position_BS'), *filled
+    position_BS, k_BSKH, v_BSKH = held
     prefix = window = None
     if given.prefix is not None:
         before = given.prefix
         prefix = Prefix(before['key_LBSKH'][index, 0], before['value_LBSKH'][index, 0], before.get('position_BS'))
     if cfg.windowed:
-        position_BS = given.position_BT if cache is None else cache['position_BS']
-        window = Window(p['window_L'], picked(given.position_BT, read_BW), position_BS)
+        window = Window(p['window_L'], picked(given.position_BT, read_BW), position_BS, cfg.windows)
     a_BTNH = attention(
         q_BTNH,
         k_BSKH,
@@ -372,7 +376,7 @@ def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
 def causal(valid_BT: jax.Array) -> tuple[jax.Array, Sees]:
     """`(position_BT, sees)` of ordinary text: padding, left or right, takes no position and is seen by nobody."""
     position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    return position_BT, Sees(jnp.where(valid_BT, ALWAYS, 0))
+    return position_BT, Text(jnp.where(valid_BT, ALWAYS, 0))
 
 
 def linear(cfg: Config, p: Params, name: str, bias: str, x_BT: jax.Array) -> jax.Array:
