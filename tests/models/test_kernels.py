@@ -159,6 +159,7 @@ def test_texts_are_pushed_together_for_cudnn(window):
     agree(partial(computed, 'cudnn', windows=(0, 6), interpret=True), given, 1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_is_the_same_by_kernels(monkeypatch, random_params):
     """On a mesh, behind a prefix, with windows that differ, computing layers again; and a cache is filled alike."""
     cfg = Config(vocab=40, layers=2, width=16, heads=4, kv_heads=2, head_dim=8, ffn=24, windows=(0, 6), remat=True)
