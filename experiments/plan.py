@@ -17,7 +17,7 @@ from rlaif_jax.data import loader
 from rlaif_jax.data.source import Source
 from rlaif_jax.folder import busy, finished
 from rlaif_jax.labeling import labelers, prompts
-from rlaif_jax.models import hf, lora, transformer
+from rlaif_jax.models import hf, kernels, lora, transformer
 from rlaif_jax.models.presets import GATED, PRESETS, Absent, resolve, sizes_of
 
 C = TypeVar('C')
@@ -115,9 +115,8 @@ def show(name: str, config: Any, folder: Path) -> None:
     mesh, devices = axes.make_mesh(asdict(config.mesh)), jax.devices()
     shape = ' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
     log.say(f'{name}: {len(devices)} device(s) of kind {devices[0].device_kind}, mesh {shape}')
-    log.say(
-        f'what is trained float32, matrix products {config.dtype}, attention as plain XLA operations with float32 softmax'
-    )
+    attention = kernels.expected(mesh, config.dtype)
+    log.say(f'what is trained float32, matrix products {config.dtype}, attention as {attention} with float32 softmax')
     if (found := source(config)) and found.simulated:
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
     lines, usable = config.lines(folder), memory_of(devices[0])

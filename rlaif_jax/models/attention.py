@@ -3,8 +3,8 @@
     a_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, Sees(until_BS))                        tokens among themselves
     a_BTNH = look_back(q_BTNH, [Keys(k_RKSH, v_RKSH), Keys(k_BKSH, v_BKSH, sees)])    new tokens before what is kept
 
-Which computation suits is chosen by what is known when a program is traced: shapes, dtypes, and which arguments there are.
-A back end for one kind of device is one more function beside `_attend`, and one more case in `attention`.
+Which computation suits is chosen by what is known when a program is traced: devices, shapes, dtypes, and which arguments
+there are. Kernels for one kind of device are in `kernels`; what they do not compute, plain XLA does here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from rlaif_jax.models import kernels
 
 Number = jax.Array | float
 ALWAYS = 2**30  # the end of what never ends: `until`, or a window that leaves nothing out
@@ -46,6 +48,10 @@ class Sees(NamedTuple):
         return (slot_11S <= slot_BT1) & (slot_BT1 < self.until_BS[:, None])
 
 
+class Text(Sees):
+    """`Sees` of rows that hold one text each, with padding anywhere. That it is so is known when a program is traced."""
+
+
 class Prefix(NamedTuple):
     """Keys and values that the queries of every row see before their own: what all texts begin with."""
 
@@ -71,6 +77,7 @@ class Window(NamedTuple):
     size: jax.Array  # a number of positions, the query's own included; may differ between layers of one scan
     position_BT: jax.Array  # of the queries
     position_BS: jax.Array  # of the keys
+    sizes: tuple[int, ...] = ()  # all that `size` may be, where that is known when a program is traced
 
     def sees(self, position_BS: jax.Array) -> jax.Array:
         """mask_BTS for keys at these positions."""
@@ -94,6 +101,19 @@ def attention(
     mean of the values, finite and unused. `scale` (default H^-½) multiplies query · key, then `cap`, where there is one,
     takes the score to cap · tanh(score / cap).
     """
+    asked = kernels.Asked(
+        length=q_BTNH.shape[1], head_dim=q_BTNH.shape[3], dtype=q_BTNH.dtype.name, whole=sees.slot_BT is None,
+        text=isinstance(sees, Text), prefixed=prefix is not None, capped=cap is not None,
+        windows=None if window is None else window.sizes,
+    )  # fmt: skip
+    if kernel := kernels.chosen(asked):
+        given = {'q_BTNH': q_BTNH, 'k_BTKH': k_BSKH, 'v_BTKH': v_BSKH, 'until_BT': sees.until_BS}
+        if prefix is not None:
+            given |= {'k_PKH': prefix.k_KPH.swapaxes(0, 1), 'v_PKH': prefix.v_KPH.swapaxes(0, 1)}
+            given |= {} if prefix.position_BP is None else {'position_BP': prefix.position_BP}
+        if window is not None:
+            given |= {'size': window.size, 'position_BT': window.position_BT}
+        return kernels.computed(kernel, given, scale=scale, cap=cap, windows=asked.windows)
     among = _attend_earlier if sees.slot_BT is None else _attend
     return among(q_BTNH, k_BSKH, v_BSKH, sees, prefix, window, scale, cap)
 

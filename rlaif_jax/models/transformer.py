@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlaif_jax.axes import TABLE, constrain
-from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Window, attention, look_back
+from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Text, Window, attention, look_back
 
 Params = dict[str, jax.Array]
 # key_LBKSH, value_LBKSH, and length: how many slots are filled (int32, the same for all rows). Where some layer has a
@@ -315,7 +315,7 @@ def attend(
         cache = write(cache, index, k_BSKH, v_BSKH)
     how = {'scale': cfg.attention_scale, 'cap': cfg.attention_cap}
     if cfg.windowed:
-        how['window'] = Window(p['window_L'], picked(given.position_BT, read_BW), given.position_BT)
+        how['window'] = Window(p['window_L'], picked(given.position_BT, read_BW), given.position_BT, cfg.windows)
     sees, before = given.sees.picked(read_BW), [kept(one, index) for one in given.before]
     if cache is None or given.sees.slot_BT is None:
         prefix = Prefix(before[0].k_RKSH[0], before[0].v_RKSH[0], before[0].position_RS) if before else None
@@ -394,7 +394,7 @@ def make_cache(cfg: Config, batch: int, slots: int) -> Cache:
 def causal(valid_BT: jax.Array) -> tuple[jax.Array, Sees]:
     """`(position_BT, sees)` of ordinary text: padding, left or right, takes no position and is seen by nobody."""
     position_BT = jnp.maximum(jnp.cumsum(valid_BT, axis=1, dtype=jnp.int32) - 1, 0)
-    return position_BT, Sees(jnp.where(valid_BT, ALWAYS, 0))
+    return position_BT, Text(jnp.where(valid_BT, ALWAYS, 0))
 
 
 def apart(cfg: Config, tree: dict[str, Any], turned: bool = False) -> dict[str, Any]:

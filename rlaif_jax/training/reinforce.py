@@ -33,7 +33,7 @@ from rlaif_jax.config import HOTTEST, MOST, SAME, Mistake, check_within, same_if
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.folder import finish, finished
 from rlaif_jax.models import heads, hf, lora, transformer
-from rlaif_jax.models.attention import Sees
+from rlaif_jax.models.attention import Sees, Text
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import pad_left
 from rlaif_jax.training import loop
@@ -139,7 +139,7 @@ def response_states(model: transformer.Config, params: transformer.Params, batch
     until_RS = [jnp.where(batch['valid_BT'], P + C * T, 0), jnp.where(of_prompt(batch['mask_BT']), end_1S, 0)]
     position_RP = jnp.maximum(jnp.cumsum(batch['valid_BT'], axis=1, dtype=jnp.int32) - 1, 0)
     position_RS = jnp.concatenate([position_RP, position_RP[:, -1:] + 1 + jnp.arange(C * T)[None] % T], axis=1)
-    sees = Sees(jnp.concatenate(until_RS, axis=1))
+    sees = (Text if C == 1 else Sees)(jnp.concatenate(until_RS, axis=1))
     hidden_RSD, _ = transformer.forward(model, params, token_RS, position_RS, sees)
     last_RCTD = jnp.broadcast_to(hidden_RSD[:, None, None, P - 1], (R, C, 1, hidden_RSD.shape[-1]))
     own_RCTD = hidden_RSD[:, P:].reshape(R, C, T, -1)

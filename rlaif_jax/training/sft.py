@@ -58,11 +58,13 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """−Σ weight·log p(target), in nats, with the sums to divide by.
 
-    batch: token_BT, target_BT, weight_BT, position_BT, and until_BT (`attention.Sees`: several texts in a row, or branches
-    that share a stem). target_BT is what follows token_BT: that is not always the next column.
+    batch: token_BT, target_BT, weight_BT, and either valid_BT (a text a row) or position_BT and until_BT (`attention.Sees`:
+    several texts in a row, or branches that share a stem). target_BT is what follows token_BT: that is not always the next
+    column.
     """
-    sees = Sees(batch['until_BT'])
-    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], batch['position_BT'], sees)
+    several = 'until_BT' in batch
+    seen = (batch['position_BT'], Sees(batch['until_BT'])) if several else transformer.causal(batch['valid_BT'])
+    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], *seen)
     logp_BT, _ = token_logprob(model, params, hidden_BTD, batch['target_BT'])
     weight_BT = batch['weight_BT']
     return -(weight_BT * logp_BT).sum(), {'count': weight_BT.sum()}
@@ -126,6 +128,7 @@ def batches(
     def lengths(prompts: Sequence[Prompt]) -> list[int]:
         return [len(before) + len(after) for before, after in zip(*encode(prompts))]
 
+    packs = cfg.pack and mesh.devices.flat[0].platform != 'gpu'  # whose kernel takes one text a row
     splits = cfg.parts * axes.shares(mesh)
     unit = -(-cfg.batch // 8 // splits) * splits
     rows_at = loader.batches(prompts, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='sft.batch')
@@ -134,7 +137,7 @@ def batches(
         before, after = encode(rows_at(step))
         sizes = [len(a) + len(b) - 1 for a, b in zip(before, after)]  # the last token is only foretold
         length = padded(sizes)
-        rows = together(sizes, length, unit, cfg.batch) if cfg.pack else None
+        rows = together(sizes, length, unit, cfg.batch) if packs else None
         return example_batch(before, after, length, tokenizer.pad, rows)
 
     return batch_at
@@ -165,10 +168,11 @@ def example_batch(
 ) -> dict[str, np.ndarray]:
     """Prompts and responses (end token included) as one batch of T = length: weight 1 where a token of the response
     follows, 0 elsewhere. `rows` says which stand in each row, one behind the other (None: each in its own); none sees
-    another (`attention.Sees`).
+    another.
     """
     texts = [(prompt + response)[: length + 1] for prompt, response in zip(prompts, responses, strict=True)]
-    rows = [[i] for i in range(len(texts))] if rows is None else rows
+    alone = rows is None
+    rows = [[i] for i in range(len(texts))] if alone else rows
     token_BT, target_BT = (np.full((len(rows), length), pad, np.int32) for _ in range(2))
     weight_BT = np.zeros((len(rows), length), np.float32)
     position_BT, until_BT = (np.zeros((len(rows), length), np.int32) for _ in range(2))
@@ -180,7 +184,5 @@ def example_batch(
             weight_BT[b, start + max(len(prompt) - 1, 0) : end] = 1.0
             position_BT[b, start:end], until_BT[b, start:end] = np.arange(end - start), end
             start = end
-    return {
-        'token_BT': token_BT, 'target_BT': target_BT, 'weight_BT': weight_BT, 'position_BT': position_BT,
-        'until_BT': until_BT,
-    }  # fmt: skip
+    batch = {'token_BT': token_BT, 'target_BT': target_BT, 'weight_BT': weight_BT}
+    return batch | ({'valid_BT': until_BT > 0} if alone else {'position_BT': position_BT, 'until_BT': until_BT})

@@ -193,7 +193,7 @@ def test_targets_are_what_follows(batch):
         assert np.all(batch['token_BT'][b, n:] == PAD)
         weighted = batch['target_BT'][b, batch['weight_BT'][b] == 1].tolist()
         assert weighted == row[max(len(prompt), 1) :]  # nothing predicts a first token
-        assert (batch['until_BT'][b] > 0).sum() == n and batch['position_BT'][b, :n].tolist() == list(range(n))
+        assert batch['valid_BT'][b].sum() == n
     assert set(np.unique(batch['weight_BT'])) == {0.0, 1.0}
     assert {x.shape for x in batch.values()} == {(len(PROMPTS), LENGTH)}
 
@@ -204,7 +204,7 @@ def test_only_weighted_targets_are_learned(params, batch):
     assert sums['count'] == batch['weight_BT'].sum()
     other = np.where(batch['weight_BT'] == 0, 39, batch['target_BT'])
     assert loss(params, batch | {'target_BT': other})[0] == total
-    padded = np.where(batch['until_BT'] > 0, batch['token_BT'], 39)
+    padded = np.where(batch['valid_BT'], batch['token_BT'], 39)
     assert loss(params, batch | {'token_BT': padded})[0] == pytest.approx(float(total), rel=1e-6)
     assert loss(params, batch | {'weight_BT': 0 * batch['weight_BT']})[0] == 0
     half = loss(params, batch | {'weight_BT': batch['weight_BT'] / 2})
