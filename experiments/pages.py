@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import experiments
 from experiments import arms
+from experiments.compare import called
 from experiments.report import TRAINED, parted, trained
 from experiments.scales import scale
 from rlaif_jax import hosts, log
@@ -127,16 +128,10 @@ def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:
     folders = {one.name: one for one in sorted((folder / 'policies').glob('*'))} or {
         ', '.join(getattr(config, 'arms', ())) or folder.name: folder
     }
-    for name, path in zip(getattr(config, 'names', ()) or _called(config), getattr(config, 'policies', ())):
-        folders[name] = Path(path).expanduser()
+    if policies := getattr(config, 'policies', ()):
+        folders |= {name: Path(path).expanduser() for name, path in zip(config.names or called(policies), policies)}
     metrics = {name: log.read_metrics(one) for name, one in folders.items() if (one / 'metrics.jsonl').is_file()}
     return {name: rows for name, rows in metrics.items() if any('eval/reward' in row for row in rows)}
-
-
-def _called(config: Any) -> Sequence[str]:
-    from experiments.compare import called
-
-    return called(config.policies) if getattr(config, 'policies', ()) else ()
 
 
 def _judged(folder: Path, found: Mapping[str, Sequence[versus.WinRate]]) -> tuple[list[page.Section], dict[str, Any]]:

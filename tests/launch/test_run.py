@@ -150,7 +150,7 @@ def test_a_finished_run_says_what_to_look_at_first_and_a_command_that_goes_on(fi
     launcher.look('tldr_direct', None, finished, json.loads((finished / 'result.json').read_text(encoding='utf-8')))
     place, *looked, _, command = capsys.readouterr().out.splitlines()
     files = [line.split()[0] for line in looked]
-    assert str(finished) in place and files[:2] == ['test_samples.md', 'training.png'] and len(files) <= 3
+    assert str(finished) in place and files[:2] == ['report.html', 'test_samples.md'] and len(files) <= 3
     assert all((finished / file).exists() for file in files)
     python, program, *arguments = shlex.split(command)
     assert python == 'python' and Path(program).resolve() == Path(sweep.__file__)
