@@ -169,17 +169,17 @@ def test_a_model_is_the_same_by_kernels(monkeypatch, random_params):
     def loss(params, prefix):
         cache = transformer.make_cache(cfg, 2, T + 3)
         given = cfg, params, token_BT, P + position_BT, Sees(until_BT)
-        hidden_BTD, _ = transformer.forward(*given, prefix=prefix)
-        again_BTD, cache = transformer.forward(*given, cache, prefix)
+        hidden_BTD, _ = transformer.forward(*given, before=(prefix,))
+        again_BTD, cache = transformer.forward(*given, cache, (prefix,))
         real_BT1 = (until_BT > 0)[..., None]
-        return jnp.sum(jnp.where(real_BT1, jnp.sin(hidden_BTD) + again_BTD**2, 0)), cache['value_LBSKH']
+        return jnp.sum(jnp.where(real_BT1, jnp.sin(hidden_BTD) + again_BTD**2, 0)), cache['value_LBKSH']
 
     def both():
         first = transformer.causal(jnp.ones((1, P), bool))
         _, prefix = transformer.forward(cfg, params, token_BT[:1, :P], *first, transformer.make_cache(cfg, 1, P))
         with jax.set_mesh(axes.make_mesh({'data': 2, 'tensor': 2})):
-            (total, value_LBSKH), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prefix)
-        return total, jnp.where((until_BT > 0)[None, ..., None, None], value_LBSKH[:, :, :T], 0), gradient
+            (total, value_LBKSH), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, prefix)
+        return total, jnp.where((until_BT > 0)[None, :, None, :, None], value_LBKSH[:, :, :, :T], 0), gradient
 
     expected, asked = both(), []
     monkeypatch.setattr(kernels, 'chosen', lambda one: asked.append(one) or ('flash' if one.length == T else ''))
