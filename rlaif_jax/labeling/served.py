@@ -228,20 +228,19 @@ class Served:
         return self.wire.ask(path, {'model': self.address.model, **asked, **how}, **more)
 
     def first(self, prompt: list[int] | str) -> list[Shown]:
-        """The likeliest tokens behind a prompt."""
-        return self._shown(self.ask(prompt, self.how))
-
-    def _shown(self, answer: dict[str, Any], some: bool = False) -> list[Shown]:
-        found = shown(answer)
-        if found is None or some and not found:
-            what = 'gives no log-probabilities, and verdicts are read from nothing else'
-            raise Mistake(f'{self.name}: {what}; {SERVERS}')
+        """The likeliest tokens behind a prompt. Raises `Refused`, too, for an answer without log-probabilities, as some
+        servers give where nothing is written.
+        """
+        if (found := shown(self.ask(prompt, self.how))) is None:
+            raise Refused('an answer without log-probabilities')
         return found
 
     def probe(self, how: Mapping[str, Any], patience: float | None = None) -> None:
         """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where nothing is shown."""
         prompt = PROBE if self.chat else [*self.tokenizer.start, *self.tokenizer.encode([PROBE])[0]]
-        self._shown(self.ask(prompt, how, patience=patience, tries=MOST), some=True)
+        if not shown(self.ask(prompt, how, patience=patience, tries=MOST)):
+            what = 'gives no log-probabilities, and verdicts are read from nothing else'
+            raise Mistake(f'{self.name}: {what}; {SERVERS}')
 
     # Before it is asked
 
@@ -384,7 +383,7 @@ class ChatAnswerer(ServedAnswerer):
     def __init__(self, lm: Served, preamble: Sequence[int], answers: Answers, max_length: int) -> None:
         super().__init__(lm, preamble, answers, max_length)
         alike = any(a != b and a.startswith(b) for a in answers.names for b in answers.names)
-        if alike and hosts.told(lambda: all(one.text.strip() != '10' for one in lm.first(TEN))):
+        if alike and not hosts.told(self._writes_ten):
             raise Mistake(
                 f'{lm.name}: writes 10 in two tokens. Of a chat the first one alone is shown, which does not tell 10 from '
                 f'1: ask it by completions, {lm.address.url}?tokenizer=…#{lm.address.model}, or ask another model'
@@ -400,6 +399,12 @@ class ChatAnswerer(ServedAnswerer):
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         answer = self.lm.ask(self._prompt(row), how)
         return _text(self.lm, lambda: answer['choices'][0]['message']['content'])
+
+    def _writes_ten(self) -> bool:
+        """Whether 10 is one token to it."""
+        with suppress(Refused):
+            return any(one.text.strip() == '10' for one in self.lm.first(TEN))
+        return False
 
     def _prompt(self, row: Sequence[int]) -> str:
         return self.lm.tokenizer.decode([[*self.preamble, *row]])[0]
