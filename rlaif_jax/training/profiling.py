@@ -7,6 +7,7 @@ with profiling.profile('20:22', folder / 'profile'):
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -61,8 +62,8 @@ def _tell(asked: _Asked) -> None:
     for path in asked.written:
         log.say(f'profile: {path}')
     log.say(
-        'open perfetto_trace.json.gz in https://ui.perfetto.dev, or all of them by '
-        f'`pip install xprof && xprof --logdir {asked.written[0]}`'
+        'open its perfetto_trace.json.gz in https://ui.perfetto.dev, or the folder by '
+        f'`pip install xprof && xprof --logdir {shlex.quote(str(asked.written[0]))}`'
     )
 
 
