@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
             sizes |= {model: known} if (known := sizes_of(model)) else {}
     for line in lines:
         if line.training and line.there is not None:
-            parts = line.training.parts * axes.shares(mesh)
+            parts = line.training.parts * getattr(line.training, 'samples', 1) * axes.shares(mesh)
             loader.check_batch(f'{line.name.replace(" ", "_")}.batch', line.training.batch, line.there, parts)
         policy = line.models.get('policy', made)
         if policy in sizes and line.training:
@@ -96,16 +97,25 @@ def variants(config: C) -> Iterator[tuple[str, C]]:
 
 
 def batches(config: Any) -> dict[str, int]:
-    """Rows that go through the devices at once, by the name of the field that says so: every `batch`, by its `parts` where
-    it has some, and every `…_batch` below a config.
+    """Rows that go through the devices at once, by the name of the field that says so: every `batch`, by what it falls into
+    (`falls_into`), and every `…_batch` below a config.
     """
     values, found = parse(dump(config)), {}
     for path, size in values.items():
-        above, _, field = path.rpartition('.')
-        parts = values.get(f'{above}.parts', 1) if field == 'batch' else 1
-        if field.split('_')[-1] == 'batch':
-            found[path + f' / {above}.parts' * (parts > 1)] = size // parts
+        if path.split('.')[-1].split('_')[-1] == 'batch':
+            into = falls_into(path, values)
+            found[path + ''.join(f' / {name}' for name, n in into.items() if n > 1)] = size // math.prod(into.values())
     return found
+
+
+def falls_into(batch: str, values: Mapping[str, Any]) -> dict[str, int]:
+    """What the batch that is trained on, at this path, is divided by, by path: responses to a prompt, which are a row, and
+    parts. Nothing of another.
+    """
+    above, _, field = batch.rpartition('.')
+    if field != 'batch' or f'{above}.parts' not in values:
+        return {}
+    return {path: values[path] for name in ('samples', 'parts') if (path := f'{above}.{name}') in values}
 
 
 def show(name: str, config: Any, folder: Path) -> None:
@@ -199,7 +209,8 @@ def settings(config: Any, line: Line, devices: int) -> Iterator[dict[str, Any]]:
     meshes = [spread] * (devices > 1 and config.mesh.fsdp != -1)
     meshes += [{**spread, 'mesh.tensor': n} for n in (4, 8) if devices % n == 0 and config.mesh.tensor < n <= devices]
     if line.training and parts:
-        more = [{f'{path}.parts': n} for n in (2 * parts, 4 * parts) if batch % n == 0 and batch // n >= devices]
+        rows = batch // values.get(f'{path}.samples', 1)
+        more = [{f'{path}.parts': n} for n in (2 * parts, 4 * parts) if rows % n == 0 and rows // n >= devices]
         found = [{f'{path}.remat': True}] * (not remat) + more
         found += [one | mesh for mesh in meshes[:1] for one in (more[-1:] or [{}])] + meshes[1:2]
         found += [{f'{path}.lora.rank': 16} | one for one in (more[-1:] or [{}])] * (not values[f'{path}.lora.rank'])

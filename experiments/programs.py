@@ -166,8 +166,8 @@ class _Stage:
 
     @property
     def platform(self) -> str:
-        """Of the devices; '' where they are not said."""
-        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ''
+        """Of the devices; where they are not said, of those here."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else jax.default_backend()
 
     @property
     def tensor(self) -> int:
@@ -186,7 +186,8 @@ class _Stage:
         read = self._read_of_update()  # positions behind which the vocabulary is looked at
         saved = networks * cfg.layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
         layer = _layer_work(cfg, rows, T, self.tensor) * (1.4 if how.remat else 1)
-        logits = 3 * rows * min(read, CHUNK) * cfg.vocab // self.tensor * WORD
+        samples = getattr(how, 'samples', 1)
+        logits = 3 * rows * samples * min(read // samples, CHUNK) * cfg.vocab // self.tensor * WORD
         state = self.state()
         trained = self.bytes_of({name: one['params'] for name, one in state.items()})
         gradients = trained * (1 + (how.parts > 1))
@@ -241,8 +242,9 @@ class _Stage:
             _, step = _step(how, cfg, self.mesh)
             batch = {
                 'token_BT': row(jnp.int32, T), 'target_BT': row(jnp.int32, T), 'weight_BT': row(jnp.float32, T),
-                'position_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T),
             }  # fmt: skip
+            packed = {'position_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T)}
+            batch |= packed if sft.packs(how, self.platform) else {'valid_BT': row(bool, T)}
             given = self._place(state['policy']), self._place(self._start()), batch
         else:
             _, step = _step(how, cfg, self.mesh)
@@ -273,9 +275,11 @@ class _Stage:
             # What is trained is float32, and is cast once a call.
             cast = how and read.role == 'policy' and not how.lora.rank and word < WORD
             copy = count(cfg) * word // self.mesh.size * bool(cast)
-            copy += 0 if self.platform == 'tpu' else weights  # `transformer.apart`
-            # A loop's own cache is there twice.
-            cache = rows * (read.prompt + 2 * read.branches * read.tail) * kept
+            # Where layers are taken apart, parameters and the prompts' cache are there twice; the cache that a loop writes
+            # is there twice anywhere.
+            apart = self.platform != 'tpu' and self.mesh.shape['fsdp'] == 1
+            copy += weights * apart
+            cache = rows * ((1 + apart) * read.prompt + 2 * read.branches * read.tail) * kept
             working = cache + max(work, read.branches * logits) + layers + copy
             written, C = read.tail, read.branches
             seen = read.prompt * (read.prompt / 2 + read.prefix) + C * written * (slots - written / 2 + read.prefix)

@@ -299,12 +299,14 @@ class Optimised(ABC):
         ]
         models = {'policy': policy, 'value': policy, 'reference': policy} | models
         models |= {'selector': self.selector} if cfg.candidates > 1 else {}
-        prompts_at_once = cfg.batch // cfg.samples
-        calls = cfg.steps + evaluated / cfg.batch
-        writes = Read('policy', 'writes', prompts_at_once, cfg.max_prompt, cfg.max_new_tokens, cfg.samples, calls=calls)
+        lengths = cfg.max_prompt, cfg.max_new_tokens
+        writes = [Read('policy', 'writes', cfg.batch, *lengths, calls=cfg.steps + evaluated / cfg.batch)]
+        if cfg.samples > 1:  # of validation prompts one each
+            sampled = Read('policy', 'writes', cfg.batch // cfg.samples, *lengths, cfg.samples, calls=cfg.steps)
+            writes = [sampled, replace(writes[0], calls=evaluated / cfg.batch)]
         prompts = counted(self.source, self.train, lambda: loader.source(self.source, 'train', self.train, self.task))
         there = None if prompts is None else prompts * cfg.samples
-        reads = (writes, *rewards)
+        reads = (*writes, *rewards)
         return Line('reinforce', self.folder(root), cfg.steps, models, cfg, length, reads, f'by {of}', there)
 
     def folder(self, root: Path) -> Path:

@@ -197,10 +197,11 @@ def dividing(config: Any, devices: int) -> tuple[Any, dict[str, Any]]:
         above, _, name = path.rpartition('.')
         if not isinstance(size, int) or name.split('_')[-1] != 'batch' or not size:
             continue
-        parts = values.get(f'{above}.parts', 1) if name == 'batch' else 1
-        if size // parts % shares == 0:
+        into = plan.falls_into(path, values)
+        rows, parts = size // into.get(f'{above}.samples', 1), into.get(f'{above}.parts', 1)
+        if rows // parts % shares == 0:
             continue
-        fewer = next((n for n in range(parts, 0, -1) if size % n == 0 and size // n % shares == 0), None)
+        fewer = next((n for n in range(parts, 0, -1) if rows % n == 0 and rows // n % shares == 0), None)
         if fewer:
             changes[f'{above}.parts'] = fewer
         elif f'{above}.steps' in values:  # a training batch is the experiment's own

@@ -121,11 +121,8 @@ def _between_slices(shape: Sequence[int], slices: int) -> list[int] | None:
 
 def platform() -> str:
     """What kind of device a program that is being traced is for: 'cpu', 'gpu' or 'tpu'; of the mesh, where one is set."""
-    device = getattr(jax.sharding.get_abstract_mesh(), 'abstract_device', None)
-    if device is None:
-        return jax.default_backend()
-    kind = device.device_kind.lower()
-    return 'cpu' if kind == 'cpu' else 'tpu' if 'tpu' in kind else 'gpu'
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def mesh_of(tree: Any) -> Mesh:

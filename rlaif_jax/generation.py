@@ -94,7 +94,8 @@ def sample(
 
     # What every token reads again lies as it is read.
     cache, platform = make_cache(cfg, B, max_new_tokens), axes.platform()
-    if platform != 'tpu':  # there a scan reads the stack without copying, and is far less to compile
+    # On a TPU a scan reads the stack without copying, and is far less to compile. With fsdp it gathers a layer at a time.
+    if platform != 'tpu' and jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1:
         params = apart(cfg, params, turned=platform == 'cpu')
         stem, cache, shared = apart(cfg, stem), apart(cfg, cache), tuple(apart(cfg, one) for one in shared)
     every_BS = jnp.full((B, max_new_tokens), ALWAYS)
@@ -176,9 +177,11 @@ def draw(logit_BV: jax.Array, key: jax.Array, temperature: jax.Array | float) ->
     which_2B = jax.random.uniform(key, (2, B))
 
     def found(weight_BZ: jax.Array, where_B: jax.Array) -> jax.Array:
-        """The first whose share, added to those before it, is above `where` in [0, 1): never one of no weight."""
-        sum_BZ = jnp.cumsum(weight_BZ, axis=-1)
-        return jnp.sum(sum_BZ <= where_B[:, None] * sum_BZ[:, -1:], axis=-1)
+        """The first whose share, added to those before it, is above `where` in [0, 1). What has no weight is left out, as
+        sums are rounded.
+        """
+        sum_BZ = jnp.where(weight_BZ > 0, jnp.cumsum(weight_BZ, axis=-1), -1.0)
+        return jnp.argmax(sum_BZ > where_B[:, None] * sum_BZ.max(axis=-1, keepdims=True), axis=-1)
 
     sum_BZ = weight_BZY.sum(axis=-1)
     block_B = found(sum_BZ, which_2B[0])

@@ -200,7 +200,8 @@ def logits(lm: LM, token_BT: jax.Array | np.ndarray, mask_BT: jax.Array | np.nda
     least, most = int(real_BT.min()), int(real_BT.max())
     if not 0 <= least <= most < lm.config.vocab:
         raise Mistake(f'token_BT: tokens are 0 to {lm.config.vocab - 1}, not {least} to {most}')
-    return _logits(lm.config, lm.params, token_BT, mask_BT)
+    with jax.set_mesh(axes.mesh_of(lm.params)):
+        return _logits(lm.config, lm.params, token_BT, mask_BT)
 
 
 @partial(jax.jit, static_argnames='cfg')

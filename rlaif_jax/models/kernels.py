@@ -90,9 +90,8 @@ def expected(mesh: Mesh, dtype: str) -> str:
     device = mesh.devices.flat[0]
     if device.platform not in KERNELS:
         return 'plain XLA operations'
-    return told(
-        KERNELS[device.platform], refused(Asked(1024, 64, dtype, text=True), device.platform, device.device_kind)
-    )
+    reason = refused(Asked(1024, 64, dtype, text=True), device.platform, device.device_kind)
+    return told(KERNELS[device.platform], reason) + (' where it can' if not reason else '')
 
 
 def computed(
@@ -102,8 +101,8 @@ def computed(
     """a_BTNH, by a kernel, each device of the mesh its rows and heads.
 
     given: q_BTNH, k_BTKH, v_BTKH and until_BT: query t sees slot s where s <= t < until[s]. k_PKH and v_PKH, which all see.
-    Where there is a window its `size`, position_BT, and position_BP of one row, of the prefix. Raises nothing that
-    `refused` has not said.
+    Where there is a window its `size`, position_BT, and position_BP of one row, of the prefix. What `refused`
+    allows raises nothing.
     """
     kernel = {'flash': _flash, 'cudnn': _cudnn}[name]
     return _over_mesh(lambda given: kernel(given, scale, cap, windows, interpret), dict(given))
@@ -129,7 +128,11 @@ def _cudnn(given: Arrays, scale: Any, cap: Any, windows: Any, interpret: bool) -
     back_BT = jnp.argsort(order_BT, axis=1)
     length_B = jnp.maximum(valid_BT.sum(axis=1, dtype=jnp.int32), 1)  # of a softmax over nothing comes no number
     pushed = lambda x, to_BT: jnp.take_along_axis(x, to_BT[:, :, None, None], axis=1)  # noqa: E731
-    q, k, v = (pushed(given[name], order_BT) for name in ('q_BTNH', 'k_BTKH', 'v_BTKH'))
+    text_BT11 = (jnp.arange(valid_BT.shape[1])[None] < length_B[:, None])[..., None, None]
+    fill = ((0, 0), (0, -valid_BT.shape[1] % SHORT), (0, 0), (0, 0))
+    # What it leaves behind a text's end, also in gradients, goes nowhere.
+    ready = lambda x: jnp.pad(jnp.where(text_BT11, pushed(x, order_BT), 0), fill)  # noqa: E731
+    q, k, v = (ready(given[name]) for name in ('q_BTNH', 'k_BTKH', 'v_BTKH'))
 
     def within(window: int) -> Callable[[], jax.Array]:
         return lambda: jax.nn.dot_product_attention(
@@ -143,8 +146,7 @@ def _cudnn(given: Arrays, scale: Any, cap: Any, windows: Any, interpret: bool) -
         a_BTNH = jax.lax.switch(at, [within(window) for window in windows])
     else:
         a_BTNH = within(0)()
-    a_BTNH = jnp.where(jnp.arange(q.shape[1])[None, :, None, None] < length_B[:, None, None, None], a_BTNH, 0)
-    return pushed(a_BTNH, back_BT)
+    return pushed(jnp.where(text_BT11, a_BTNH[:, : valid_BT.shape[1]], 0), back_BT)
 
 
 def _over_mesh(call: Callable[[Arrays], jax.Array], given: dict[str, jax.Array]) -> jax.Array:

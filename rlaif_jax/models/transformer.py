@@ -191,10 +191,12 @@ class Transformer(nn.Module):
     tokens take the slots of the cache, where there is one, from `cache['length']` on. They see each other alone where
     `sees` is of them alone, as when they are the first; else the slots are those of the cache.
 
-    `before` are full caches that queries see besides, computed once and copied nowhere: of one row, what all prompts begin
-    with; of R rows, before B / R neighbouring rows each, prompts whose responses these are. Tokens that see each other
-    alone may have one of one row. Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden
-    is `(B, W, D)` and the last layer computes no others.
+    `before` are full caches that queries see as well, computed once and copied nowhere. One of one row holds what all
+    prompts begin with. One of R rows holds prompts: each belongs to B / R neighbouring rows, its responses. Tokens that see
+    each other alone take one of the first kind at most.
+
+    Where only the hidden states at the slots `read_BW` of the new tokens are wanted, hidden is `(B, W, D)` and the last
+    layer computes no others.
 
     A layer does what it has parameters for: a norm, bias or gate that `cfg.names` does not list is left out, an adapter
     that the parameters hold besides adds its share.
@@ -533,7 +535,7 @@ def write(cache: Cache, layer: Any, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cac
 
 
 def kept(cache: Cache, layer: Any) -> Keys:
-    """What a layer has in a cache. Of a full one whoever comes behind sees all but padding."""
+    """What a layer has in a cache. In a full one later tokens see every slot that is not padding."""
     key_BKSH, until_BS = cache['key_LBKSH'][layer], cache.get('until_BS')
     sees = None if until_BS is None else Sees(until_BS, jnp.full((1, 1), until_BS.shape[1]))
     return Keys(key_BKSH, cache['value_LBKSH'][layer], sees, cache.get('position_BS'))

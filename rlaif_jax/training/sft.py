@@ -39,7 +39,8 @@ class Config:
     parts: int = field(default=1, metadata=SAME)  # the batch goes through the device in this many parts
     # The backward pass computes each layer again: a third more time, far less memory.
     remat: bool = field(default=False, metadata=SAME)
-    pack: bool = field(default=True, metadata=SAME)  # short examples share rows: less padding, the same step
+    # Short examples share rows: less padding, the same step. Not on GPUs, whose kernel takes a text a row.
+    pack: bool = field(default=True, metadata=SAME)
     window: int = 1  # batches in a row that share out their rows by length, to pad less; 1: rows stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -113,9 +114,9 @@ def run(
 def batches(
     cfg: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int, mesh: Mesh
 ) -> Callable[[int], training.Batch]:
-    """`batch_at(step)` of prompts with their references, for `run`: padded to the next multiple of 32 tokens, and in whole
-    eighths of the batch's rows where they are packed, few shapes to compile. A reference of more than `max_new_tokens`, its
-    end token among them, is cut and ends all the same.
+    """`batch_at(step)` of prompts with their references, for `run`. Rows are padded to the next multiple of 32 tokens.
+    Packed rows come in whole units, an eighth of the batch or what the mesh divides, so that few shapes are compiled. A
+    reference of more than `max_new_tokens`, its end token among them, is cut and ends all the same.
 
     Raises `Mistake` where there is not even one batch of them.
     """
@@ -128,7 +129,7 @@ def batches(
     def lengths(prompts: Sequence[Prompt]) -> list[int]:
         return [len(before) + len(after) for before, after in zip(*encode(prompts))]
 
-    packs = cfg.pack and mesh.devices.flat[0].platform != 'gpu'  # whose kernel takes one text a row
+    packed = packs(cfg, mesh.devices.flat[0].platform)
     splits = cfg.parts * axes.shares(mesh)
     unit = -(-cfg.batch // 8 // splits) * splits
     rows_at = loader.batches(prompts, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='sft.batch')
@@ -137,10 +138,15 @@ def batches(
         before, after = encode(rows_at(step))
         sizes = [len(a) + len(b) - 1 for a, b in zip(before, after)]  # the last token is only foretold
         length = padded(sizes)
-        rows = together(sizes, length, unit, cfg.batch) if packs else None
+        rows = together(sizes, length, unit, cfg.batch) if packed else None
         return example_batch(before, after, length, tokenizer.pad, rows)
 
     return batch_at
+
+
+def packs(cfg: Config, platform: str) -> bool:
+    """Whether examples share rows on such devices."""
+    return cfg.pack and platform != 'gpu'
 
 
 def together(lengths: Sequence[int], room: int, unit: int, most: int) -> list[list[int]]:

@@ -391,17 +391,17 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
     endless = Tokenizer(lm.tokenizer.hf, ())  # nothing ends a response
     count, key = samples_of(case), iter(range(10**9))
     state: list[Any] = []  # each step takes the old one away
-    rows = [row for row in plan['prompt_rows'] for _ in range(count)]
+    rows = plan['prompt_rows']
 
     if case.startswith('rollouts'):
-        prompt_BT = np.array(rows[: shape.rollouts], np.int32)
+        prompt_BT = np.array(rows[: shape.rollouts // count], np.int32)
         given = hosts.to_mesh((prompt_BT, np.ones_like(prompt_BT, bool)), axes.rows(mesh))
         allowed_V, stop_V = endless.allowed(lm.config.vocab), endless.stops(lm.config.vocab)
 
         def rollouts() -> Any:
             return generation.sample(
                 lm.config, lm.params, *given, jax.random.key(next(key)), allowed_V, stop_V,
-                max_new_tokens=shape.new, temperature=plan['temperature'], pad=lm.tokenizer.pad,
+                max_new_tokens=shape.new, temperature=plan['temperature'], pad=lm.tokenizer.pad, samples=count,
             )  # fmt: skip
 
         return rollouts
@@ -410,8 +410,10 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
     if case.startswith('sft'):
         before = [row[:n] for row, n in zip(plan['sft_rows'], plan['sft_before'])]
         after = [row[n:] for row, n in zip(plan['sft_rows'], plan['sft_before'])]
-        length = padded([len(row) for row in plan['sft_rows']])
-        batch = sft.example_batch(before, after, length, lm.tokenizer.pad)
+        sizes = [len(row) - 1 for row in plan['sft_rows']]
+        length, unit = padded(sizes), axes.shares(mesh)
+        together = sft.together(sizes, length, unit, len(sizes)) if sft.packs(how, axes.platform()) else None
+        batch = sft.example_batch(before, after, length, lm.tokenizer.pad, together)
         init, step = sft.make_step(how, lm.config, mesh)
         return training(init, step, lm.params, hosts.to_mesh(batch, axes.rows(mesh)), state)
 
@@ -436,7 +438,7 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
     def reinforced() -> Any:
         old = state.pop() if state else steps.init(lm.params)
         params = old['policy']['params']
-        batch, texts, ended_B = writes.respond(params, rows[: shape.rl], jax.random.key(next(key)))
+        batch, texts, ended_B = writes.respond(params, rows[: shape.rl // count], jax.random.key(next(key)), count)
         batch['score_B'] = hosts.to_mesh(writes.score([Prompt('', '')] * shape.rl, texts, ended_B), axes.rows(mesh))
         new, numbers = steps.update(old, lm.params, batch)
         state.append(new)

@@ -11,7 +11,7 @@ import published_files
 import pytest
 from huggingface_hub import constants
 
-from experiments import experiments, find, plan, programs
+from experiments import experiments, find, plan, programs, topology
 from experiments.programs import Line
 from experiments.scales import SCALES
 from launch import run as launcher
@@ -269,3 +269,18 @@ def test_a_model_that_chooses_among_checkpoints_is_looked_for_before_anything_ru
     cfg = bind(find('tldr_direct')(SCALES['micro']), {'reinforce.candidates': 2, 'evaluation.selector': 'micro_xz'})
     with pytest.raises(Mistake, match='micro_xz: .* micro_xs'):
         plan.check(cfg, tmp_path / 'run')
+
+
+def test_responses_to_one_prompt_are_one_row_of_a_batch(tmp_path: Path):
+    """Rows of prompts are what a mesh divides: a plan refuses what a run would."""
+    values = {'reinforce.samples': 4, 'reinforce.baseline': 'leave_one_out', 'reinforce.parts': 2, 'mesh.data': 8}
+    config = bind(find('tldr_direct')(SCALES['micro']), values)
+    assert config.reinforce.batch == 32
+    found = plan.batches(config)
+    assert found['reinforce.batch / reinforce.samples / reinforce.parts'] == 4
+    with pytest.raises(Mistake, match=r'reinforce\.batch / reinforce\.samples / reinforce\.parts = 4: .* 8'):
+        plan.check_devices(config, 8)
+    fitted, changes = topology.dividing(config, 8)
+    assert changes == {'reinforce.parts': 1} and fitted.reinforce.parts == 1
+    sampled, validated, *_ = next(line for line in config.lines(tmp_path) if line.name == 'reinforce').reads
+    assert (sampled.rows, sampled.branches, validated.rows, validated.branches) == (8, 4, 32, 1)
