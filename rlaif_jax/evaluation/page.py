@@ -80,19 +80,25 @@ def html(page: Page) -> str:
 
 
 def ranking(
-    title: str, prompts: Sequence[tuple[str, str]], texts: Mapping[str, Sequence[str]], instructions: Sequence[str]
+    title: str,
+    prompts: Sequence[tuple[str, str]],
+    texts: Mapping[str, Sequence[str]],
+    instructions: Sequence[str],
+    simulated: bool = False,
 ) -> str:
     """A page on which people rank the responses to each prompt, as the text of its file; what they save is a file that
     `rankings.read` reads.
 
     They do not see whose responses they are. Each rater has the cards in an order of its own, equal texts on one card, and
-    is asked about some prompts again. prompts: id and text; texts: policy -> responses; instructions: paragraphs.
+    is asked about some prompts again. prompts: id and text; texts: policy -> responses; instructions: paragraphs;
+    simulated: whether the prompts are artificial, which the page says.
     """
     rows = [{'id': id, 'prompt': prompt} for id, prompt in prompts]
     rows = [row | {'texts': list(of)} for row, of in zip(rows, zip(*texts.values(), strict=True), strict=True)]
     digest = hashlib.sha256(log.to_json(rows).encode(errors='surrogatepass')).hexdigest()[:16]
     data = {'policies': [*texts], 'rows': rows, 'digest': digest}
-    return _file('rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED)
+    return _file('rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED,
+                 simulated=simulated)  # fmt: skip
 
 
 def _file(template: str, script: str, data: Mapping[str, Any], **values: Any) -> str:
