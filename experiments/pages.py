@@ -61,11 +61,19 @@ def _version(name: str) -> str:
 
 
 def of_run(name: str, config: Any, folder: Path) -> None:
-    """Writes the page of a finished run; where what it ran on is gone by now, says so, as the run is finished."""
-    try:
-        hosts.told(lambda: page.write(folder / PAGE, _run(name, config, folder)))
-    except Mistake as mistake:
-        log.say(f'there is no {folder / PAGE}: {mistake}')
+    """Writes the page of a finished run. Where that fails, as when what it ran on is gone by now, it says so and no
+    more: the run is finished.
+    """
+
+    def write() -> None:
+        try:
+            page.write(folder / PAGE, _run(name, config, folder))
+        except Mistake as mistake:
+            log.say(f'there is no {folder / PAGE}: {mistake}')
+        except Exception as error:  # whatever it is, no page is worth a run
+            log.error(f'there is no {folder / PAGE}: {type(error).__name__}: {error}')
+
+    hosts.told(write)
 
 
 def _run(name: str, config: Any, folder: Path) -> page.Page:
@@ -140,7 +148,8 @@ def _judged(folder: Path, found: Mapping[str, Sequence[versus.WinRate]]) -> tupl
     sections, first = [page.lengths(written)], next(iter(found.values()))
     if not (folder / JUDGED).exists():
         return sections, page.samples([(one.id, one.text) for one in prompts], written, {})
-    rows = [json.loads(line) for line in (folder / JUDGED).read_text(encoding='utf-8').splitlines()]
+    lines = (folder / JUDGED).read_text(encoding='utf-8').split('\n')  # a text may hold other ends of lines
+    rows = [json.loads(line) for line in lines if line]
     column = lambda what: {name: [row[what][name] for row in rows] for name in rows[0].get(what, {})}  # noqa: E731
     votes = {
         pair: {judge: [_number(row['votes'][pair][judge]) for row in rows] for judge in by}

@@ -61,6 +61,21 @@ def test_what_people_said_of_a_simulated_world_stands_under_its_banner_and_is_th
     assert 'role="note"' in html and '<p class="verdict">RLAIF is preferred to SFT (people: 100.0 %' in html
 
 
+def test_a_page_that_fails_costs_no_run_and_any_sign_is_read_back(tmp_path, capsys):
+    cfg = compared(tmp_path / 'run')[0]
+    judged = tmp_path / 'run' / pages.JUDGED
+    rows = [json.loads(line) for line in judged.read_text(encoding='utf-8').split('\n') if line]
+    for row in rows:
+        row['wrong']['SFT'] = [[0, 1, 'one\u2028two\u2029three\x85']]
+    judged.write_text(''.join(log.to_json(row) + '\n' for row in rows), encoding='utf-8')
+    pages.of_run('compare', cfg, tmp_path / 'run')
+    assert r'one\u2028two\u2029three\u0085' in (tmp_path / 'run/report.html').read_text(encoding='utf-8')
+    (tmp_path / 'run/report.html').unlink()
+    judged.write_text('{', encoding='utf-8')
+    pages.of_run('compare', cfg, tmp_path / 'run')
+    assert 'JSONDecodeError' in capsys.readouterr().err and not (tmp_path / 'run/report.html').exists()
+
+
 def test_results_are_read_back_as_they_were():
     texts = ['x' * i for i in range(1, 31)]
     win_B = np.where(np.arange(30) % 7 == 0, np.nan, np.arange(30) % 3 > 0)
