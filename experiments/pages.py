@@ -80,7 +80,11 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
     result, sections, sentences, samples = finished(folder) or {}, [], [], None
     source = loader.find(config.data.source) if getattr(config, 'data', None) else None
     simulated = bool(result.get('simulated', source is not None and source.simulated))
-    runs = _runs(config, folder)
+    # Posts are simulated where the data are; of a comparison, which may be of any file, where an oracle knows them.
+    posts = (
+        'quality' in result if 'comparisons' in result else source.simulated if source else not hasattr(config, 'input')
+    )
+    by_people, runs = 'rank_page' in result, _runs(config, folder)
     if told := result.get('comparisons'):
         found = compared(told)
         by_people = 'people' in found
@@ -128,7 +132,8 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sections.append(page.table('What was found', ['', ''], flat))
     sections.append(_made(name, config, folder, result))
     files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
-    return page.Page(f'{name}: {folder.name}', sentences, simulated, sections, samples, files)
+    about = page.banner(posts=posts, judges=not (posts and by_people)) if simulated else ''
+    return page.Page(f'{name}: {folder.name}', sentences, about, sections, samples, files)
 
 
 def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -259,10 +264,11 @@ def of_sweep(
     told: str,
     csv: str,
     commands: Sequence[str],
+    simulated: bool,
 ) -> None:
     """Writes the page of a sweep: its table, every figure of every point for download, and the command of each point."""
     cells = [[f'{cell:.4g}' if isinstance(cell, float) else cell for cell in row] for row in rows]
     sections = [page.table('What was found', columns, cells, told), page.made([], [], '\n'.join(commands), [])]
-    simulated = title.startswith('SIMULATED')
-    shown = page.Page(f'Sweep {folder.name}', [title], simulated, sections, None, {'sweep.csv': csv})
+    about = page.banner(posts=simulated, judges=simulated)
+    shown = page.Page(f'Sweep {folder.name}', [title], about, sections, None, {'sweep.csv': csv})
     page.write(folder / PAGE, shown)

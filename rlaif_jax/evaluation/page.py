@@ -44,6 +44,15 @@ RULE = (
     f'shown: our interval holds 50 %, or is wider than {WIDEST} points where the paper sees no difference. Otherwise: all '
     f'else. The paper prefers one where its figure is more than {SESSIONS} points from 50.'
 )
+BANNERS = {  # posts are simulated, judges are -> what is said of it
+    (False, False): '',
+    (
+        True,
+        False,
+    ): 'The posts are artificial. What people say of them is real; all other figures are of that world alone.',
+    (False, True): 'A toy model of an artificial world judges or writes here: its figures say nothing of other models.',
+    (True, True): 'Artificial posts, raters and an oracle, and toy models: these figures are of that world alone.',
+}
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,15 @@ class Page:
 
     title: str
     verdicts: Sequence[str] = ()  # sentences
-    simulated: bool = False
+    simulated: str = ''  # what is, of `banner`
     sections: Sequence[Section] = ()
     samples: Mapping[str, Any] | None = None  # of `samples`
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, for download
+
+
+def banner(*, posts: bool, judges: bool) -> str:
+    """What is said of a page on which posts, or those who judge or write, are simulated; '' where neither are."""
+    return BANNERS[posts, judges]
 
 
 def write(path: str | PathLike[str], page: Page) -> None:
@@ -97,8 +111,10 @@ def ranking(
     rows = [row | {'texts': list(of)} for row, of in zip(rows, zip(*texts.values(), strict=True), strict=True)]
     digest = hashlib.sha256(log.to_json(rows).encode(errors='surrogatepass')).hexdigest()[:16]
     data = {'policies': [*texts], 'rows': rows, 'digest': digest}
-    return _file('rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED,
-                 simulated=simulated)  # fmt: skip
+    told = banner(posts=simulated, judges=False)
+    return _file(
+        'rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED, simulated=told
+    )
 
 
 def _file(template: str, script: str, data: Mapping[str, Any], **values: Any) -> str:

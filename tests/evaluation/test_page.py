@@ -76,7 +76,7 @@ def shown(texts, prompts, title='a page'):
     return page.Page(
         title,
         list(page.sentences({'raters': found}).values()),
-        True,
+        page.banner(posts=True, judges=True),
         [
             page.comparisons({'raters': found}, {(names[0], names[1]): (71, 59)}),
             page.curves({name: metrics for name in names}, {names[0]: (2, 5, f'{names[0]} over-optimised')}),

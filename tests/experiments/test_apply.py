@@ -15,6 +15,7 @@ from launch import run as launcher
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.evaluation.page import banner
 from rlaif_jax.folder import finished
 from rlaif_jax.models.heads import scalar_head
 from rlaif_jax.training import reward_model
@@ -25,7 +26,7 @@ ROWS = [
     {'prompt': 'POST: I lost my keys.\n\nTL;DR:', 'chosen': None, 'rejected': ' keys.', 'id': 8},
     {'prompt': 'POST: I lost my keys.\n\nTL;DR:', 'chosen': ' no idea', 'rejected': ' I lost my keys.', 'id': 9},
 ]
-BANNER = '<strong>SIMULATED.</strong>'
+BANNER = banner(posts=False, judges=True)
 MESSAGES = [{'prompt': [{'role': 'user', 'content': 'POST: I eat.\n\nTL;DR:'}], 'completion': None, 'mine': 1}]
 
 

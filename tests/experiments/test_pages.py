@@ -15,7 +15,7 @@ from experiments.scales import scale
 from rlaif_jax import log
 from rlaif_jax.config import bind, dump
 from rlaif_jax.data import files, loader
-from rlaif_jax.evaluation import responses, versus
+from rlaif_jax.evaluation import page, responses, versus
 from rlaif_jax.evaluation.alignment import Alignment, report
 from rlaif_jax.folder import finish
 from rlaif_jax.micro import tasks
@@ -52,13 +52,16 @@ def test_the_page_of_a_run_is_that_of_its_folder(tmp_path):
     oracle = [0.5 + 0.5 * np.sign(row['quality'][0] - row['quality'][1]) for row in rows]
     assert [row['votes'][0][1] for row in rows] == pytest.approx(oracle)
     assert any(row['wrong'][1] for row in rows) and data['files']['comparisons.csv'].startswith('name_a,')
-    assert 'role="note"' in html and 'evaluation.resamples' in html and 'SIMULATED · ' in html
+    assert page.banner(posts=True, judges=True) in html and 'evaluation.resamples' in html and 'SIMULATED · ' in html
     assert '>71 / 59<' in html and data['files']['config.gin'] in (tmp_path / 'run/config.gin').read_text()
 
 
 def test_what_people_said_of_a_simulated_world_stands_under_its_banner_and_is_theirs(tmp_path):
     html = compared(tmp_path / 'run', by_people=True)[2]
-    assert 'role="note"' in html and '<p class="verdict">RLAIF is preferred to SFT (people: 100.0 %' in html
+    assert (
+        page.banner(posts=True, judges=False) in html
+        and '<p class="verdict">RLAIF is preferred to SFT (people: 100.0 %' in html
+    )
 
 
 def test_a_page_that_fails_costs_no_run_and_any_sign_is_read_back(tmp_path, capsys):
