@@ -28,6 +28,7 @@ from rlaif_jax.data import loader
 from rlaif_jax.evaluation import page, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
+from rlaif_jax.evaluation.report import doubts
 from rlaif_jax.folder import finished
 
 PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
@@ -105,7 +106,9 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
              one.unscorable, ' / '.join(map(str, paper.get(one.name, ())))]
             for one in rows
         ]  # fmt: skip
-        sections.append(page.table('Who does harm', columns, cells))
+        sections.append(
+            page.table('Who does harm', columns, cells, ' '.join(doubts(cell for row in cells for cell in row[2:4])))
+        )
     if runs:
         partings = {run: where for run, rows in runs.items() if (where := parted(rows))}
         sections.append(page.curves(runs, partings))

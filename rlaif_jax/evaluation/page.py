@@ -28,7 +28,7 @@ from rlaif_jax.evaluation import tables
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.figures import PANELS, curve, running_mean
 from rlaif_jax.evaluation.length import characters
-from rlaif_jax.evaluation.report import DOUBTS, POLICIES, Published, by_pair, even_side, labeler_row, side, verdict
+from rlaif_jax.evaluation.report import POLICIES, Published, by_pair, doubts, even_side, labeler_row, side, verdict
 from rlaif_jax.evaluation.statistics import Interval, wilson
 from rlaif_jax.evaluation.versus import WinRate, both_orders
 
@@ -41,8 +41,9 @@ CURVE = 300  # points of a curve at most
 RULE = (
     f'Reproduced: we and the paper prefer the same one, or neither, and the paper’s figure is within {SESSIONS} points of '
     f'our interval (its own sessions differ by so much). Same direction: the same one, by more or less than that. Not '
-    f'shown: our interval holds 50 %, or is wider than {WIDEST} points where the paper sees no difference. Otherwise: all '
-    f'else. The paper prefers one where its figure is more than {SESSIONS} points from 50.'
+    f'shown: our interval holds 50 %, or is wider than {WIDEST} points where the paper sees no difference, or our rate '
+    f'is an extrapolation (~). Otherwise: all else. The paper prefers one where its figure is more than {SESSIONS} points '
+    'from 50.'
 )
 BANNERS = {  # posts are simulated, judges are -> what is said of it
     (False, False): '',
@@ -151,9 +152,7 @@ def comparisons(found: Mapping[str, Sequence[WinRate]], published: Published | N
             })  # fmt: skip
     first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
     legend = [words for column in POLICIES.values() for words in column.values() if words]
-    legend += [
-        words for doubt, words in DOUBTS.items() if any(getattr(row['one'].length_adjusted, doubt) for row in rows)
-    ]
+    legend += doubts(row[rate] for row in rows for rate in ('even', 'plain'))
     known = {name for name in ('paper', 'plain') if any(row[name] for row in rows)}
     shown = {'rows': rows, 'legend': legend, 'known': known, 'rule': RULE if 'paper' in known else ''}
     return _section('Who is preferred', 'comparisons', **shown, matrices=_matrices(first) if len(first) > 1 else [])
@@ -163,7 +162,7 @@ def outcome(rate: Interval, percent: float) -> str:
     """What becomes of the paper's figure, in per cent, beside our rate, by `RULE`."""
     ours, papers = side(rate), (percent > 50 + SESSIONS) - (percent < 50 - SESSIONS)
     low, high = 100 * rate.low, 100 * rate.high
-    if not rate.n or (not ours and (papers or high - low > WIDEST)):
+    if not rate.n or getattr(rate, 'extrapolated', False) or (not ours and (papers or high - low > WIDEST)):
         return 'not shown'
     if ours != papers:
         return 'otherwise'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,9 @@ from experiments.scales import scale
 from rlaif_jax import log
 from rlaif_jax.config import bind, dump
 from rlaif_jax.data import files, loader
-from rlaif_jax.evaluation import page, responses, versus
+from rlaif_jax.evaluation import harmless, page, responses, versus
 from rlaif_jax.evaluation.alignment import Alignment, report
+from rlaif_jax.evaluation.report import DOUBTS
 from rlaif_jax.folder import finish
 from rlaif_jax.micro import tasks
 
@@ -77,6 +78,19 @@ def test_a_page_that_fails_costs_no_run_and_any_sign_is_read_back(tmp_path, caps
     judged.write_text('{', encoding='utf-8')
     pages.of_run('compare', cfg, tmp_path / 'run')
     assert 'JSONDecodeError' in capsys.readouterr().err and not (tmp_path / 'run/report.html').exists()
+
+
+def test_a_doubt_of_the_table_of_harm_is_explained(tmp_path):
+    cfg, texts, _ = compared(tmp_path / 'run')
+    result = json.loads((tmp_path / 'run/result.json').read_text(encoding='utf-8'))
+    (one,) = harmless.compare_harmless({'SFT': (texts['SFT'], np.arange(40) % 3 > 0)})
+    for far in (False, True):
+        plain = replace(one.plain_ratio, extrapolated=far)
+        rate = replace(one, length_adjusted=replace(one.length_adjusted, extrapolated=False), plain_ratio=plain)
+        finish(tmp_path / 'run', result | {'harmless': {'SFT': asdict(rate)}})
+        pages.of_run('compare', cfg, tmp_path / 'run')
+        part = (tmp_path / 'run/report.html').read_text(encoding='utf-8').partition('<h2>Who does harm')[2]
+        assert (f'~: {DOUBTS["~"]}' in part) == far
 
 
 def test_results_are_read_back_as_they_were():
