@@ -110,8 +110,9 @@ def ranking(
     """
     rows = [{'id': id, 'prompt': prompt} for id, prompt in prompts]
     rows = [row | {'texts': list(of)} for row, of in zip(rows, zip(*texts.values(), strict=True), strict=True)]
-    digest = hashlib.sha256(log.to_json(rows).encode(errors='surrogatepass')).hexdigest()[:16]
-    data = {'policies': [*texts], 'rows': rows, 'digest': digest}
+    data = {'policies': [*texts], 'rows': rows}
+    digest = hashlib.sha256(log.to_json(data).encode(errors='surrogatepass')).hexdigest()[:16]
+    data['digest'] = digest  # what a browser keeps is of these policies' responses
     told = banner(posts=simulated, judges=False)
     return _file(
         'rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED, simulated=told

@@ -218,6 +218,10 @@ def test_raters_are_shown_texts_and_no_names_and_all_of_it_is_text():
     assert 'Which is <best>?' in read.said and html == page.ranking(
         '9 <prompts>', [(text, text) for text in HOSTILE], texts, ['Which is <best>?']
     )
+    renamed = page.ranking('x', [(text, text) for text in HOSTILE], dict(zip('ab', texts.values())), [])
+    assert (
+        json.loads(Reader(renamed).held['scriptdata'])['digest'] != data['digest']
+    )  # under which a browser keeps rankings
     (policy,) = [one['content'] for tag, one in read.tags if one.get('http-equiv') == 'Content-Security-Policy']
     hashed = base64.b64encode(hashlib.sha256(read.held['script'].encode()).digest()).decode()
     assert f"script-src 'sha256-{hashed}'" in policy and "default-src 'none'" in policy
