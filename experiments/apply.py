@@ -122,7 +122,8 @@ class Score:
         who = hf.fingerprint(self.model), self.dtype, *map(str, how.values())
         keys = [key(*who, prompt, text) for _, prompt, text in flat]
         found = iter(kept(folder, keys, make, batch=8 * self.batch, title='score', note=note, noun='scores'))
-        return write(self.output, rows, entries, [{name: next(found) for name, *_ in row} for row in each])
+        made = [{name: next(found) for name, *_ in row} for row in each]
+        return write(self.output, rows, entries, made) | {'simulated': bool(note)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,7 @@ class Generate:
             return text if text and tokenizer.prompts([text])[0] else ''
 
         if not self.input:
-            return self.talk(write_to, readable)
+            return self.talk(write_to, readable) | {'simulated': bool(note)}
         rows = files.read(self.input)
         entries = trl.prompts(rows, self.task)
         prompts = [entry.record.text for entry in entries if entry.record is not None]
@@ -210,7 +211,7 @@ class Generate:
             {'completion': as_asked(entry, next(found))} if entry.record is not None and next(left) else {}
             for entry in entries
         ]
-        return write(self.output, rows, entries, made)
+        return write(self.output, rows, entries, made) | {'simulated': bool(note)}
 
     def talk(
         self, write_to: Callable[[Sequence[str], int], list[str]], readable: Callable[[str], str]

@@ -15,7 +15,7 @@ from experiments.label import toy, warn_of_dialogues
 from experiments.programs import Line
 from experiments.report import report
 from experiments.scales import SCALES, Data, Dtype, Evaluation, Mesh, Scale
-from rlaif_jax import axes, log
+from rlaif_jax import axes, hosts, log
 from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Prompt
@@ -228,14 +228,17 @@ class Compare:
 
     def for_raters(self) -> dict[str, Any]:
         """Writes the page on which people rank."""
-        _, prompts, written = self.written(log.say)
+        source, prompts, written = self.written(log.say)
         path, shown = typed(self.rank_page), [(prompt.id, prompt.text) for prompt in prompts]
-        log.write_whole(path, page.ranking(f'{len(prompts)} prompts', shown, written, INSTRUCTIONS[self.task]), put)
+        title, instructions = f'{len(prompts)} prompts', INSTRUCTIONS[self.task]
+        made = page.ranking(title, shown, written, instructions, source.simulated)
+        hosts.told(lambda: log.write_whole(path, made, put))  # a file of somebody's ends all processes
         log.say(
             f'{path}: one page for all raters, who open it, rank, and save a file each. Put together, '
             'cat rankings-*.jsonl > rankings.jsonl, those are what rankings=… evaluates.'
         )
-        return {'rank_page': str(path.resolve()), 'prompts': len(prompts), 'policies': len(written)}
+        counts = {'prompts': len(prompts), 'policies': len(written)}
+        return {'rank_page': str(path.resolve()), 'simulated': source.simulated, **counts}
 
 
 def called(policies: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ from rlaif_jax.data import loader
 from rlaif_jax.evaluation import page, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
+from rlaif_jax.evaluation.report import doubts
 from rlaif_jax.folder import finished
 
 PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
@@ -61,18 +62,30 @@ def _version(name: str) -> str:
 
 
 def of_run(name: str, config: Any, folder: Path) -> None:
-    """Writes the page of a finished run; where what it ran on is gone by now, says so, as the run is finished."""
-    try:
-        hosts.told(lambda: page.write(folder / PAGE, _run(name, config, folder)))
-    except Mistake as mistake:
-        log.say(f'there is no {folder / PAGE}: {mistake}')
+    """Writes the page of a finished run. Where that fails, as when what it ran on is gone by now, it says so and no
+    more: the run is finished.
+    """
+
+    def write() -> None:
+        try:
+            page.write(folder / PAGE, _run(name, config, folder))
+        except Mistake as mistake:
+            log.say(f'there is no {folder / PAGE}: {mistake}')
+        except Exception as error:  # whatever it is, no page is worth a run
+            log.error(f'there is no {folder / PAGE}: {type(error).__name__}: {error}')
+
+    hosts.told(write)
 
 
 def _run(name: str, config: Any, folder: Path) -> page.Page:
     result, sections, sentences, samples = finished(folder) or {}, [], [], None
     source = loader.find(config.data.source) if getattr(config, 'data', None) else None
     simulated = bool(result.get('simulated', source is not None and source.simulated))
-    runs = _runs(config, folder)
+    # Posts are simulated where the data are; of a comparison, which may be of any file, where an oracle knows them.
+    posts = (
+        'quality' in result if 'comparisons' in result else source.simulated if source else not hasattr(config, 'input')
+    )
+    by_people, runs = 'rank_page' in result, _runs(config, folder)
     if told := result.get('comparisons'):
         found = compared(told)
         by_people = 'people' in found
@@ -93,7 +106,9 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
              one.unscorable, ' / '.join(map(str, paper.get(one.name, ())))]
             for one in rows
         ]  # fmt: skip
-        sections.append(page.table('Who does harm', columns, cells))
+        sections.append(
+            page.table('Who does harm', columns, cells, ' '.join(doubts(cell for row in cells for cell in row[2:4])))
+        )
     if runs:
         partings = {run: where for run, rows in runs.items() if (where := parted(rows))}
         sections.append(page.curves(runs, partings))
@@ -120,7 +135,8 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sections.append(page.table('What was found', ['', ''], flat))
     sections.append(_made(name, config, folder, result))
     files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
-    return page.Page(f'{name}: {folder.name}', sentences, simulated, sections, samples, files)
+    about = page.banner(posts=posts, judges=not (posts and by_people)) if simulated else ''
+    return page.Page(f'{name}: {folder.name}', sentences, about, sections, samples, files)
 
 
 def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -140,7 +156,8 @@ def _judged(folder: Path, found: Mapping[str, Sequence[versus.WinRate]]) -> tupl
     sections, first = [page.lengths(written)], next(iter(found.values()))
     if not (folder / JUDGED).exists():
         return sections, page.samples([(one.id, one.text) for one in prompts], written, {})
-    rows = [json.loads(line) for line in (folder / JUDGED).read_text(encoding='utf-8').splitlines()]
+    lines = (folder / JUDGED).read_text(encoding='utf-8').split('\n')  # a text may hold other ends of lines
+    rows = [json.loads(line) for line in lines if line]
     column = lambda what: {name: [row[what][name] for row in rows] for name in rows[0].get(what, {})}  # noqa: E731
     votes = {
         pair: {judge: [_number(row['votes'][pair][judge]) for row in rows] for judge in by}
@@ -250,10 +267,11 @@ def of_sweep(
     told: str,
     csv: str,
     commands: Sequence[str],
+    simulated: bool,
 ) -> None:
     """Writes the page of a sweep: its table, every figure of every point for download, and the command of each point."""
     cells = [[f'{cell:.4g}' if isinstance(cell, float) else cell for cell in row] for row in rows]
     sections = [page.table('What was found', columns, cells, told), page.made([], [], '\n'.join(commands), [])]
-    simulated = title.startswith('SIMULATED')
-    shown = page.Page(f'Sweep {folder.name}', [title], simulated, sections, None, {'sweep.csv': csv})
+    about = page.banner(posts=simulated, judges=simulated)
+    shown = page.Page(f'Sweep {folder.name}', [title], about, sections, None, {'sweep.csv': csv})
     page.write(folder / PAGE, shown)

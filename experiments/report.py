@@ -89,7 +89,7 @@ def report(
     if ranked or (world and len(written) > 2):
         result['concordance'] = concordance(cfg.evaluation, prompts, written, ranked, world)
     if ranked:
-        result['raters'] = raters(ranked, cfg.evaluation.confidence)
+        result['raters'] = raters(ranked, cfg.evaluation.confidence, prompts, written)
     result['comparisons'] = comparisons(cfg.task, folder, found, **about)
     if cfg.task == 'harmless' and (world or lm):
         judge = judging.make_harm_judge(cfg.evaluation, lm, mesh, world)
@@ -168,9 +168,11 @@ def concordance(
     return {'simulated': ranked is None, 'raters': raters, 'policies': policies} | asdict(w)
 
 
-def raters(ranked: rankings.Rankings, confidence: float) -> dict[str, Any]:
+def raters(ranked: rankings.Rankings, confidence: float, prompts: Sequence[Prompt], written: Written) -> dict[str, Any]:
     """How far each rater agrees with what it said itself, where it was asked again, and with the others."""
-    found = rankings.raters(ranked, confidence)
+    ids = [prompt.id for prompt in prompts]
+    seen = {name: dict(zip(ids, responses)) for name, responses in written.items()}
+    found = rankings.raters(ranked, confidence, seen)
     cells = [[name, one.prompts, tables.within(one.itself), tables.within(one.others)] for name, one in found.items()]
     log.figures_table('raters', RATERS_TABLE, cells)
     if ranked.skipped:

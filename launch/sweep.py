@@ -478,13 +478,14 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
     chosen = sweep_table.choose(rows, figures)
     columns, cells = sweep_table.table(rows, chosen)
     about = ''.join(f': {word}' for word in sweep_table.common(chosen))
-    world = 'SIMULATED world, ' if any(numbers.get('simulated') for numbers in results.values()) else ''
+    simulated = any(numbers.get('simulated') for numbers in results.values())
+    world = 'SIMULATED world, ' if simulated else ''
     title, legend = f'{world}{len(results)} of {len(points)} points finished{about}', sweep_table.legend(cells)
     log.figures_table(title, columns, cells)
     if legend:
         log.say(f'{legend}\n')
     commands = [shlex.join(['python', 'launch/run.py', *point.arguments]) for point in points]
-    hosts.told(lambda: pages.of_sweep(folder, title, columns, cells, legend, csv, commands))
+    hosts.told(lambda: pages.of_sweep(folder, title, columns, cells, legend, csv, commands, simulated))
     log.say(f'all figures, a line a point: {folder / "sweep.csv"}; to look at: {folder / pages.PAGE}')
     for name, lines in failed.items():
         log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))

@@ -28,7 +28,7 @@ from rlaif_jax.evaluation import tables
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.figures import PANELS, curve, running_mean
 from rlaif_jax.evaluation.length import characters
-from rlaif_jax.evaluation.report import DOUBTS, POLICIES, Published, by_pair, even_side, labeler_row, side, verdict
+from rlaif_jax.evaluation.report import POLICIES, Published, by_pair, doubts, even_side, labeler_row, side, verdict
 from rlaif_jax.evaluation.statistics import Interval, wilson
 from rlaif_jax.evaluation.versus import WinRate, both_orders
 
@@ -41,9 +41,19 @@ CURVE = 300  # points of a curve at most
 RULE = (
     f'Reproduced: we and the paper prefer the same one, or neither, and the paper’s figure is within {SESSIONS} points of '
     f'our interval (its own sessions differ by so much). Same direction: the same one, by more or less than that. Not '
-    f'shown: our interval holds 50 %, or is wider than {WIDEST} points where the paper sees no difference. Otherwise: all '
-    f'else. The paper prefers one where its figure is more than {SESSIONS} points from 50.'
+    f'shown: our interval holds 50 %, or is wider than {WIDEST} points where the paper sees no difference, or our rate '
+    f'is an extrapolation (~). Otherwise: all else. The paper prefers one where its figure is more than {SESSIONS} points '
+    'from 50.'
 )
+BANNERS = {  # posts are simulated, judges are -> what is said of it
+    (False, False): '',
+    (
+        True,
+        False,
+    ): 'The posts are artificial. What people say of them is real; all other figures are of that world alone.',
+    (False, True): 'A toy model of an artificial world judges or writes here: its figures say nothing of other models.',
+    (True, True): 'Artificial posts, raters and an oracle, and toy models: these figures are of that world alone.',
+}
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,15 @@ class Page:
 
     title: str
     verdicts: Sequence[str] = ()  # sentences
-    simulated: bool = False
+    simulated: str = ''  # what is, of `banner`
     sections: Sequence[Section] = ()
     samples: Mapping[str, Any] | None = None  # of `samples`
     files: Mapping[str, str] = field(default_factory=dict)  # name -> text, for download
+
+
+def banner(*, posts: bool, judges: bool) -> str:
+    """What is said of a page on which posts, or those who judge or write, are simulated; '' where neither are."""
+    return BANNERS[posts, judges]
 
 
 def write(path: str | PathLike[str], page: Page) -> None:
@@ -80,19 +95,28 @@ def html(page: Page) -> str:
 
 
 def ranking(
-    title: str, prompts: Sequence[tuple[str, str]], texts: Mapping[str, Sequence[str]], instructions: Sequence[str]
+    title: str,
+    prompts: Sequence[tuple[str, str]],
+    texts: Mapping[str, Sequence[str]],
+    instructions: Sequence[str],
+    simulated: bool = False,
 ) -> str:
     """A page on which people rank the responses to each prompt, as the text of its file; what they save is a file that
     `rankings.read` reads.
 
     They do not see whose responses they are. Each rater has the cards in an order of its own, equal texts on one card, and
-    is asked about some prompts again. prompts: id and text; texts: policy -> responses; instructions: paragraphs.
+    is asked about some prompts again. prompts: id and text; texts: policy -> responses; instructions: paragraphs;
+    simulated: whether the prompts are artificial, which the page says.
     """
     rows = [{'id': id, 'prompt': prompt} for id, prompt in prompts]
     rows = [row | {'texts': list(of)} for row, of in zip(rows, zip(*texts.values(), strict=True), strict=True)]
-    digest = hashlib.sha256(log.to_json(rows).encode(errors='surrogatepass')).hexdigest()[:16]
-    data = {'policies': [*texts], 'rows': rows, 'digest': digest}
-    return _file('rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED)
+    data = {'policies': [*texts], 'rows': rows}
+    digest = hashlib.sha256(log.to_json(data).encode(errors='surrogatepass')).hexdigest()[:16]
+    data['digest'] = digest  # what a browser keeps is of these policies' responses
+    told = banner(posts=simulated, judges=False)
+    return _file(
+        'rank.html.j2', 'rank.js', data, title=title, instructions=instructions, reasons=SKIPPED, simulated=told
+    )
 
 
 def _file(template: str, script: str, data: Mapping[str, Any], **values: Any) -> str:
@@ -129,9 +153,7 @@ def comparisons(found: Mapping[str, Sequence[WinRate]], published: Published | N
             })  # fmt: skip
     first = {(one.name_a, one.name_b): one for one in next(iter(found.values()))}
     legend = [words for column in POLICIES.values() for words in column.values() if words]
-    legend += [
-        words for doubt, words in DOUBTS.items() if any(getattr(row['one'].length_adjusted, doubt) for row in rows)
-    ]
+    legend += doubts(row[rate] for row in rows for rate in ('even', 'plain'))
     known = {name for name in ('paper', 'plain') if any(row[name] for row in rows)}
     shown = {'rows': rows, 'legend': legend, 'known': known, 'rule': RULE if 'paper' in known else ''}
     return _section('Who is preferred', 'comparisons', **shown, matrices=_matrices(first) if len(first) > 1 else [])
@@ -141,7 +163,7 @@ def outcome(rate: Interval, percent: float) -> str:
     """What becomes of the paper's figure, in per cent, beside our rate, by `RULE`."""
     ours, papers = side(rate), (percent > 50 + SESSIONS) - (percent < 50 - SESSIONS)
     low, high = 100 * rate.low, 100 * rate.high
-    if not rate.n or (not ours and (papers or high - low > WIDEST)):
+    if not rate.n or getattr(rate, 'extrapolated', False) or (not ours and (papers or high - low > WIDEST)):
         return 'not shown'
     if ours != papers:
         return 'otherwise'

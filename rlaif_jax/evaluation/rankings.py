@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -45,7 +46,8 @@ class Rankings:
 @dataclass(frozen=True)
 class Rater:
     """How far one rater agrees: over pairs of policies that both rankings have, 1 for the same order, 0 for the opposite,
-    and half where one of them has a tie and the other an order; averaged over prompts, in [0, 1].
+    and half where one of them has a tie and the other an order; averaged over prompts, in [0, 1]. Pairs of equal responses
+    are left out: people see them as one, and cannot but tie them.
     """
 
     prompts: int  # ranked
@@ -94,17 +96,26 @@ def concordance(rank_BMN: np.ndarray, *, resamples: int = 1000, confidence: floa
     return bootstrap(w_B, resamples=resamples, confidence=confidence)
 
 
-def raters(rankings: Rankings, confidence: float = 0.95) -> dict[str, Rater]:
-    """How far each rater agrees with itself and with the others."""
+def raters(
+    rankings: Rankings, confidence: float = 0.95, responses: Mapping[str, Mapping[str, str]] = {}
+) -> dict[str, Rater]:
+    """How far each rater agrees with itself and with the others. responses: policy -> prompt, as the rankings name both, ->
+    what it wrote; those not given are taken to differ.
+    """
+    text_BN = np.empty((len(rankings.prompts), len(rankings.policies)), object)
+    for n, policy in enumerate(rankings.policies):
+        text_BN[:, n] = [responses.get(policy, {}).get(prompt, n) for prompt in rankings.prompts]  # n is like no text
+    equal_BNN = text_BN[:, :, None] == text_BN[:, None, :]
+    order = partial(_same_order, equal_BNN=equal_BNN)
     rank_MBN = np.moveaxis(rankings.rank_BMN, 1, 0)
     again_MBN = np.full_like(rank_MBN, np.nan) if rankings.again_BMN is None else np.moveaxis(rankings.again_BMN, 1, 0)
     found = {}
     for m, name in enumerate(rankings.raters):
-        with_others_MB = np.array([_same_order(rank_MBN[m], other_BN) for other_BN in np.delete(rank_MBN, m, 0)])
+        with_others_MB = np.array([order(rank_MBN[m], other_BN) for other_BN in np.delete(rank_MBN, m, 0)])
         with_others_MB = with_others_MB.reshape(-1, len(rankings.prompts))
         said_B = (~np.isnan(with_others_MB)).sum(0)
         others_B = np.nansum(with_others_MB, 0)[said_B > 0] / said_B[said_B > 0]
-        itself_B = _same_order(rank_MBN[m], again_MBN[m])
+        itself_B = order(rank_MBN[m], again_MBN[m])
         found[name] = Rater(
             prompts=int((~np.isnan(rank_MBN[m])).any(1).sum()),
             itself=bounded_interval(itself_B[~np.isnan(itself_B)], confidence),
@@ -113,11 +124,11 @@ def raters(rankings: Rankings, confidence: float = 0.95) -> dict[str, Rater]:
     return found
 
 
-def _same_order(rank_BN: np.ndarray, other_BN: np.ndarray) -> np.ndarray:
-    """(B,) as `Rater` says; nan where no pair was ranked by both."""
+def _same_order(rank_BN: np.ndarray, other_BN: np.ndarray, equal_BNN: np.ndarray) -> np.ndarray:
+    """(B,) as `Rater` says; nan where no pair of unlike responses was ranked by both."""
     a, b = np.triu_indices(rank_BN.shape[-1], 1)
     sign_BP, other_BP = (np.sign(one_BN[:, a] - one_BN[:, b]) for one_BN in (rank_BN, other_BN))
-    same_BP = 1 - np.abs(sign_BP - other_BP) / 2
+    same_BP = np.where(equal_BNN[:, a, b], np.nan, 1 - np.abs(sign_BP - other_BP) / 2)
     said_B = (~np.isnan(same_BP)).sum(1)
     return np.where(said_B > 0, np.nansum(same_BP, 1) / np.maximum(said_B, 1), np.nan)
 

@@ -10,7 +10,7 @@ in `figures.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,6 @@ from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation import tables
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
-from rlaif_jax.evaluation.length import AtLength
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.tables import NOTHING
 from rlaif_jax.evaluation.versus import WinRate, both_orders, complement
@@ -74,9 +73,9 @@ POLICIES = {
         'unscorable': '',
     },
 }
-DOUBTS = {  # of a rate at equal length -> what is said of it
-    'extrapolated': '~: an extrapolation, as hardly a pair has A, or B, the longer one.',
-    'humps': '[humps]: resamples gather round two rates, so that there is no one interval.',
+DOUBTS = {  # sign in the cell of a rate at equal length -> what is said of it
+    '~': 'an extrapolation, as hardly a pair has A, or B, the longer one.',
+    '[humps]': 'resamples gather round two rates, so that there is no one interval.',
 }
 WIDE = {'width': 10, 'padding': (0, 0, 0, 1), 'pad_edge': True}  # columns that stand apart
 
@@ -185,7 +184,7 @@ def policies_table(
                 'comparison, judge': f'  {judge}' if i else f'{a} vs {b}\n  {judge}',
                 'win rate %': tables.within(one.raw),
                 'at equal length %': tables.within(one.length_adjusted),
-                'plain ratio %': tables.percent(one.plain_ratio) if paper else '',
+                'plain ratio %': '~' * one.plain_ratio.extrapolated + tables.percent(one.plain_ratio) if paper else '',
                 'paper %': ' / '.join(tables.number(percent, '.3g') for percent in paper or ()),
                 'p': tables.p_value(one.p_value) if one.n else NOTHING,
                 'characters A : B': f'{one.mean_length_a:.0f} : {one.mean_length_b:.0f}' if one.n else NOTHING,
@@ -204,7 +203,7 @@ def policies_table(
             part = _grid(rows, [column for column in known if column in columns], **WIDE)
             _show(tables.title(title, simulated, name), part)
     told = [legend[column] for column in known if legend[column]]
-    told += _doubts([one.length_adjusted for judged in together.values() for one in judged.values()])
+    told += doubts(cells[f'{column} %'] for cells in rows for column in ('at equal length', 'plain ratio'))
     log.show(Text('\n'.join(told) + '\n', style='dim'))
     for judged in together.values():
         log.show(Text(verdict(judged, simulated=simulated)))
@@ -294,7 +293,7 @@ def harmless_table(
     ]  # fmt: skip
     columns = ['policy', 'harmless', 'at equal length', 'by plain length', 'characters', 'unscorable', 'paper, %']
     log.figures_table(title, columns, rows)
-    if told := _doubts([one.length_adjusted for one in rates]):
+    if told := doubts(cell for row in rows for cell in row[2:4]):
         log.say(' '.join(told))
 
 
@@ -344,8 +343,10 @@ def side(found: Interval) -> int:
     return 0 if getattr(found, 'humps', False) else (found.low > 0.5) - (found.high < 0.5)
 
 
-def _doubts(rates: Sequence[AtLength]) -> list[str]:
-    return [words for doubt, words in DOUBTS.items() if any(getattr(rate, doubt) for rate in rates)]
+def doubts(cells: Iterable[str]) -> list[str]:
+    """What is said of the signs of doubt that stand in cells, which are of `tables.within`."""
+    together = '\n'.join(cells)
+    return [f'{sign}: {words}' for sign, words in DOUBTS.items() if sign in together]
 
 
 def _at_equal_length(one: WinRate) -> str:

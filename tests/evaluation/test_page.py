@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 
 from rlaif_jax.evaluation import page
 from rlaif_jax.evaluation.alignment import report
-from rlaif_jax.evaluation.length import characters
+from rlaif_jax.evaluation.length import AtLength, characters
+from rlaif_jax.evaluation.report import DOUBTS
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.versus import compare, from_quality
 
@@ -76,7 +78,7 @@ def shown(texts, prompts, title='a page'):
     return page.Page(
         title,
         list(page.sentences({'raters': found}).values()),
-        True,
+        page.banner(posts=True, judges=True),
         [
             page.comparisons({'raters': found}, {(names[0], names[1]): (71, 59)}),
             page.curves({name: metrics for name in names}, {names[0]: (2, 5, f'{names[0]} over-optimised')}),
@@ -175,6 +177,24 @@ def test_what_becomes_of_the_papers_figure_follows_the_rule(rate, percent, becom
         assert page.outcome(one.complement() if turned else one, 100 - percent if turned else percent) == becomes
 
 
+def test_a_doubt_is_explained_wherever_it_stands_and_reproduces_nothing():
+    texts = ['x' * i for i in range(1, 41)]
+    one = compare(texts, texts, texts[::-1], lambda *_: np.arange(40) % 3 > 0, names=('a', 'b'))
+    sure = {
+        rate: replace(getattr(one, rate), extrapolated=False, humps=False)
+        for rate in ('length_adjusted', 'plain_ratio')
+    }
+    for doubt, sign in (('extrapolated', '~'), ('humps', '[humps]')):
+        plain = replace(sure['plain_ratio'], **{doubt: True})
+        html = page.comparisons(
+            {'raters': [replace(one, **sure | {'plain_ratio': plain})]}, {('a', 'b'): (66, 66)}
+        ).html
+        assert f'{sign}: {DOUBTS[sign]}' in html
+    assert '~: ' not in page.comparisons({'raters': [replace(one, **sure)]}, {('a', 'b'): (66, 66)}).html
+    told = [page.outcome(AtLength(0.71, 0.68, 0.74, 400, extrapolated), 71) for extrapolated in (False, True)]
+    assert told == ['reproduced', 'not shown']
+
+
 def test_a_plot_keeps_within_its_frame():
     plot = page.Plot((0, 10), (-1, 1), label='x')
     plot.line([-5, 5, 20], [-9, 0, 9], 0)
@@ -198,6 +218,10 @@ def test_raters_are_shown_texts_and_no_names_and_all_of_it_is_text():
     assert 'Which is <best>?' in read.said and html == page.ranking(
         '9 <prompts>', [(text, text) for text in HOSTILE], texts, ['Which is <best>?']
     )
+    renamed = page.ranking('x', [(text, text) for text in HOSTILE], dict(zip('ab', texts.values())), [])
+    assert (
+        json.loads(Reader(renamed).held['scriptdata'])['digest'] != data['digest']
+    )  # under which a browser keeps rankings
     (policy,) = [one['content'] for tag, one in read.tags if one.get('http-equiv') == 'Content-Security-Policy']
     hashed = base64.b64encode(hashlib.sha256(read.held['script'].encode()).digest()).decode()
     assert f"script-src 'sha256-{hashed}'" in policy and "default-src 'none'" in policy

@@ -241,6 +241,17 @@ def test_a_rater_agrees_with_itself_and_with_others_as_often_as_it_gives_their_o
     assert one['ann'].others.value == pytest.approx((1 + 0 + 0.5) / 3) == one['bob'].others.value
     assert one['eve'].others.value == pytest.approx((0 + 0 + 0.5) / 3) and one['tim'].others.value == 0.5
     assert all(rater.prompts == 20 for rater in one.values())
+    alike = {name: {f'p{i}': 'x' if name < 'c' else 'y' for i in range(20)} for name in 'abc'}
+    ties = [{'prompt_id': f'p{i}', 'rater': 'ann', 'ranking': [['a', 'b'], 'c']} for i in range(20)]
+    ties += [row | {'rater': 'bob', 'ranking': ['c', ['a', 'b']]} for row in ties] + [
+        row | {'repeat': True} for row in ties
+    ]
+    forced, chosen = (raters(read(write(tmp_path / 'k.jsonl', ties)), responses=given) for given in (alike, {}))
+    assert forced['ann'].others.value == 0 and chosen['ann'].others.value == pytest.approx(1 / 3)  # c alone is at odds
+    assert forced['ann'].itself.value == 1 and forced['ann'].itself.n == 20
+    same = {name: dict.fromkeys(alike[name], 'x') for name in 'abc'}  # all is one card
+    assert np.isnan(raters(found := read(tmp_path / 'k.jsonl'), responses=same)['ann'].others.value)
+    assert raters(found, responses={'a': alike['a']})['ann'] == chosen['ann']  # what nobody knows may differ
     alone = raters(read(write(tmp_path / 'k.jsonl', rows[:1])))['ann']
     assert np.isnan(alone.others.value) and alone.prompts == 1
     with pytest.raises(Mistake, match='before, in .*k.jsonl:1'):

@@ -226,10 +226,14 @@ def test_a_table_of_policies_is_readable_on_80_columns(printed, width):
     plain = printed(policies_table, {'judge': [replace(comparison(), unscorable=0)]}, width=width)
     assert not any(word in plain for word in ('SIMULATED', 'unscorable', 'paper', 'Paper', 'plain', '~'))
     one = comparison()
-    for doubt, cell in {'extrapolated': '~60.0 [55.0, 65.0]', 'humps': '60.0 [humps]'}.items():
+    for doubt, sign, cell in (('extrapolated', '~', '~60.0 [55.0, 65.0]'), ('humps', '[humps]', '60.0 [humps]')):
         doubtful = replace(one, length_adjusted=replace(one.length_adjusted, **{doubt: True}))
         text = printed(policies_table, {'judge': [doubtful]}, width=width)
-        assert cell in text and DOUBTS[doubt] in ' '.join(text.split())
+        assert cell in text and f'{sign}: {DOUBTS[sign]}' in ' '.join(text.split())
+    doubtful = replace(one, plain_ratio=replace(one.plain_ratio, extrapolated=True))
+    text = printed(policies_table, {'judge': [doubtful]}, published={('RLAIF', 'SFT'): (71, 59)}, width=width)
+    assert max(map(len, text.splitlines())) <= width and f'~: {DOUBTS["~"]}' in ' '.join(text.split())
+    assert '~' not in printed(policies_table, {'judge': [doubtful]}, width=width)  # where it does not stand
 
 
 def test_a_csv_of_policies_reads_back_to_the_same_numbers(tmp_path):

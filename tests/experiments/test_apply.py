@@ -15,6 +15,8 @@ from launch import run as launcher
 from rlaif_jax.config import Mistake
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.evaluation.page import banner
+from rlaif_jax.folder import finished
 from rlaif_jax.models.heads import scalar_head
 from rlaif_jax.training import reward_model
 from rlaif_jax.training.reward_model import RewardModel
@@ -24,11 +26,16 @@ ROWS = [
     {'prompt': 'POST: I lost my keys.\n\nTL;DR:', 'chosen': None, 'rejected': ' keys.', 'id': 8},
     {'prompt': 'POST: I lost my keys.\n\nTL;DR:', 'chosen': ' no idea', 'rejected': ' I lost my keys.', 'id': 9},
 ]
+BANNER = banner(posts=False, judges=True)
 MESSAGES = [{'prompt': [{'role': 'user', 'content': 'POST: I eat.\n\nTL;DR:'}], 'completion': None, 'mine': 1}]
 
 
 def run(*arguments):
     return launcher.main(list(map(str, arguments)))
+
+
+def page(folder):
+    return (folder / 'report.html').read_text(encoding='utf-8')
 
 
 @pytest.fixture(scope='module')
@@ -115,6 +122,7 @@ def test_a_file_comes_back_with_scores_and_what_is_there_is_not_made_again(tmp_p
         alone = rlaif_jax.score(model, [row['prompt']] * 2, texts, max_prompt=256, max_response=128)
         assert [row['chosen_score'], row['rejected_score']] == pytest.approx(alone, abs=1e-5) and alone[0] != alone[1]
     assert sum(made) == 4
+    assert finished(tmp_path / 'score')['simulated'] is True and BANNER in page(tmp_path / 'score')
     (tmp_path / 'out.jsonl').unlink()
     assert run(*command('score', tmp_path, f'model={scorer}', 'max_prompt=256')) == 0 and sum(made) == 4
     assert files.read_rows(tmp_path / 'out.jsonl') == rows
@@ -169,6 +177,7 @@ def test_a_file_comes_back_with_responses_and_a_run_goes_on_where_it_was_stopped
     asked = [f'policy={labeler}', 'max_new_tokens=6']
     assert run(*command('generate', tmp_path, *asked)) == 0 and made == [8, 8, 4]
     rows = files.read_rows(tmp_path / 'out.jsonl')
+    assert finished(tmp_path / 'generate')['simulated'] is True and BANNER in page(tmp_path / 'generate')
     assert [row['mine'] for row in rows] == list(range(22))
     assert all(isinstance(row['completion'], str) for row in rows[:20])
     assert [row['completion'] for row in rows[20:]] == [None, None]

@@ -280,8 +280,18 @@ def test_a_page_for_raters_judges_nothing_and_is_made_again_when_lost(tmp_path):
     cfg = bind(find('compare')(MICRO), given)
     (line,) = cfg.lines(tmp_path / 'run')
     assert (line.steps, line.models, cfg.always) == (3, {}, True)
-    assert cfg.run(tmp_path / 'run') | {'rank_page': ''} == {'rank_page': '', 'prompts': 3, 'policies': 2}
-    assert '"policies": ["a", "b"]' in (tmp_path / 'rank.html').read_text(encoding='utf-8')
+    assert cfg.run(tmp_path / 'run') | {'rank_page': ''} == {
+        'rank_page': '',
+        'prompts': 3,
+        'policies': 2,
+        'simulated': False,
+    }
+    html = (tmp_path / 'rank.html').read_text(encoding='utf-8')
+    assert '"policies": ["a", "b"]' in html and 'SIMULATED' not in html
+    prompts = loader.source('micro_tldr', 'test', 8, 'summarization')[:3]
+    responses.write(tmp_path / 'r.jsonl', prompts, {'a': ['one'] * 3, 'b': ['two'] * 3})
+    assert bind(cfg, {'data.test': 8}).run(tmp_path / 'run')['simulated'] is True
+    assert 'SIMULATED' in (tmp_path / 'rank.html').read_text(encoding='utf-8')
     for changes in ({'rankings': 'k.jsonl'}, {'responses': ''}):
         with pytest.raises(Mistake, match='rank_page is for people who rank responses='):
             bind(cfg, changes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -15,8 +15,9 @@ from experiments.scales import scale
 from rlaif_jax import log
 from rlaif_jax.config import bind, dump
 from rlaif_jax.data import files, loader
-from rlaif_jax.evaluation import responses, versus
+from rlaif_jax.evaluation import harmless, page, responses, versus
 from rlaif_jax.evaluation.alignment import Alignment, report
+from rlaif_jax.evaluation.report import DOUBTS
 from rlaif_jax.folder import finish
 from rlaif_jax.micro import tasks
 
@@ -52,13 +53,44 @@ def test_the_page_of_a_run_is_that_of_its_folder(tmp_path):
     oracle = [0.5 + 0.5 * np.sign(row['quality'][0] - row['quality'][1]) for row in rows]
     assert [row['votes'][0][1] for row in rows] == pytest.approx(oracle)
     assert any(row['wrong'][1] for row in rows) and data['files']['comparisons.csv'].startswith('name_a,')
-    assert 'role="note"' in html and 'evaluation.resamples' in html and 'SIMULATED · ' in html
+    assert page.banner(posts=True, judges=True) in html and 'evaluation.resamples' in html and 'SIMULATED · ' in html
     assert '>71 / 59<' in html and data['files']['config.gin'] in (tmp_path / 'run/config.gin').read_text()
 
 
 def test_what_people_said_of_a_simulated_world_stands_under_its_banner_and_is_theirs(tmp_path):
     html = compared(tmp_path / 'run', by_people=True)[2]
-    assert 'role="note"' in html and '<p class="verdict">RLAIF is preferred to SFT (people: 100.0 %' in html
+    assert (
+        page.banner(posts=True, judges=False) in html
+        and '<p class="verdict">RLAIF is preferred to SFT (people: 100.0 %' in html
+    )
+
+
+def test_a_page_that_fails_costs_no_run_and_any_sign_is_read_back(tmp_path, capsys):
+    cfg = compared(tmp_path / 'run')[0]
+    judged = tmp_path / 'run' / pages.JUDGED
+    rows = [json.loads(line) for line in judged.read_text(encoding='utf-8').split('\n') if line]
+    for row in rows:
+        row['wrong']['SFT'] = [[0, 1, 'one\u2028two\u2029three\x85']]
+    judged.write_text(''.join(log.to_json(row) + '\n' for row in rows), encoding='utf-8')
+    pages.of_run('compare', cfg, tmp_path / 'run')
+    assert r'one\u2028two\u2029three\u0085' in (tmp_path / 'run/report.html').read_text(encoding='utf-8')
+    (tmp_path / 'run/report.html').unlink()
+    judged.write_text('{', encoding='utf-8')
+    pages.of_run('compare', cfg, tmp_path / 'run')
+    assert 'JSONDecodeError' in capsys.readouterr().err and not (tmp_path / 'run/report.html').exists()
+
+
+def test_a_doubt_of_the_table_of_harm_is_explained(tmp_path):
+    cfg, texts, _ = compared(tmp_path / 'run')
+    result = json.loads((tmp_path / 'run/result.json').read_text(encoding='utf-8'))
+    (one,) = harmless.compare_harmless({'SFT': (texts['SFT'], np.arange(40) % 3 > 0)})
+    for far in (False, True):
+        plain = replace(one.plain_ratio, extrapolated=far)
+        rate = replace(one, length_adjusted=replace(one.length_adjusted, extrapolated=False), plain_ratio=plain)
+        finish(tmp_path / 'run', result | {'harmless': {'SFT': asdict(rate)}})
+        pages.of_run('compare', cfg, tmp_path / 'run')
+        part = (tmp_path / 'run/report.html').read_text(encoding='utf-8').partition('<h2>Who does harm')[2]
+        assert (f'~: {DOUBTS["~"]}' in part) == far
 
 
 def test_results_are_read_back_as_they_were():

@@ -277,7 +277,7 @@ def test_a_failed_point_stops_no_other_and_is_all_that_a_second_call_runs(stub, 
     assert 'ValueError: no luck' in (folder / broken / 'output.log').read_text(encoding='utf-8')
     assert [row['point'] for row in rows(folder) if row['failed']] == [broken]
     page = (folder / 'report.html').read_text(encoding='utf-8')
-    assert 'SIMULATED' in page and '±' in page and 'reinforce.beta=0.5 --seed=2' in page
+    assert 'role="note"' in page and '±' in page and 'reinforce.beta=0.5 --seed=2' in page
 
     (folder / 'break').unlink()
     assert sweep.main(arguments, stub) == 0
