@@ -23,10 +23,10 @@ def load(name: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) 
 
 def check(address: str) -> None:
     """Raises what `load` would raise for a server. Where nothing may be fetched, as for a plan, one that cannot be reached
-    is told of instead: it may not have been started yet.
+    is told of instead: it may not have been started yet. One process of several may ask alone.
     """
     try:
-        Served(address)
+        Served(address, alone=True)
     except Passing as passing:
         if downloads():
             raise

@@ -209,11 +209,12 @@ def _id(id: Any, text: str) -> int | None:
 class Served:
     """A model behind an address, probed: what labelers take in the place of a model that is here."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, alone: bool = False) -> None:
+        """All processes ask for one together, unless it is for this one `alone`."""
         at = self.address = Address.parse(address)
         self.name, self.tokenizer, self.chat = str(at), at.read_tokenizer(), at.api == 'chat'
         self.wire = Wire(self.name, at.url, parallel=at.parallel, timeout=at.timeout, patience=at.patience)
-        found = hosts.told(self._connect)
+        found = self._connect() if alone else hosts.told(self._connect)
         self.how: dict[str, Any] = found['how']  # how it is asked for log-probabilities
         self.most: int = found['most']  # tokens of a prompt and of what follows it
 

@@ -13,7 +13,7 @@ import pytest
 from stand_in import Micro, StandIn, Status, Table
 
 import rlaif_jax
-from rlaif_jax import stopping
+from rlaif_jax import hosts, stopping
 from rlaif_jax.config import Mistake, Passing, parse_binding
 from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.labeling import direct, labelers, preference, served, wire
@@ -279,6 +279,16 @@ def test_who_is_not_there_is_named_before_the_work(tmp_path):
         labelers.check(address)
     with presets.downloading_nothing():
         labelers.check(address)  # only told of
+
+
+def test_one_process_of_several_checks_alone(table, monkeypatch):
+    monkeypatch.setattr(hosts, 'count', lambda: 2)
+    monkeypatch.setattr(hosts, '_tell', lambda name, text: None)
+    address = table.address(tokenizer='micro_xs')
+    hosts.told(lambda: labelers.check(address))
+    with pytest.raises(RuntimeError, match='told within told'):
+        hosts.told(lambda: served.served(address).most)
+    assert hosts.told(lambda: 1) == 1
 
 
 def test_a_server_of_no_use_is_named(table, monkeypatch):
