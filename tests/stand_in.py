@@ -30,7 +30,9 @@ class Status:
     after: str = ''  # Retry-After
 
 
-Fault = Status | str | None  # or 'drop', 'half', 'stall', 'bare' (an answer without log-probabilities)
+Fault = (
+    Status | str | None
+)  # or 'drop', 'half', 'stall', 'bare' (without log-probabilities), 'null' (without text)
 
 
 class Micro:
@@ -130,7 +132,10 @@ class StandIn:
                 return 0, {'kind': fault}, {}
             if self.key and headers.get('Authorization') != f'Bearer {self.key}':
                 return 401, {'error': {'message': f'wrong key: {headers.get("Authorization")}'}}, {}
-            return self._answered(path, body, bare=fault == 'bare')
+            code, answer, more = self._answered(path, body, bare=fault == 'bare')
+            if fault == 'null':
+                answer['choices'] = [{'text': None, 'message': {'content': None}}]
+            return code, answer, more
         finally:
             with self._lock:
                 self._now -= 1

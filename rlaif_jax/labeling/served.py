@@ -33,7 +33,7 @@ from rlaif_jax.models import presets
 from rlaif_jax.paths import digest
 from rlaif_jax.text import Tokenizer
 
-T = TypeVar('T')
+N, T = TypeVar('N'), TypeVar('T')
 
 SERVERS = 'vLLM, SGLang and llama.cpp give them, for completions'
 AT_ONCE, SOON = 5.0, 60.0  # seconds: a server that is not there, or fails, is told of before the work begins
@@ -237,9 +237,12 @@ class Served:
         return found
 
     def probe(self, how: Mapping[str, Any], patience: float | None = None) -> None:
-        """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where nothing is shown."""
+        """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where log-probabilities are asked
+        for and none are shown.
+        """
         prompt = PROBE if self.chat else [*self.tokenizer.start, *self.tokenizer.encode([PROBE])[0]]
-        if not shown(self.ask(prompt, how, patience=patience, tries=MOST)):
+        answer = self.ask(prompt, how, patience=patience, tries=MOST)
+        if 'logprobs' in how and not shown(answer):
             what = 'gives no log-probabilities, and verdicts are read from nothing else'
             raise Mistake(f'{self.name}: {what}; {SERVERS}')
 
@@ -315,32 +318,32 @@ class ServedAnswerer(Answerer):
 
     @abstractmethod
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
-        """What is written behind a row. Raises `Refused`."""
+        """What is written behind a row. Raises `Refused`, for an answer without text, too."""
 
-    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str]:
+    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str | None]:
         limit = 'max_completion_tokens' if 'max_completion_tokens' in self.lm.how else 'max_tokens'
         asked: dict[str, Any] = {limit: how.max_new_tokens, 'temperature': how.temperature, 'stop': [until]}
         if how.top_k and urlsplit(self.lm.address.url).hostname != OPENAI:  # which does not know it
             asked['top_k'] = how.top_k
 
-        def one(i: int) -> str:
+        def one(i: int) -> str | None:
             seed = {'seed': (how.seed + i) % MOST} if how.temperature else {}
-            return self._or('', lambda: self.said(rows[i], asked | seed))
+            return self._or(None, lambda: self.said(rows[i], asked | seed), asked | seed | {limit: 1})
 
         return hosts.told(lambda: self.lm.wire.each(one, range(len(rows))))
 
     def _score(self, rows: Sequence[Sequence[int]], group: int) -> list[list[float]]:
         none = np.zeros(len(self.answers.names))
-        one = lambda row: self._or(none, lambda: self.probabilities(row)).tolist()  # noqa: E731
+        one = lambda row: self._or(none, lambda: self.probabilities(row), self.lm.how).tolist()  # noqa: E731
         return hosts.told(lambda: self.lm.wire.each(one, rows))
 
-    def _or(self, none: T, do: Callable[[], T]) -> T:
-        """What `do` gives; `none` where the server does not take this prompt, but takes others."""
+    def _or(self, none: N, do: Callable[[], T], how: Mapping[str, Any]) -> T | N:
+        """What `do` gives; `none` where the server does not take this prompt, but takes others that are asked so."""
         try:
             return do()
         except Refused as error:
             try:
-                self.lm.probe(self.lm.how)
+                self.lm.probe(how)
             except Refused:
                 raise Mistake(f'{self.lm.name}: takes no prompts any more, it answers {error}') from None
             log.say_once(f'{self.lm.name}: some prompts get no answer but {error}')
@@ -370,7 +373,7 @@ class TokenAnswerer(ServedAnswerer):
 
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         answer = self.lm.ask([*map(int, self.preamble), *map(int, row)], how)
-        return _text(self.lm, lambda: answer['choices'][0]['text'])
+        return _text(lambda: answer['choices'][0]['text'])
 
     def _tokens(self, prompt: list[int]) -> dict[int, float]:
         """log P of the tokens that the server shows behind a prompt, as far as they are told apart."""
@@ -399,7 +402,7 @@ class ChatAnswerer(ServedAnswerer):
 
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         answer = self.lm.ask(self._prompt(row), how)
-        return _text(self.lm, lambda: answer['choices'][0]['message']['content'])
+        return _text(lambda: answer['choices'][0]['message']['content'])
 
     def _writes_ten(self) -> bool:
         """Whether 10 is one token to it."""
@@ -411,9 +414,9 @@ class ChatAnswerer(ServedAnswerer):
         return self.lm.tokenizer.decode([[*self.preamble, *row]])[0]
 
 
-def _text(lm: Served, read: Callable[[], Any]) -> str:
-    """What was written. Raises `Mistake` where that is no text."""
+def _text(read: Callable[[], Any]) -> str:
+    """What was written. Raises `Refused` where that is no text: a chat that calls a tool or declines has null."""
     with suppress(KeyError, IndexError, TypeError):
         if isinstance(found := read(), str):
             return found
-    raise Mistake(f'{lm.name}: its answer holds no text')
+    raise Refused('an answer without text')

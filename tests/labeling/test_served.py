@@ -229,6 +229,28 @@ def test_a_prompt_that_the_server_refuses_costs_no_other(table, tmp_path, capsys
         assert getattr(fault, 'said', 'without log-probabilities') in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('api', ['completions', 'chat'])
+def test_a_rationale_that_is_refused_makes_no_label(table, tmp_path, api):
+    options = {'api': 'chat', 'tokenizer': ''} if api == 'chat' else {}
+    told = lambda body: table.model.tokenizer.decode([body['prompt']])[0] if 'prompt' in body else str(body)  # noqa: E731
+    for i, fault in enumerate((Status(400, 'a filter'), 'null')):
+        table.fault = lambda number, path, body: (
+            fault if 'logprobs' not in body and 'lost 3 keys' in told(body) else None  # noqa: B023
+        )
+        cfg = dataclasses.replace(COT, most_unscorable=0.5, least_mass=0.0)
+        labels = label(table, tmp_path / str(i), many(6), cfg, **options)
+        assert [one.status for one in labels] == ['unscorable' if n == 3 else 'ok' for n in range(6)]
+        assert labels[3].reason == preference.NO_RATIONALE
+
+
+def test_who_does_not_know_how_rationales_are_asked_for_is_named(table, tmp_path):
+    cfg = dataclasses.replace(COT, samples=2)
+    table.fault = lambda number, path, body: Status(400, 'what is top_k?') if 'top_k' in body else None
+    with pytest.raises(Mistake, match=r'#micro: .*what is top_k\?'):
+        label(table, tmp_path, many(4), cfg)
+    assert not lines(tmp_path)
+
+
 def test_a_server_that_takes_nothing_any_more_makes_no_labels(table, tmp_path):
     for fault, says in (
         (Status(400, 'other settings'), 'no prompts any more.*other settings'),
