@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 
 from rlaif_jax import hosts, log
-from rlaif_jax.config import MOST, Mistake, nearest
+from rlaif_jax.config import MOST, Mistake, Passing, nearest
 from rlaif_jax.generation import Sampling
 from rlaif_jax.labeling.scoring import Answerer, Answers
 from rlaif_jax.labeling.wire import KEY, OPENAI, Refused, Wire
@@ -228,20 +228,20 @@ class Served:
         path = 'chat/completions' if self.chat else 'completions'
         return self.wire.ask(path, {'model': self.address.model, **asked, **how}, **more)
 
-    def first(self, prompt: list[int] | str) -> list[Shown]:
+    def first(self, prompt: list[int] | str, **more: Any) -> list[Shown]:
         """The likeliest tokens behind a prompt. Raises `Refused`, too, for an answer without log-probabilities, as some
         servers give where nothing is written.
         """
-        if (found := shown(self.ask(prompt, self.how))) is None:
+        if (found := shown(self.ask(prompt, self.how, **more))) is None:
             raise Refused('an answer without log-probabilities')
         return found
 
-    def probe(self, how: Mapping[str, Any], patience: float | None = None) -> None:
+    def probe(self, how: Mapping[str, Any], **more: Any) -> None:
         """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where log-probabilities are asked
         for and none are shown.
         """
         prompt = PROBE if self.chat else [*self.tokenizer.start, *self.tokenizer.encode([PROBE])[0]]
-        answer = self.ask(prompt, how, patience=patience, tries=MOST)
+        answer = self.ask(prompt, how, **more)
         if 'logprobs' in how and not shown(answer):
             what = 'gives no log-probabilities, and verdicts are read from nothing else'
             raise Mistake(f'{self.name}: {what}; {SERVERS}')
@@ -253,13 +253,14 @@ class Served:
         most = self._listed()
         for how in CHATS if self.chat else COMPLETIONS:
             try:
-                self.probe(how, min(SOON, self.address.patience))
+                self.probe(how, patience=min(SOON, self.address.patience), tries=2, broke={500})  # at a field, perhaps
             except Refused as error:
                 refused = error
             else:
                 break
         else:
-            raise Mistake(f'{self.name}: is not to be asked for log-probabilities, it answers {refused}; {SERVERS}')
+            kind = Passing if refused.broke else Mistake
+            raise kind(f'{self.name}: is not to be asked for log-probabilities, it answers {refused}; {SERVERS}')
         if not self.chat:
             self._check_tokens()
         return {'how': how, 'most': most}
@@ -267,7 +268,7 @@ class Served:
     def _listed(self) -> int:
         """The longest prompt that a server's list says; the largest number where it does not, or keeps no list."""
         try:
-            listed = self.wire.ask('models', patience=AT_ONCE).get('data')
+            listed = self.wire.ask('models', patience=AT_ONCE, broke=frozenset()).get('data')
         except Refused:
             return MOST
         models = {one['id']: one for one in listed or [] if isinstance(one, dict) and isinstance(one.get('id'), str)}
@@ -339,15 +340,18 @@ class ServedAnswerer(Answerer):
 
     def _or(self, none: N, do: Callable[[], T], how: Mapping[str, Any]) -> T | N:
         """What `do` gives; `none` where the server does not take this prompt, but takes others that are asked so."""
-        try:
-            return do()
-        except Refused as error:
+        for again in (True, False):
             try:
-                self.lm.probe(how)
-            except Refused:
-                raise Mistake(f'{self.lm.name}: takes no prompts any more, it answers {error}') from None
-            log.say_once(f'{self.lm.name}: some prompts get no answer but {error}')
-            return none
+                return do()
+            except Refused as error:
+                try:
+                    self.lm.probe(how, broke=frozenset())  # however long it breaks: it may start again
+                except Refused:
+                    raise Mistake(f'{self.lm.name}: takes no prompts any more, it answers {error}') from None
+                if not (error.broke and again):  # what broke at this prompt may have been about to break anyway
+                    log.say_once(f'{self.lm.name}: some prompts get no answer but {error}')
+                    break
+        return none
 
 
 class TokenAnswerer(ServedAnswerer):
@@ -377,8 +381,11 @@ class TokenAnswerer(ServedAnswerer):
 
     def _tokens(self, prompt: list[int]) -> dict[int, float]:
         """log P of the tokens that the server shows behind a prompt, as far as they are told apart."""
-        rows = self.lm.first(prompt)
-        return {self.by_text.get(one.text, -1) if one.id is None else one.id: one.logp for one in rows}
+        found: dict[int, float] = {}
+        for one in self.lm.first(prompt):  # several tokens may decode alike
+            token = self.by_text.get(one.text, -1) if one.id is None else one.id
+            found[token] = float(np.logaddexp(found.get(token, -math.inf), one.logp))
+        return found
 
 
 class ChatAnswerer(ServedAnswerer):
@@ -407,7 +414,7 @@ class ChatAnswerer(ServedAnswerer):
     def _writes_ten(self) -> bool:
         """Whether 10 is one token to it."""
         with suppress(Refused):
-            return any(one.text.strip() == '10' for one in self.lm.first(TEN))
+            return any(one.text.strip() == '10' for one in self.lm.first(TEN, broke=frozenset()))
         return False
 
     def _prompt(self, row: Sequence[int]) -> str:
