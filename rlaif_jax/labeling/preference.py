@@ -295,10 +295,15 @@ def label_all(
     """
     asked = ask(labelers.tokenizer(name), cfg)
     limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
-    provenance = labelers.fingerprint(name), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
+    who = labelers.fingerprint(name), labelers.products(name, dtype)
+    provenance = *who, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
     keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
     load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
-    labeler = cache(lambda: make_labeler(load(name), cfg, mesh))
+
+    @cache
+    def labeler() -> Labeler:
+        labelers.check_length(lm := load(name), cfg.max_length)
+        return make_labeler(lm, cfg, mesh)
 
     def make(indices: list[int]) -> list[Record]:
         labels = labeler()([pairs[i] for i in indices])

@@ -146,6 +146,18 @@ def test_what_is_stored_is_not_asked_again_wherever_the_server_is(table, tmp_pat
         assert len(other.requests) > 6
 
 
+def test_labels_are_kept_of_whole_prompts_alone(table, tmp_path):
+    """Whatever a server takes, and whatever the type of products here is."""
+    table.length = 1000
+    with pytest.raises(Mistake, match=r'#micro: .*label\.max_length=999'):
+        label(table, tmp_path, many(2))
+    cfg = dataclasses.replace(PLAIN, max_length=999)
+    first = label(table, tmp_path, many(2), cfg)
+    asked, address = len(table.requests), table.address(tokenizer='micro_xs')
+    assert label_all(address, cfg, many(2), Store(tmp_path / 'labels.jsonl'), dtype='bfloat16') == first
+    assert len(table.requests) == asked
+
+
 FAULTS = {
     'drop': 'drop',
     'half': 'half',
