@@ -50,6 +50,8 @@ COMMAND_LINE = 'command line'
 # Loose, so that bind can name the nearest right path.
 _BINDING = re.compile(r'\s*([A-Za-z_-][\w.-]*)\s*=(.*)', re.DOTALL)
 _BARE_WORD = re.compile(r'[\w./:~-]+|https?://[^\s\'"]+')
+# Where a model is served: what stands before its name.
+_ADDRESS = re.compile(r'https?://[^\s\'"?#]+(?:\?([^\s\'"#]*))?#(?=[^\s\'"])')
 _DIRECTIVE = re.compile(r'#\s*(noqa|fmt)')  # a comment that is for tools
 _TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|#.*|.""")
 _NOT_FINITE = {'inf': float('inf'), 'nan': float('nan')}
@@ -319,11 +321,22 @@ def _comments(cls: type) -> dict[str, str]:
 def digest(config: Any, more: str = '') -> str:
     """Ten hex digits that stand for the class of `config` and its values. They are the same in every process.
 
-    Fields that change no number (`SAME`) are left out. more: text that is part of the identity, too.
+    Fields that change no number (`SAME`) are left out, and where models are served.
+    more: text that is part of the identity, too.
     """
     free = same(config)
     lines = ''.join(f'{path} = {literal}\n' for path, _, literal in help_text(config) if path not in free)
-    return hashlib.sha256(f'{type(config).__name__}\n{lines}{more}'.encode()).hexdigest()[:10]
+    return hashlib.sha256(f'{type(config).__name__}\n{anywhere(lines)}{more}'.encode()).hexdigest()[:10]
+
+
+def anywhere(text: str) -> str:
+    """A config's text without where models are served and how much is asked there at once: no number hangs on that."""
+
+    def short(address: re.Match[str]) -> str:
+        told = [option for option in (address[1] or '').split('&') if option.startswith(('api=', 'tokenizer='))]
+        return f'http://HOST?{"&".join(told)}#'
+
+    return _ADDRESS.sub(short, text)
 
 
 def same(config: Any, prefix: str = '') -> frozenset[str]:

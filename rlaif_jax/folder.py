@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlaif_jax import hosts, paths
-from rlaif_jax.config import CONTENT, Mistake, Passing, differences, digest, refusal
+from rlaif_jax.config import CONTENT, Mistake, Passing, anywhere, differences, digest, refusal
 from rlaif_jax.log import say, say_once, to_json, write_whole
 
 try:
@@ -76,8 +76,8 @@ def open_folder(
     folder: Path, config_text: str, same: Set[str] = frozenset(), hope: str = 'give another --workdir'
 ) -> None:
     """Makes `folder` and writes config.gin. Raises Mistake if it already belongs to a config with other bindings, but for
-    paths that are the `same` whatever they are bound to, or holds what a run would write over and no run has written; with
-    the `hope` there is. Of several processes the first one looks.
+    paths that are the `same` whatever they are bound to, and for where models are served; or holds what a run would write
+    over and no run has written; with the `hope` there is. Of several processes the first one looks.
     """
     hosts.told(lambda: _open(Path(folder), config_text, same, hope))
 
@@ -98,7 +98,8 @@ def _open(folder: Path, config_text: str, same: Set[str], hope: str) -> None:
     if other := [name for name in now if before.get(name, now[name]) != now[name]]:
         raise Mistake(f'{folder} was made of other data: {other[0]} has changed since; {hope}, or delete it')
     found = differences(text, config_text)
-    if changed := [line for line in found if line.partition(':')[0] not in same]:
+    others = differences(anywhere(text), anywhere(config_text))
+    if changed := [line for line in others if line.partition(':')[0] not in same]:
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
         raise Mistake(f'{lines}\n{hope}, or delete it')

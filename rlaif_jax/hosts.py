@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ PIECE = 2**20  # characters that are told at a time
 ROUND = 100  # times that something is told, until what was told is forgotten
 
 _number = itertools.count()  # of what was told: the same on all, as all ask in the same order
+_deciding = threading.Lock()  # held while the first process decides what it tells
 
 
 class Lost(Exception):
@@ -154,10 +156,13 @@ def first() -> bool:
 
 def told(decide: Callable[[], T]) -> T:
     """What `decide()` returns on the first process, on all. It is plain JSON (a tuple comes as a list); a `Mistake` in
-    place of it is raised on all.
+    place of it is raised on all. Raises `RuntimeError` within another `decide`, which the others do not run: they would
+    hear what was not meant for them.
     """
     if count() == 1:
         return decide()
+    if _deciding.locked():
+        raise RuntimeError('told within told: the other processes do not ask')
     number = next(_number)
     if number and number % ROUND == 0:  # what all have heard by now is forgotten
         barrier('a round')
@@ -171,7 +176,8 @@ def told(decide: Callable[[], T]) -> T:
             raise Elsewhere(text, status)
         return value
     try:
-        value = decide()
+        with _deciding:
+            value = decide()
     except Mistake as mistake:
         _tell(name, json.dumps(('mistake', (str(mistake), mistake.status))))
         raise

@@ -30,7 +30,9 @@ class Status:
     after: str = ''  # Retry-After
 
 
-Fault = Status | str | None  # or 'drop', 'half', 'stall', 'bare' (an answer without log-probabilities)
+Fault = (
+    Status | str | None
+)  # or 'drop', 'half', 'garbage', 'stall', 'bare' (without log-probabilities), 'null' (without text)
 
 
 class Micro:
@@ -93,6 +95,7 @@ class StandIn:
     at_once: int = 0  # the most requests that were there together
     port: int = 0
     keeps: bool = True  # the requests
+    counts: bool = True  # tokens
 
     def __enter__(self) -> Self:
         self._lock, self._now, self.number, self.released = threading.Lock(), 0, 0, threading.Event()
@@ -126,11 +129,14 @@ class StandIn:
             if isinstance(fault, Status):
                 more = {'Retry-After': fault.after} if fault.after else {}
                 return fault.code, {'error': {'message': fault.said}}, more
-            if fault in ('drop', 'half', 'stall'):
+            if fault in ('drop', 'half', 'garbage', 'stall'):
                 return 0, {'kind': fault}, {}
             if self.key and headers.get('Authorization') != f'Bearer {self.key}':
                 return 401, {'error': {'message': f'wrong key: {headers.get("Authorization")}'}}, {}
-            return self._answered(path, body, bare=fault == 'bare')
+            code, answer, more = self._answered(path, body, bare=fault == 'bare')
+            if fault == 'null':
+                answer['choices'] = [{'text': None, 'message': {'content': None}}]
+            return code, answer, more
         finally:
             with self._lock:
                 self._now -= 1
@@ -158,7 +164,7 @@ class StandIn:
         choice = {'message': {'content': text}} if chat else {'text': text}
         if shows and not bare:
             choice['logprobs'] = self._shown(self.model.logp(prompt), shows, chat)
-        return 200, {'choices': [choice], 'usage': usage}, {}
+        return 200, {'choices': [choice]} | ({'usage': usage} if self.counts else {}), {}
 
     def _shown(self, logp_V: np.ndarray, count: int, chat: bool) -> dict:
         ids = [int(i) for i in np.argsort(-logp_V)[:count]]
@@ -196,6 +202,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             if answer['kind'] == 'half':
                 self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"choices": [')
+            elif answer['kind'] == 'garbage':
+                self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\xff<html> :(')
             elif answer['kind'] == 'stall':
                 self.stand_in.released.wait(60)
             return

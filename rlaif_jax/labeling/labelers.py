@@ -7,7 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from rlaif_jax import log
-from rlaif_jax.config import Passing
+from rlaif_jax.config import Mistake, Passing
 from rlaif_jax.labeling import served
 from rlaif_jax.labeling.scoring import Model
 from rlaif_jax.labeling.served import Address, Served, is_address
@@ -23,14 +23,30 @@ def load(name: str | Path, *, dtype: str = 'float32', mesh: Mesh | None = None) 
 
 def check(address: str) -> None:
     """Raises what `load` would raise for a server. Where nothing may be fetched, as for a plan, one that cannot be reached
-    is told of instead: it may not have been started yet.
+    is told of instead: it may not have been started yet. One process of several may ask alone.
     """
     try:
-        Served(address)
+        Served(address, alone=True)
     except Passing as passing:
         if downloads():
             raise
         log.say(str(passing))
+
+
+def check_length(lm: Model, length: int) -> None:
+    """Raises `Mistake` where a server takes less than prompts of `length` tokens: its labels, which are kept by the model's
+    name, would be of other prompts than those of a server that takes more.
+    """
+    if isinstance(lm, Served) and lm.most <= length:
+        raise Mistake(
+            f'{lm.name}: takes {lm.most} tokens, answer included, and prompts may have {length}; set '
+            f'label.max_length={lm.most - 1}, or serve it with more'
+        )
+
+
+def products(name: str | Path, dtype: str) -> str:
+    """The type of its matrix products, where they are made here; elsewhere nobody knows."""
+    return '' if is_address(name) else dtype
 
 
 def tokenizer(name: str | Path) -> Tokenizer | served.Words:

@@ -34,6 +34,7 @@ from rlaif_jax.labeling.store import Record, Store, complete, key
 from rlaif_jax.text import Tokenizer
 
 ORDERS = 2  # as given, and swapped
+NO_RATIONALE = 'the labeler refuses to write a rationale'
 FEW = 8  # pairs: smaller batches leave too much of a machine idle
 
 
@@ -174,14 +175,15 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
             f'{len(preamble)} of which the preamble and its exemplars take'
         )
 
-    def reason(rows: Sequence[Sequence[int]]) -> list[str]:
-        """A rationale behind each prompt."""
+    def reason(rows: Sequence[Sequence[int]]) -> list[str | None]:
+        """A rationale behind each prompt; None where the labeler refuses to write one."""
         temperature, top_k = (0.0, 0) if cfg.samples == 1 else (cfg.temperature, cfg.top_k)
         seed, batch = _seed(cfg.seed, rows), ORDERS * cfg.batch
         how = Sampling(cfg.max_rationale, temperature, top_k, seed=seed, batch=batch)
         # A labeler that goes on to its verdict is cut there: verdicts are read from logits.
         mark = asked.verdict.parts[-1].strip()
-        return [text.partition(mark)[0].strip() for text in scorer.write(rows, how, mark)]
+        written = scorer.write(rows, how, mark)
+        return [None if text is None else text.partition(mark)[0].strip() for text in written]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
         shown = [sample for pair in pairs for sample in _orders(pair)]
@@ -190,17 +192,22 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         fits = [max(len(one.tokens) for one in orders) <= room for orders in both]
         # Sample by sample both orders of a pair are neighbours, so that the scorer computes their context once.
         todo = [one for orders, fit in zip(both, fits) if fit for one in orders * cfg.samples]
+        each = cfg.samples * ORDERS
         rationales: list[str] = []
+        explained = [True] * sum(fits)
         if asked.rationale:
-            rationales = reason([one.tokens for one in todo])
+            written = reason([one.tokens for one in todo])
+            explained = [None not in written[i : i + each] for i in range(0, len(written), each)]
+            todo = [one for i, one in enumerate(todo) if explained[i // each]]
+            rationales = [text for i, text in enumerate(written) if text is not None and explained[i // each]]
             todo = asked.conclude(tokenizer, todo, rationales, scorer.room)
         prob_BJOC = scorer([one.tokens for one in todo], group=ORDERS).reshape(-1, cfg.samples, ORDERS, len(better))
-        each = cfg.samples * ORDERS
         made = (
             _label(prob_JOC, todo[i : i + each], rationales[i : i + each], len(preamble), cfg.least_mass)
             for prob_JOC, i in zip(prob_BJOC, range(0, len(todo), each))
         )
-        return [next(made) if fit else _too_long(orders, room) for orders, fit in zip(both, fits)]
+        fitting = iter([next(made) if yes else _unscorable(0.0, NO_RATIONALE) for yes in explained])
+        return [next(fitting) if fit else _too_long(orders, room) for orders, fit in zip(both, fits)]
 
     return labeler
 
@@ -288,10 +295,15 @@ def label_all(
     """
     asked = ask(labelers.tokenizer(name), cfg)
     limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
-    provenance = labelers.fingerprint(name), dtype, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
+    who = labelers.fingerprint(name), labelers.products(name, dtype)
+    provenance = *who, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
     keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
     load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
-    labeler = cache(lambda: make_labeler(load(name), cfg, mesh))
+
+    @cache
+    def labeler() -> Labeler:
+        labelers.check_length(lm := load(name), cfg.max_length)
+        return make_labeler(lm, cfg, mesh)
 
     def make(indices: list[int]) -> list[Record]:
         labels = labeler()([pairs[i] for i in indices])

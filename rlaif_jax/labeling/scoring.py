@@ -121,8 +121,10 @@ class Answerer(ABC):
         """The same of rows that fit."""
 
     @abstractmethod
-    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str]:
-        """What is written behind each `preamble + row`; nobody reads on from where it says `until`."""
+    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> Sequence[str | None]:
+        """What is written behind each `preamble + row`, None where it refuses to; nobody reads on from where it says
+        `until`.
+        """
 
 
 class Remote(Protocol):

@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 
 from rlaif_jax import hosts, log
-from rlaif_jax.config import MOST, Mistake, nearest
+from rlaif_jax.config import MOST, Mistake, Passing, nearest
 from rlaif_jax.generation import Sampling
 from rlaif_jax.labeling.scoring import Answerer, Answers
 from rlaif_jax.labeling.wire import KEY, OPENAI, Refused, Wire
@@ -33,7 +33,7 @@ from rlaif_jax.models import presets
 from rlaif_jax.paths import digest
 from rlaif_jax.text import Tokenizer
 
-T = TypeVar('T')
+N, T = TypeVar('N'), TypeVar('T')
 
 SERVERS = 'vLLM, SGLang and llama.cpp give them, for completions'
 AT_ONCE, SOON = 5.0, 60.0  # seconds: a server that is not there, or fails, is told of before the work begins
@@ -209,11 +209,12 @@ def _id(id: Any, text: str) -> int | None:
 class Served:
     """A model behind an address, probed: what labelers take in the place of a model that is here."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, alone: bool = False) -> None:
+        """All processes ask for one together, unless it is for this one `alone`."""
         at = self.address = Address.parse(address)
         self.name, self.tokenizer, self.chat = str(at), at.read_tokenizer(), at.api == 'chat'
         self.wire = Wire(self.name, at.url, parallel=at.parallel, timeout=at.timeout, patience=at.patience)
-        found = hosts.told(self._connect)
+        found = self._connect() if alone else hosts.told(self._connect)
         self.how: dict[str, Any] = found['how']  # how it is asked for log-probabilities
         self.most: int = found['most']  # tokens of a prompt and of what follows it
 
@@ -227,18 +228,21 @@ class Served:
         path = 'chat/completions' if self.chat else 'completions'
         return self.wire.ask(path, {'model': self.address.model, **asked, **how}, **more)
 
-    def first(self, prompt: list[int] | str) -> list[Shown]:
+    def first(self, prompt: list[int] | str, **more: Any) -> list[Shown]:
         """The likeliest tokens behind a prompt. Raises `Refused`, too, for an answer without log-probabilities, as some
         servers give where nothing is written.
         """
-        if (found := shown(self.ask(prompt, self.how))) is None:
+        if (found := shown(self.ask(prompt, self.how, **more))) is None:
             raise Refused('an answer without log-probabilities')
         return found
 
-    def probe(self, how: Mapping[str, Any], patience: float | None = None) -> None:
-        """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where nothing is shown."""
+    def probe(self, how: Mapping[str, Any], **more: Any) -> None:
+        """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where log-probabilities are asked
+        for and none are shown.
+        """
         prompt = PROBE if self.chat else [*self.tokenizer.start, *self.tokenizer.encode([PROBE])[0]]
-        if not shown(self.ask(prompt, how, patience=patience, tries=MOST)):
+        answer = self.ask(prompt, how, **more)
+        if 'logprobs' in how and not shown(answer):
             what = 'gives no log-probabilities, and verdicts are read from nothing else'
             raise Mistake(f'{self.name}: {what}; {SERVERS}')
 
@@ -249,13 +253,14 @@ class Served:
         most = self._listed()
         for how in CHATS if self.chat else COMPLETIONS:
             try:
-                self.probe(how, min(SOON, self.address.patience))
+                self.probe(how, patience=min(SOON, self.address.patience), tries=2, broke={500})  # at a field, perhaps
             except Refused as error:
                 refused = error
             else:
                 break
         else:
-            raise Mistake(f'{self.name}: is not to be asked for log-probabilities, it answers {refused}; {SERVERS}')
+            kind = Passing if refused.broke else Mistake
+            raise kind(f'{self.name}: is not to be asked for log-probabilities, it answers {refused}; {SERVERS}')
         if not self.chat:
             self._check_tokens()
         return {'how': how, 'most': most}
@@ -263,7 +268,7 @@ class Served:
     def _listed(self) -> int:
         """The longest prompt that a server's list says; the largest number where it does not, or keeps no list."""
         try:
-            listed = self.wire.ask('models', patience=AT_ONCE).get('data')
+            listed = self.wire.ask('models', patience=AT_ONCE, broke=frozenset()).get('data')
         except Refused:
             return MOST
         models = {one['id']: one for one in listed or [] if isinstance(one, dict) and isinstance(one.get('id'), str)}
@@ -314,36 +319,39 @@ class ServedAnswerer(Answerer):
 
     @abstractmethod
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
-        """What is written behind a row. Raises `Refused`."""
+        """What is written behind a row. Raises `Refused`, for an answer without text, too."""
 
-    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str]:
+    def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> list[str | None]:
         limit = 'max_completion_tokens' if 'max_completion_tokens' in self.lm.how else 'max_tokens'
         asked: dict[str, Any] = {limit: how.max_new_tokens, 'temperature': how.temperature, 'stop': [until]}
         if how.top_k and urlsplit(self.lm.address.url).hostname != OPENAI:  # which does not know it
             asked['top_k'] = how.top_k
 
-        def one(i: int) -> str:
+        def one(i: int) -> str | None:
             seed = {'seed': (how.seed + i) % MOST} if how.temperature else {}
-            return self._or('', lambda: self.said(rows[i], asked | seed))
+            return self._or(None, lambda: self.said(rows[i], asked | seed), asked | seed | {limit: 1})
 
         return hosts.told(lambda: self.lm.wire.each(one, range(len(rows))))
 
     def _score(self, rows: Sequence[Sequence[int]], group: int) -> list[list[float]]:
         none = np.zeros(len(self.answers.names))
-        one = lambda row: self._or(none, lambda: self.probabilities(row)).tolist()  # noqa: E731
+        one = lambda row: self._or(none, lambda: self.probabilities(row), self.lm.how).tolist()  # noqa: E731
         return hosts.told(lambda: self.lm.wire.each(one, rows))
 
-    def _or(self, none: T, do: Callable[[], T]) -> T:
-        """What `do` gives; `none` where the server does not take this prompt, but takes others."""
-        try:
-            return do()
-        except Refused as error:
+    def _or(self, none: N, do: Callable[[], T], how: Mapping[str, Any]) -> T | N:
+        """What `do` gives; `none` where the server does not take this prompt, but takes others that are asked so."""
+        for again in (True, False):
             try:
-                self.lm.probe(self.lm.how)
-            except Refused:
-                raise Mistake(f'{self.lm.name}: takes no prompts any more, it answers {error}') from None
-            log.say_once(f'{self.lm.name}: some prompts get no answer but {error}')
-            return none
+                return do()
+            except Refused as error:
+                try:
+                    self.lm.probe(how, broke=frozenset())  # however long it breaks: it may start again
+                except Refused:
+                    raise Mistake(f'{self.lm.name}: takes no prompts any more, it answers {error}') from None
+                if not (error.broke and again):  # what broke at this prompt may have been about to break anyway
+                    log.say_once(f'{self.lm.name}: some prompts get no answer but {error}')
+                    break
+        return none
 
 
 class TokenAnswerer(ServedAnswerer):
@@ -369,12 +377,15 @@ class TokenAnswerer(ServedAnswerer):
 
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         answer = self.lm.ask([*map(int, self.preamble), *map(int, row)], how)
-        return _text(self.lm, lambda: answer['choices'][0]['text'])
+        return _text(lambda: answer['choices'][0]['text'])
 
     def _tokens(self, prompt: list[int]) -> dict[int, float]:
         """log P of the tokens that the server shows behind a prompt, as far as they are told apart."""
-        rows = self.lm.first(prompt)
-        return {self.by_text.get(one.text, -1) if one.id is None else one.id: one.logp for one in rows}
+        found: dict[int, float] = {}
+        for one in self.lm.first(prompt):  # several tokens may decode alike
+            token = self.by_text.get(one.text, -1) if one.id is None else one.id
+            found[token] = float(np.logaddexp(found.get(token, -math.inf), one.logp))
+        return found
 
 
 class ChatAnswerer(ServedAnswerer):
@@ -398,21 +409,21 @@ class ChatAnswerer(ServedAnswerer):
 
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         answer = self.lm.ask(self._prompt(row), how)
-        return _text(self.lm, lambda: answer['choices'][0]['message']['content'])
+        return _text(lambda: answer['choices'][0]['message']['content'])
 
     def _writes_ten(self) -> bool:
         """Whether 10 is one token to it."""
         with suppress(Refused):
-            return any(one.text.strip() == '10' for one in self.lm.first(TEN))
+            return any(one.text.strip() == '10' for one in self.lm.first(TEN, broke=frozenset()))
         return False
 
     def _prompt(self, row: Sequence[int]) -> str:
         return self.lm.tokenizer.decode([[*self.preamble, *row]])[0]
 
 
-def _text(lm: Served, read: Callable[[], Any]) -> str:
-    """What was written. Raises `Mistake` where that is no text."""
+def _text(read: Callable[[], Any]) -> str:
+    """What was written. Raises `Refused` where that is no text: a chat that calls a tool or declines has null."""
     with suppress(KeyError, IndexError, TypeError):
         if isinstance(found := read(), str):
             return found
-    raise Mistake(f'{lm.name}: its answer holds no text')
+    raise Refused('an answer without text')

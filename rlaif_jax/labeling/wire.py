@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +36,8 @@ OPENAI = 'api.openai.com'
 CONNECT = 10.0  # seconds for a connection, or for a list, which a server that is there gives at once
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds between two tries: twice as long each time
 TRIES = 10  # of a request that breaks the server each time; whether it breaks at others is for the caller to see
+BROKE = frozenset({0, 500, 502, 504})  # how a server answers what it breaks at; 0: late, or half
+GRACE = 5.0  # seconds of waits that a run which is asked to stop still has, as a batch is stored when it is whole
 LOOK = 0.2  # seconds between two looks at whether to stop, while waiting
 NEVER = threading.Event()
 
@@ -71,15 +73,21 @@ def counted(price: Sequence[float] = ()) -> Iterator[None]:
 
 
 class _Trouble(Exception):
-    """What may pass. `after`: seconds that the server wants to be left alone for. `broke`: it failed at this request."""
+    """What may pass. `after`: seconds that the server wants to be left alone for. `status`: of its answer, 0 where it was
+    reached and gave none that is whole.
+    """
 
-    def __init__(self, text: str, after: float | None = None, broke: bool = False) -> None:
+    def __init__(self, text: str, after: float | None = None, status: int | None = None) -> None:
         super().__init__(text)
-        self.after, self.broke = after, broke
+        self.after, self.status = after, status
 
 
 class Refused(Exception):
-    """A request that the server will not have, in its own words."""
+    """A request that the server will not have, in its own words; or one that `broke` it, if nothing else did."""
+
+    def __init__(self, text: str, broke: bool = False) -> None:
+        super().__init__(text)
+        self.broke = broke
 
 
 class _Over(Exception):
@@ -138,10 +146,15 @@ class Wire:
         return found
 
     def ask(
-        self, path: str, body: Mapping[str, Any] | None = None, patience: float | None = None, tries: int = TRIES
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        patience: float | None = None,
+        tries: int = TRIES,
+        broke: Set[int] = BROKE,
     ) -> dict[str, Any]:
         """The answer to a request. Raises `Passing` where none comes, `Mistake` where none will, `Refused` for a request
-        that the server does not take, or that broke it so many times.
+        that the server does not take, or that `broke` it so many times or for as long as there is patience.
         """
         patience, begun, tried = self.patience if patience is None else patience, time.monotonic(), 0
         while True:
@@ -150,11 +163,11 @@ class Wire:
                 answer = self._once(path, body)
             except _Trouble as trouble:
                 tried += 1
-                if trouble.broke and tried >= tries:
-                    raise Refused(str(trouble).removeprefix('it answers ')) from None
                 grown = min(FIRST_WAIT * 2 ** min(tried - 1, TRIES), LONGEST_WAIT) * random.uniform(0.5, 1.0)
-                wait, now = grown if trouble.after is None else trouble.after, time.monotonic()
+                wait, now = max(trouble.after or 0.0, grown), time.monotonic()
                 without = now - max(begun, self._answered)
+                if trouble.status in broke and (tried >= tries or now - begun + wait > patience):
+                    raise Refused(str(trouble).removeprefix('it answers '), broke=True) from None
                 if wait > patience or without + wait > patience:
                     asks = f'asks for {wait:.0f} s of rest' if trouble.after else f'no answer for {without:.0f} s'
                     raise Passing(f'{self.name}: {trouble} ({asks}); what is stored is kept') from None
@@ -166,10 +179,14 @@ class Wire:
                 return answer
 
     def _pause(self, seconds: float) -> None:
-        """Waits, unless the call is over or the run is asked to stop."""
+        """Waits, unless the call is over or the run was asked to stop a while ago."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            if stopping.asked():
+            if not stopping.asked():
+                self._call.asked = None
+            elif (asked := getattr(self._call, 'asked', None)) is None:
+                self._call.asked = time.monotonic()
+            elif time.monotonic() - asked > GRACE:
                 raise KeyboardInterrupt
             if getattr(self._call, 'over', NEVER).wait(min(left, LOOK)):
                 raise _Over
@@ -183,11 +200,12 @@ class Wire:
                 answer = self._client.post(url, json=body)
         except httpx2.TimeoutException as error:
             kind = 'cannot be reached' if isinstance(error, httpx2.ConnectTimeout) else 'does not answer'
-            raise _Trouble(f'{kind} in time') from None
+            late = None if isinstance(error, httpx2.ConnectTimeout) else 0
+            raise _Trouble(f'{kind} in time', status=late) from None
         except httpx2.ConnectError as error:
             raise _Trouble(f'cannot be reached ({self._plain(error)})') from None
         except httpx2.RequestError as error:
-            raise _Trouble(f'the answer broke off ({self._plain(error)})') from None
+            raise _Trouble(f'the answer broke off ({self._plain(error)})', status=0) from None
         status = answer.status_code
         if status == 200:
             try:
@@ -195,12 +213,13 @@ class Wire:
             except ValueError:
                 found = None
             if not isinstance(found, dict):
-                raise _Trouble('its answer is no JSON, or half of it')
-            self._count(found)
+                raise _Trouble('its answer is no JSON, or half of it', status=0)
+            if body is not None and '://' not in path:
+                self._count(found)
             return found
         said = f'{status}: {self._said(answer)}'
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Trouble(f'it answers {said}', _after(answer.headers.get('Retry-After', '')), broke=status == 500)
+            raise _Trouble(f'it answers {said}', _after(answer.headers.get('Retry-After', '')), status)
         if status in (400, 404, 405, 413, 422):
             raise Refused(said)
         if status in (401, 403):
@@ -228,13 +247,12 @@ class Wire:
         return (text.replace(self._key, '…') if self._key else text)[:200]
 
     def _count(self, answer: dict[str, Any]) -> None:
-        usage = answer.get('usage')
+        usage = found if isinstance(found := answer.get('usage'), dict) else {}  # which some leave out
         number = lambda name: found if type(found := usage.get(name)) is int else 0  # noqa: E731
-        if isinstance(usage, dict):
-            with _counting:
-                one = _spent.setdefault(self.name, Usage())
-                one.requests, one.read = one.requests + 1, one.read + number('prompt_tokens')
-                one.written += number('completion_tokens')
+        with _counting:
+            one = _spent.setdefault(self.name, Usage())
+            one.requests, one.read = one.requests + 1, one.read + number('prompt_tokens')
+            one.written += number('completion_tokens')
 
 
 def _key(host: str) -> str:
@@ -248,8 +266,8 @@ def _key(host: str) -> str:
 
 
 def _names(host: str) -> list[str]:
-    """The variables that may hold a key for a host."""
-    return [KEY, *[KEY_OF_OPENAI] * (host == OPENAI)]
+    """The variables that may hold a key for a host, its own first."""
+    return [*[KEY_OF_OPENAI] * (host == OPENAI), KEY]
 
 
 def _after(said: str) -> float | None:

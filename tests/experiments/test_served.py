@@ -13,9 +13,10 @@ from experiments import judging
 from experiments.scales import Evaluation, scale
 from launch import run as launcher
 from rlaif_jax import axes
-from rlaif_jax.config import bind
+from rlaif_jax.config import Mistake, bind, digest, dump, same
 from rlaif_jax.data import files
 from rlaif_jax.data.records import Prompt
+from rlaif_jax.folder import open_folder
 from rlaif_jax.labeling import served, wire
 
 SECRET = 'sk-0123456789abcdef'
@@ -103,6 +104,27 @@ def test_stages_are_those_of_the_model_wherever_it_is_served(server, tmp_path, n
         for one in (address, *others)
     ]
     assert folders[0] == folders[1] == folders[2] != folders[3]
+
+
+@pytest.mark.parametrize('field', ['labeler', 'same_size_labeler', 'evaluation.judge', 'evaluation.selector'])
+def test_a_run_goes_on_wherever_its_models_are_served(tmp_path, field):
+    """Another model is another run."""
+    name = 'tldr_direct' if field == 'same_size_labeler' else 'tldr_rlaif'
+    of = lambda address: bind(experiment(name)(scale('micro')), {field: address})  # noqa: E731
+    begun, there, other = (
+        of(f'http://{rest}')
+        for rest in (
+            'a:1/v1?tokenizer=micro_xs#m',
+            'b:2/v1?parallel=7&tokenizer=micro_xs#m',
+            'a:1/v1?tokenizer=micro_xs#n',
+        )
+    )
+    open_folder(tmp_path, dump(begun), same(begun))
+    with pytest.raises(Mistake, match=field):
+        open_folder(tmp_path, dump(other), same(other))
+    open_folder(tmp_path, dump(there), same(there))
+    assert 'b:2' in (tmp_path / 'config.gin').read_text(encoding='utf-8')
+    assert digest(begun) == digest(there) != digest(other)
 
 
 def test_a_server_judges(server):

@@ -4,6 +4,7 @@ stored is lost, asked again or doubled, and the error names who it was; the key 
 
 import dataclasses
 import json
+import math
 import os
 import threading
 import time
@@ -13,10 +14,10 @@ import pytest
 from stand_in import Micro, StandIn, Status, Table
 
 import rlaif_jax
-from rlaif_jax import stopping
+from rlaif_jax import hosts, stopping
 from rlaif_jax.config import Mistake, Passing, parse_binding
 from rlaif_jax.data.records import Pair, Prompt
-from rlaif_jax.labeling import direct, labelers, preference, served, wire
+from rlaif_jax.labeling import direct, labelers, preference, scoring, served, wire
 from rlaif_jax.labeling.preference import Config, label_all, make_labeler
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import presets
@@ -33,7 +34,7 @@ NEAR = {'rtol': 0, 'atol': 2e-3}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No waiting for long, no key of whoever runs the tests."""
-    for name, seconds in (('FIRST_WAIT', 0.01), ('LONGEST_WAIT', 0.05), ('LOOK', 0.02)):
+    for name, seconds in (('FIRST_WAIT', 0.01), ('LONGEST_WAIT', 0.05), ('LOOK', 0.02), ('GRACE', 0.5)):
         monkeypatch.setattr(wire, name, seconds)
     monkeypatch.setattr(served, 'AT_ONCE', 0.2)
     for name in (wire.KEY, wire.KEY_OF_OPENAI):
@@ -145,10 +146,23 @@ def test_what_is_stored_is_not_asked_again_wherever_the_server_is(table, tmp_pat
         assert len(other.requests) > 6
 
 
+def test_labels_are_kept_of_whole_prompts_alone(table, tmp_path):
+    """Whatever a server takes, and whatever the type of products here is."""
+    table.length = 1000
+    with pytest.raises(Mistake, match=r'#micro: .*label\.max_length=999'):
+        label(table, tmp_path, many(2))
+    cfg = dataclasses.replace(PLAIN, max_length=999)
+    first = label(table, tmp_path, many(2), cfg)
+    asked, address = len(table.requests), table.address(tokenizer='micro_xs')
+    assert label_all(address, cfg, many(2), Store(tmp_path / 'labels.jsonl'), dtype='bfloat16') == first
+    assert len(table.requests) == asked
+
+
 FAULTS = {
     'drop': 'drop',
     'half': 'half',
-    'garbage': Status(200, 'not what was asked for'),
+    'garbage': 'garbage',
+    '502': Status(502),
     '500': Status(500),
     '503': Status(503),
     '429': Status(429, after='0.05'),
@@ -167,7 +181,7 @@ def test_what_passes_changes_nothing(table, tmp_path, fault):
         if path != '/v1/completions' or asked in seen or number % 3:
             return None
         seen.add(asked)
-        return FAULTS[fault] if fault != 'garbage' else 'half'
+        return FAULTS[fault]
 
     table.fault = fails
     assert label(table, tmp_path / 'failing', many(12)) == expected and len(seen) > 4
@@ -221,12 +235,66 @@ def test_retry_after_is_respected_by_all_requests(table, tmp_path):
 def test_a_prompt_that_the_server_refuses_costs_no_other(table, tmp_path, capsys):
     """Nor one that breaks it, while it answers others."""
     (bad,) = table.model.tokenizer.encode([' 3'])
-    for i, fault in enumerate((Status(400, 'a filter'), Status(500, 'a crash'), 'bare')):
+    says = {'bare': 'without log-probabilities', 'garbage': 'no JSON', 'drop': 'broke off'}
+    for i, fault in enumerate((Status(400, 'a filter'), Status(500, 'a crash'), Status(502, 'a proxy'), *says)):
         table.fault = lambda number, path, body: fault if bad[0] in body.get('prompt', []) else None  # noqa: B023
         cfg = dataclasses.replace(PLAIN, most_unscorable=0.5)
         labels = label(table, tmp_path / str(i), many(9), cfg, parallel=4)
         assert [one.status for one in labels] == ['unscorable' if n == 3 else 'ok' for n in range(9)]
-        assert getattr(fault, 'said', 'without log-probabilities') in capsys.readouterr().out
+        assert (says[fault] if isinstance(fault, str) else fault.said) in capsys.readouterr().out
+
+
+def test_a_prompt_at_which_the_server_stalls_costs_no_other(table, tmp_path):
+    (bad,) = table.model.tokenizer.encode([' 3'])
+    table.fault = lambda number, path, body: 'stall' if bad[0] in body.get('prompt', []) else None
+    cfg = dataclasses.replace(PLAIN, most_unscorable=0.5)
+    labels = label(table, tmp_path, many(6), cfg, timeout=0.3, patience=0.7)
+    assert [one.status for one in labels] == ['unscorable' if n == 3 else 'ok' for n in range(6)]
+
+
+def test_a_server_that_was_away_for_long_costs_no_prompt(table, tmp_path, monkeypatch):
+    monkeypatch.setattr(wire, 'TRIES', 2)
+    begun = len(table.requests)
+    table.fault = lambda number, path, body: Status(502) if begun + 8 < number < begun + 40 else None
+    assert [one.status for one in label(table, tmp_path, many(12))] == ['ok'] * 12
+
+
+def test_a_field_at_which_a_server_breaks_is_left_out(table):
+    table.fault = lambda number, path, body: Status(500) if 'return_tokens_as_token_ids' in body else None
+    assert connect(table).how == served.COMPLETIONS[1]
+    table.fault = lambda number, path, body: Status(500) if body else None
+    with pytest.raises(Passing, match='500'):
+        connect(table)
+
+
+def test_tokens_that_decode_alike_are_summed(table):
+    there = connect(table)
+    answerer = there.answerer([], scoring.read_answers(there.tokenizer, ('1', '2')), 100)
+    there.first = lambda prompt: [served.Shown(None, '1', math.log(p)) for p in (0.5, 0.2)]
+    (token,) = there.tokenizer.encode(['1'], behind=True)[0]
+    assert math.exp(answerer._tokens([5])[token]) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize('api', ['completions', 'chat'])
+def test_a_rationale_that_is_refused_makes_no_label(table, tmp_path, api):
+    options = {'api': 'chat', 'tokenizer': ''} if api == 'chat' else {}
+    told = lambda body: table.model.tokenizer.decode([body['prompt']])[0] if 'prompt' in body else str(body)  # noqa: E731
+    for i, fault in enumerate((Status(400, 'a filter'), 'null')):
+        table.fault = lambda number, path, body: (
+            fault if 'logprobs' not in body and 'lost 3 keys' in told(body) else None  # noqa: B023
+        )
+        cfg = dataclasses.replace(COT, most_unscorable=0.5, least_mass=0.0)
+        labels = label(table, tmp_path / str(i), many(6), cfg, **options)
+        assert [one.status for one in labels] == ['unscorable' if n == 3 else 'ok' for n in range(6)]
+        assert labels[3].reason == preference.NO_RATIONALE
+
+
+def test_who_does_not_know_how_rationales_are_asked_for_is_named(table, tmp_path):
+    cfg = dataclasses.replace(COT, samples=2)
+    table.fault = lambda number, path, body: Status(400, 'what is top_k?') if 'top_k' in body else None
+    with pytest.raises(Mistake, match=r'#micro: .*what is top_k\?'):
+        label(table, tmp_path, many(4), cfg)
+    assert not lines(tmp_path)
 
 
 def test_a_server_that_takes_nothing_any_more_makes_no_labels(table, tmp_path):
@@ -257,6 +325,13 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_server_that_fails(table
     assert time.monotonic() - began < 5 and len(lines(tmp_path)) >= 4
 
 
+def test_a_stop_while_a_request_waits_costs_no_batch(table, tmp_path, monkeypatch):
+    begun, asked = len(table.requests), []
+    table.fault = lambda number, path, body: asked.append(1) or Status(503) if number == begun + 12 else None
+    monkeypatch.setattr(stopping, 'asked', lambda: bool(asked))
+    assert len(label(table, tmp_path, many(9))) == 9 and asked
+
+
 def test_nobody_waits_for_requests_of_a_call_that_is_over(table):
     there = connect(table)
     table.fault = lambda number, path, body: Status(401) if body['prompt'] == [9] else Status(503)
@@ -279,6 +354,16 @@ def test_who_is_not_there_is_named_before_the_work(tmp_path):
         labelers.check(address)
     with presets.downloading_nothing():
         labelers.check(address)  # only told of
+
+
+def test_one_process_of_several_checks_alone(table, monkeypatch):
+    monkeypatch.setattr(hosts, 'count', lambda: 2)
+    monkeypatch.setattr(hosts, '_tell', lambda name, text: None)
+    address = table.address(tokenizer='micro_xs')
+    hosts.told(lambda: labelers.check(address))
+    with pytest.raises(RuntimeError, match='told within told'):
+        hosts.told(lambda: served.served(address).most)
+    assert hosts.told(lambda: 1) == 1
 
 
 def test_a_server_of_no_use_is_named(table, monkeypatch):
@@ -379,6 +464,16 @@ def test_what_was_asked_is_counted_and_priced(table, tmp_path, capsys):
     told = ' '.join(capsys.readouterr().out.split())
     assert f'{len(asked)} requests, {read:,} tokens read, {len(asked)} written' in told
     assert f'{(2 * read + 3 * len(asked)) / 1e6:,.2f} at --price=2,3' in told
+    table.counts, before = False, len(asked)
+    with wire.counted():
+        label(table, tmp_path, many(6))
+    assert f'{len(table.asked()) - before} requests, 0 tokens read' in ' '.join(capsys.readouterr().out.split())
+
+
+def test_the_key_of_a_host_comes_before_the_one_of_all(monkeypatch):
+    monkeypatch.setenv(wire.KEY, 'of all')
+    monkeypatch.setenv(wire.KEY_OF_OPENAI, 'its own')
+    assert wire._key(wire.OPENAI) == 'its own' and wire._key('host') == 'of all'
 
 
 def test_preferences_know_nothing_of_servers():
