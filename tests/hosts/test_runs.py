@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from stand_in import StandIn, Table
 from together import HEARTBEAT, end, printed, start, together
+
+from rlaif_jax.data import files
 
 CHAIN = [
     'launch/run.py', '--experiment=tldr_rlaif', 'sft.steps=4', 'sft.batch=8', 'sft.save_every=2', 'data.pairs=64',
@@ -226,3 +229,24 @@ def test_ratings_adapters_and_candidates_of_two_processes_are_those_of_one(model
     assert chosen[0] == chosen[1] and set(chosen[0]['win rates']) == {'1', '2'}
     for file in ('export/model.safetensors', 'export/adapter/adapter_model.safetensors'):
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
+
+
+def test_a_server_labels_for_two_processes_as_for_one(micro_tokenizer, tmp_path):
+    """The first one asks, from the plan on; rationales and verdicts are told."""
+    rows = [{'prompt': f'I lost {n} keys. TL;DR:', 'chosen': f' {n} keys', 'rejected': ' no keys'} for n in range(6)]
+    files.write_rows(tmp_path / 'in.jsonl', rows)
+    found = []
+    with StandIn(Table(micro_tokenizer, 1152)) as server:
+        for processes in (1, 2):
+            folder = tmp_path / str(processes)
+            line = [
+                'launch/run.py', '--experiment=label', f'--workdir={folder / "run"}', 'mesh.data=-1',
+                f'labeler={server.address(tokenizer="micro_xs")}', f'input={tmp_path / "in.jsonl"}',
+                f'output={folder / "out.jsonl"}', 'technique=base_cot_0shot', 'label.max_rationale=5',
+            ]  # fmt: skip
+            before = len(server.requests)
+            assert together(processes, line, folder) == [0] * processes, printed(folder) + printed(
+                folder, processes - 1
+            )
+            found.append((files.read_rows(folder / 'out.jsonl'), len(server.requests) - before))
+    assert found[0] == found[1]
