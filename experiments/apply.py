@@ -140,7 +140,7 @@ class Generate:
     top_k: int = 0  # 0: all
     top_p: float = 1.0  # 1: all
     batch: int = 64  # prompts at once
-    seed: int = 0
+    seed: int = 0  # of what is sampled
     mesh: Mesh = field(default=Mesh(), metadata=SAME)
     dtype: Dtype = 'float32'  # of the matrix products
     data: Data | None = None  # always None: the prompts are those of `input`

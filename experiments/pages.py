@@ -95,7 +95,8 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         )
         sentences = [sentence for _, sentence in ordered]  # those that the paper has come first
         sections.append(page.comparisons(found, known))
-    if rates := result.get('harmless'):
+    rates = result.get('harmless', {})  # of a toy that is made, how often it agrees on that task
+    if rates and all(isinstance(rate, Mapping) for rate in rates.values()):
         rows = [again(HarmlessRate, rate) for rate in rates.values()]
         columns = [
             'policy', 'harmless %', 'at equal length %', 'by plain length %', 'characters', 'unscorable', 'paper %',

@@ -166,8 +166,8 @@ class _Stage:
 
     @property
     def platform(self) -> str:
-        """Of the devices; where they are not said, of those here."""
-        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else jax.default_backend()
+        """Of the devices; '' where they are not said."""
+        return self.mesh.devices.flat[0].platform if isinstance(self.mesh, Mesh) else ''
 
     @property
     def tensor(self) -> int:
@@ -277,7 +277,7 @@ class _Stage:
             copy = count(cfg) * word // self.mesh.size * bool(cast)
             # Where layers are taken apart, parameters and the prompts' cache are there twice; the cache that a loop writes
             # is there twice anywhere.
-            apart = self.platform != 'tpu' and self.mesh.shape['fsdp'] == 1
+            apart = self.platform == 'cpu' and self.mesh.shape['fsdp'] == 1
             copy += weights * apart
             cache = rows * ((1 + apart) * read.prompt + 2 * read.branches * read.tail) * kept
             working = cache + max(work, read.branches * logits) + layers + copy

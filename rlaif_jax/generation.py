@@ -92,12 +92,11 @@ def sample(
     stem |= {'until_BS': sees.until_BS}
     length_B = start + jnp.repeat(jnp.sum(valid_BT, axis=1, dtype=jnp.int32), samples)
 
-    # What every token reads again lies as it is read.
-    cache, platform = make_cache(cfg, B, max_new_tokens), axes.platform()
-    # On a TPU a scan reads the stack without copying, and is far less to compile. With fsdp it gathers a layer at a time.
-    if platform != 'tpu' and jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1:
-        params = apart(cfg, params, turned=platform == 'cpu')
-        stem, cache, shared = apart(cfg, stem), apart(cfg, cache), tuple(apart(cfg, one) for one in shared)
+    # On a CPU what every token reads again lies as it is read. Elsewhere memory is dearer, and a scan copies less; with
+    # fsdp it gathers a layer at a time.
+    cache = make_cache(cfg, B, max_new_tokens)
+    if axes.platform() == 'cpu' and jax.sharding.get_abstract_mesh().shape.get('fsdp', 1) == 1:
+        params, stem, cache, *shared = (apart(cfg, one) for one in (params, stem, cache, *shared))
     every_BS = jnp.full((B, max_new_tokens), ALWAYS)
 
     def choose(state: dict, hidden_BD: jax.Array) -> dict:

@@ -399,14 +399,13 @@ def causal(valid_BT: jax.Array) -> tuple[jax.Array, Sees]:
     return position_BT, Text(jnp.where(valid_BT, ALWAYS, 0))
 
 
-def apart(cfg: Config, tree: dict[str, Any], turned: bool = False) -> dict[str, Any]:
-    """Parameters, or a cache, with each layer's part as an array of its own: a program that reads them again and again
-    finds them where they lie, where a scan would copy each out of the stack. `turned`: matrices as their transposes.
+def apart(cfg: Config, tree: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, or a cache, with each layer's part as an array of its own, matrices `Turned`: a program that reads them
+    again and again finds them where they lie, where a scan would copy each out of the stack.
     """
 
     def part(name: str, x: jax.Array) -> Any:
-        matrix = turned and name in FAN_IN
-        return Turned.of(x, len(FAN_IN[name])) if matrix else x
+        return Turned.of(x, len(FAN_IN[name])) if name in FAN_IN else x
 
     return {name: tuple(part(name, x[i]) for i in range(cfg.layers)) if '_L' in name else x for name, x in tree.items()}
 

@@ -305,7 +305,7 @@ def test_an_empty_text_counts_as_one_character():
         (lambda: logistic_at_equal_length(np.array([0.0, 1.0]), np.array([0.0, 1.0])), 'length ratio.*positive'),
         (lambda: logistic_at_equal_length(np.ones(2), np.array([0.0, 1.5])), r'votes.*\[0, 1\].* 1\.5'),
         (lambda: logistic_at_equal_length(np.ones(3), np.zeros(2)), 'length ratios.* votes.* 3 and 2'),
-        (lambda: logistic_at_equal_length(np.ones(2), np.zeros(2), form='square'), "'plain' or 'log'.*'square'"),
+        (lambda: logistic_at_equal_length(np.ones(2), np.zeros(2), form='square'), "'log' or 'plain'.*'square'"),
     ],
 )
 def test_bad_input_is_refused(call, told):

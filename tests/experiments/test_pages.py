@@ -54,7 +54,9 @@ def test_the_page_of_a_run_is_that_of_its_folder(tmp_path):
     assert [row['votes'][0][1] for row in rows] == pytest.approx(oracle)
     assert any(row['wrong'][1] for row in rows) and data['files']['comparisons.csv'].startswith('name_a,')
     assert page.banner(posts=True, judges=True) in html and 'evaluation.resamples' in html and 'SIMULATED · ' in html
-    assert '>71 / 59<' in html and data['files']['config.gin'] in (tmp_path / 'run/config.gin').read_text()
+    assert '>71 / 59<' in html and data['files']['config.gin'] in (tmp_path / 'run/config.gin').read_text(
+        encoding='utf-8'
+    )
 
 
 def test_what_people_said_of_a_simulated_world_stands_under_its_banner_and_is_theirs(tmp_path):

@@ -73,7 +73,8 @@ def test_a_program_is_the_one_that_a_run_calls():
     params = axes.place(transformer.init(MODEL, jax.random.key(0)), mesh)
     init, step = sft.make_step(line.training, MODEL, mesh)
     batch = {name: jnp.zeros((16, PROMPT + NEW), kind) for name, kind in (
-        ('token_BT', jnp.int32), ('target_BT', jnp.int32), ('weight_BT', jnp.float32), ('valid_BT', bool))}  # fmt: skip
+        ('token_BT', jnp.int32), ('target_BT', jnp.int32), ('weight_BT', jnp.float32), ('position_BT', jnp.int32),
+        ('until_BT', jnp.int32))}  # fmt: skip
     batch = jax.device_put(batch, axes.rows(mesh))
     with jax.set_mesh(mesh):
         assert step.lower(init(params), params, batch).as_text() == program.lower().as_text()
