@@ -278,7 +278,10 @@ def _tell(name: str, config: Any, target: Target, found: Sequence[Stage], price:
         text = f'in all {low:.3g} to {high:.3g} h at {USE[0]:.0%} to {USE[1]:.0%} of the bound, '
         text += f'{chip_hours[0]:.3g} to {chip_hours[1]:.3g} chip-hours'
         if price:
-            text += f'; {chip_hours[0] * price:,.0f} to {chip_hours[1] * price:,.0f} at {price:g} a chip-hour'
+            low, high = (
+                f'{hours * price:,.0f}' if hours * price >= 10 else f'{hours * price:.2g}' for hours in chip_hours
+            )
+            text += f'; {low} to {high} at {price:g} a chip-hour'
         sentences.append(text)
     most: dict[str, float] = {}
     for stage in found:
@@ -298,8 +301,8 @@ def _tell(name: str, config: Any, target: Target, found: Sequence[Stage], price:
         if not target.devices
         else [
             f'compiled by jax {jax.__version__} {compiled.compiler()} in '
-            f'{timedelta(seconds=round(sum(call.found.seconds for stage in found for call in stage.calls)))}; memory is '
-            'the compiler’s figure, a little high perhaps; time is a bound, not a promise'
+            f'{timedelta(seconds=round(sum(call.found.seconds for stage in found for call in stage.calls)))} '
+            'of processor time; memory is the compiler’s figure, a little high perhaps; time is a bound, not a promise'
         ]
     )
     for sentence in sentences:

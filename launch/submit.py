@@ -122,7 +122,7 @@ class Slurm(Job):
             'gpus-per-node': f'{kind}{self.gpus}' if self.gpus else '', 'time': self.time,
             'signal': f'TERM@{self.grace}',  # no B:, which is for the shell alone
             'requeue': None, 'open-mode': 'append', 'output': log_file,
-            'array': array(sorted(i for wave in jobs.waves for i in wave), jobs.parallel) if several else '',
+            'array': array(jobs.waves[0], jobs.parallel) if several else '',
         }  # fmt: skip
         mounts = ','.join(filter(None, [f'{here}:{here}', self.mounts]))
         within = [f'--container-image={self.container}', f'--container-mounts={mounts}', f'--container-workdir={here}']
@@ -182,6 +182,12 @@ class Sky(Job):
         if getattr(jobs.tasks[-1].config, 'input', '') and output and not output.startswith(f'{self.mount}/'):
             kept = Path(self.mount, Path(output).name)
             raise Mistake(f'output={output} would be lost with the machine; name a path in the bucket, output={kept}')
+        given = getattr(jobs.tasks[-1].config, 'input', '')
+        if Path(given).is_absolute() and not given.startswith(f'{self.mount}/'):
+            kept = Path(self.mount, Path(given).name)
+            raise Mistake(
+                f'input={given} is not on the machine; name a path in this clone or in the bucket, input={kept}'
+            )
         kind, slice_args = f'{self.accelerator}:{self.gpus}', ''
         if tpus:
             kind = f'tpu-{tpus.name.replace("v5e", "v5litepod")}:1'

@@ -13,7 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=/here/runs/sweep.job/slurm-%A_%a.log
-#SBATCH --array=0-3%2
+#SBATCH --array=0-1%2
 
 cd /here || exit 2
 export JAX_COMPILATION_CACHE_DIR=runs/sweep/programs  # a run that comes back on other machines finds its programs

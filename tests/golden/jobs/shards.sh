@@ -12,7 +12,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=/here/runs/label-micro-s0-da1525.job/slurm-%A_%a.log
-#SBATCH --array=0-3%2
+#SBATCH --array=0-2%2
 
 cd /here || exit 2
 export JAX_COMPILATION_CACHE_DIR=runs/programs  # a run that comes back on other machines finds its programs
