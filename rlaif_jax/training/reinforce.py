@@ -231,9 +231,8 @@ class Steps(NamedTuple):
     """The jitted functions of a run, with their shardings; `update` donates the state."""
 
     init: Callable[..., Any]  # (policy params) -> state
-    sample: Callable[
-        ..., generation.Sample
-    ]  # (policy params, prompt_BT, valid_BT, key, samples=1) -> generation.Sample
+    # (policy params, prompt_BT, valid_BT, key, samples=1) -> generation.Sample
+    sample: Callable[..., generation.Sample]
     update: Callable[..., Any]  # (state, SFT params, batch) -> (state, metrics); the state holds what is trained
     measure: Callable[..., Any]  # (policy params, SFT params, batch) -> kl_B, nats
 
