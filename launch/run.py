@@ -313,9 +313,13 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
     from rlaif_jax import config, log
 
     paths: list[str] = []
+    if not flags.experiment and asked in experiments.experiments():  # of all fields; some have its name, too
+        log.say(experiments.summary(experiments.find(asked)))
+        flags = argparse.Namespace(**vars(flags) | {'experiment': asked})
     for name in [flags.experiment] if flags.experiment else experiments.experiments():
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
-        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{asked}.')]:
+        whole = asked == name
+        if found := [row for row in rows if whole or f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
@@ -506,7 +510,8 @@ def begin_again() -> None:
     on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
     if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
-        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
+        # One arena: of a thread's own, which is small, whatever is large goes back all the same.
+        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep, 'arena_max': 1}
         early['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
     if early:
         os.environ |= early
