@@ -147,7 +147,8 @@ def show(name: str, config: Any, folder: Path) -> None:
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
     if usable:
-        log.say(f'a device has {usable:.4g} GiB: {verdict(large, usable)}')
+        of = ', its share of this machine' if devices[0].platform == 'cpu' else ''
+        log.say(f'a device has {usable:.4g} GiB{of}: {verdict(large, usable)}')
     for line, _ in large:
         found = fitting(config, folder, line, usable, mesh)
         log.say(

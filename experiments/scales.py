@@ -37,7 +37,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each mesh axis; one may be -1: all that are left."""
+    """Devices along each mesh axis; one may be -1: all that are left. `data` is 1 where another one is -1, too."""
 
     data: int = 1  # copies of the model, each with a share of the batch
     fsdp: int = 1  # shares of the parameters, and of the batch
@@ -214,7 +214,7 @@ SCALES = {
         label_helpful=preference.Config(technique='detailed_0shot'),
         label_harmless=preference.Config(technique='detailed_0shot'),
         evaluation=Evaluation(selector='micro_l'),
-        mesh=Mesh(),
+        mesh=Mesh(data=-1),
     ),
     'smollm2': open_models(
         'smollm2',
