@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from itertools import combinations
@@ -156,9 +156,10 @@ class Paper:
         """The config of a part: its experiment's with what the part binds, then a quick run, then the user."""
         plain = self.plain(part, seed)
         known = parse(dump(plain))
-        of_all = (QUICK if self.quick else {}) | dict(map(parse_binding, self.bindings))
-        changes = part.bindings | (part.micro if self.of == 'micro' else {}) | (part.quick if self.quick else {})
-        changes = {path: value for path, value in of_all.items() if path in known} | changes
+        those = lambda bindings: {path: value for path, value in bindings.items() if path in known}  # noqa: E731
+        changes = part.bindings | (part.micro if self.of == 'micro' else {})
+        changes |= (those(QUICK) | part.quick) if self.quick else {}
+        changes |= those(dict(map(parse_binding, self.bindings)))
         found = replace(bind(plain, changes), mesh=self.mesh, dtype=self.dtype)
         if part.experiment == 'rm_examples':  # of labels, and of votes: a few, a twentieth, all
             every = found.data.pairs
@@ -192,6 +193,8 @@ class Paper:
                     open_folder(one.folder, experiments.text_of(one.name, self.of, one.config), same(one.config))
                     if hosts.told(lambda: finished(one.folder)) is not None:  # noqa: B023
                         log.say(f'{said}: already finished')
+                        if hosts.told(lambda: not (one.folder / pages.PAGE).exists()):  # noqa: B023
+                            pages.of_run(one.name, one.config, one.folder)
                         continue
                     log.say(f'{said}: starts, in {one.folder}')
                     pages.make(one.name, one.config, one.folder)
@@ -212,25 +215,21 @@ class Paper:
 
     # What is there
 
-    def found(self, folder: Path) -> dict[str, list[dict[str, Any]]]:
-        """The results of each part that is there, a seed each."""
-        found: dict[str, list[dict[str, Any]]] = {}
+    def there(self, folder: Path) -> tuple[list[tuple[Table, list[dict[str, Any]]]], bool]:
+        """Table by table, its rows as `page.results` has them, of the runs that are finished; whether any is simulated."""
+        found: dict[str, list[tuple[Run, dict[str, Any]]]] = {}
         for one in self.runs(folder):
             if (result := finished(one.folder)) is not None:
-                found.setdefault(one.name, []).append(enriched(result, one.folder))
-        return found
-
-    def rows(self, folder: Path) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
-        """Table by table, its rows as `page.results` has them."""
-        found, several = self.found(folder), self.runs(folder)
+                found.setdefault(one.name, []).append((one, enriched(result, one.folder)))
+        every = []
         for table in self.chosen():
             rows = []
             for one in table.statements:
-                rate = measured(one, found.get(one.part, []))
-                at = [run for run in several if run.name == one.part and finished(run.folder) is not None]
-                links = [(f'seed {run.seed}', f'{run.folder.relative_to(folder)}/{pages.PAGE}') for run in at]
-                rows.append(row(one, rate, len(found.get(one.part, [])), links))
-            yield table, rows
+                of = found.get(one.part, [])
+                links = [(f'seed {run.seed}', f'{run.folder.relative_to(folder)}/{pages.PAGE}') for run, _ in of]
+                rows.append(row(one, measured(one, [result for _, result in of]), len(of), links))
+            every.append((table, rows))
+        return every, any(result.get('simulated') for of in found.values() for _, result in of)
 
     def write(self, folder: Path) -> None:
         """Writes the page of what is there."""
@@ -238,8 +237,7 @@ class Paper:
 
     def page(self, folder: Path) -> page.Page:
         """The page of what is there."""
-        sections, lines, every = [], [], list(self.rows(folder))
-        simulated = any(one.get('simulated') for results in self.found(folder).values() for one in results)
+        sections, lines, (every, simulated) = [], [], self.there(folder)
         for table, rows in every:
             told = [text for text in (table.why and f'Not run: {table.why}.', table.told) if text]
             name = f'Table {table.key}: ' if isinstance(table.key, int) else ''
@@ -261,8 +259,7 @@ class Paper:
 
     def tell(self, folder: Path) -> dict[str, Any]:
         """Prints how many statements became what, and returns that with each of them."""
-        every = list(self.rows(folder))
-        simulated = any(one.get('simulated') for results in self.found(folder).values() for one in results)
+        every, simulated = self.there(folder)
         cells = [[str(table.key), *counts(rows).values()] for table, rows in every if any(map(claimed, rows))]
         log.figures_table(tables.title('statements of the paper', simulated), ['table', *OUTCOMES, 'not yet'], cells)
         for text in sentences(every, simulated):

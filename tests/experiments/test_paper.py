@@ -71,6 +71,7 @@ def made(monkeypatch):
             raise SystemExit(130)
         if folder.name == found.fails:
             raise Mistake('half of the labels are unscorable')
+        (folder / pages.PAGE).write_text('its page', encoding='utf-8')
         finish(folder, result := stand_in(config, folder))
         return result
 
@@ -117,7 +118,7 @@ def test_a_paper_that_is_stopped_says_what_is_there_and_goes_on_to_the_same_page
     assert made[-1] == 'labeling_sizes-s0' and str(tmp_path / 'half/report.html') in capsys.readouterr().out
     becomes = {
         (one.part, row['becomes'] == 'not yet')
-        for table, rows in cfg.rows(tmp_path / 'half')
+        for table, rows in cfg.there(tmp_path / 'half')[0]
         for one, row in zip(table.statements, rows)
         if one.part
     }
@@ -203,13 +204,16 @@ def test_lengths_are_of_the_same_prompts():
 
 
 def test_bindings_reach_every_run_that_has_the_field_and_quick_runs_are_small(tmp_path):
-    cfg = bind(find('paper')(MICRO), {'bindings': ['evaluation.judge=oracle', 'data.pairs=320'], 'quick': True})
+    cfg = bind(
+        find('paper')(MICRO), {'bindings': ['evaluation.judge=oracle', 'data.pairs=160', 'pairs=7'], 'quick': True}
+    )
     for one in cfg.runs(tmp_path):
         values = parse(dump(one.config))
-        assert values.get('evaluation.judge', 'oracle') == 'oracle' and values.get('data.pairs', 320) == 320
+        assert values.get('evaluation.judge', 'oracle') == 'oracle' and values.get('data.pairs', 160) == 160
+        assert values.get('pairs', 7) == 7  # what is typed wins over what a part binds
         assert values.get('evaluation.prompts', 0) <= 128 and values.get('reinforce.steps', 0) <= 20
         if one.name == 'rm_examples':
-            assert values['variants'] == ('data.pairs=128', 'data.pairs=16', 'data.pairs=320')
+            assert values['variants'] == ('data.pairs=128', 'data.pairs=8', 'data.pairs=160')
     for wrong in ({'bindings': ['evaluation.juge=oracle']}, {'tables': [99]}, {'tables': ['k']}, {'seeds': []}):
         with pytest.raises(Mistake, match='evaluation.judge|did you mean|seeds'):
             bind(find('paper')(MICRO), wrong)
