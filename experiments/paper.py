@@ -29,7 +29,8 @@ from rlaif_jax.folder import finished, lock, open_folder
 
 __all__ = ['paper']
 
-OUTCOMES = ('reproduced', 'same direction', 'not shown', 'otherwise')
+OUTCOMES, LACKING = ('reproduced', 'same direction', 'not shown', 'otherwise'), 'not yet'
+OVERVIEW = ('table', *OUTCOMES, LACKING)
 CENTS = 5.7 / 1782  # US cents that the paper paid for a token, read or written (App. L)
 # What is drawn, from end to end; in the middle is what is even.
 SPAN = {'rate': (0, 100), 'share': (0, 100), 'difference': (-40, 40), 'length': (0, 200), 'shown': (0, 0)}
@@ -56,7 +57,7 @@ class Part:
 # What is bound of a quick run, where there is such a field.
 QUICK = {
     'pairs': 32, 'data.pairs': 320, 'data.held_out': 64, 'test_pairs': 512, 'sft.steps': 50,
-    'reward_model.steps': 30, 'reward_model.batch': 32, 'reward_model.eval_every': 15, 'reward_model.save_every': 15,
+    'reward_model.steps': 60, 'reward_model.batch': 16, 'reward_model.eval_every': 30, 'reward_model.save_every': 30,
     'reinforce.steps': 12, 'reinforce.eval_every': 12, 'reinforce.eval_prompts': 32, 'evaluation.prompts': 128,
 }  # fmt: skip
 PARTS = (
@@ -237,7 +238,10 @@ class Paper:
 
     def page(self, folder: Path) -> page.Page:
         """The page of what is there."""
-        sections, lines, (every, simulated) = [], [], self.there(folder)
+        every, simulated = self.there(folder)
+        lines, sections = [], [page.table('How many statements became what', OVERVIEW, overview(every))]
+        if others := [one for _, rows in every for one in rows if claimed(one) and one['becomes'] == 'otherwise']:
+            sections.append(page.results('Otherwise than in the paper', others))
         for table, rows in every:
             told = [text for text in (table.why and f'Not run: {table.why}.', table.told) if text]
             name = f'Table {table.key}: ' if isinstance(table.key, int) else ''
@@ -255,15 +259,13 @@ class Paper:
         files = {'statements.csv': tables.as_csv(lines)}
         if (folder / 'config.gin').exists():
             files['config.gin'] = (folder / 'config.gin').read_text(encoding='utf-8')
-        return page.Page(f'The paper: {folder.name}', sentences(every, simulated), about, sections, None, files)
+        return page.Page(f'The paper: {folder.name}', [sentence(every, simulated)], about, sections, None, files)
 
     def tell(self, folder: Path) -> dict[str, Any]:
         """Prints how many statements became what, and returns that with each of them."""
         every, simulated = self.there(folder)
-        cells = [[str(table.key), *counts(rows).values()] for table, rows in every if any(map(claimed, rows))]
-        log.figures_table(tables.title('statements of the paper', simulated), ['table', *OUTCOMES, 'not yet'], cells)
-        for text in sentences(every, simulated):
-            log.say(text)
+        log.figures_table(tables.title('statements of the paper', simulated), OVERVIEW, overview(every))
+        log.say(sentence(every, simulated))
         log.say(f'all of it: {folder / pages.PAGE}')
         found = {str(table.key): {one['says']: told(one) for one in rows} for table, rows in every if rows}
         return {'simulated': simulated, 'statements': found}
@@ -357,7 +359,7 @@ def outcome(one: Statement, rate: Interval | None) -> str:
     if one.why:
         return ''
     if rate is None:
-        return 'not yet'
+        return LACKING
     return '' if one.paper is None or one.kind == 'shown' else page.outcome(rate, one.paper, *EVEN[one.kind])
 
 
@@ -392,20 +394,20 @@ def claimed(one: Mapping[str, Any]) -> bool:
 def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many of the claims among rows became what."""
     told = [one['becomes'] for one in rows if claimed(one)]
-    return {name: told.count(name) for name in (*OUTCOMES, 'not yet')}
+    return {name: told.count(name) for name in (*OUTCOMES, LACKING)}
 
 
-def sentences(every: Sequence[tuple[Table, Sequence[Mapping[str, Any]]]], simulated: bool) -> list[str]:
-    """What the page says first."""
-    rows = [one for _, rows in every for one in rows]
-    of = counts(rows)
-    there = sum(of.values()) - of['not yet']
+def overview(every: Sequence[tuple[Table, Sequence[Mapping[str, Any]]]]) -> list[list[Any]]:
+    """How many statements of each table became what."""
+    return [[str(table.key), *counts(rows).values()] for table, rows in every if any(map(claimed, rows))]
+
+
+def sentence(every: Sequence[tuple[Table, Sequence[Mapping[str, Any]]]], simulated: bool) -> str:
+    """The same of all tables, in words."""
+    of = counts([one for _, rows in every for one in rows])
     told = ', '.join(f'{of[name]} {name}' for name in OUTCOMES if of[name]) or 'nothing is there yet'
-    found = [tables.title(f'Of {sum(of.values())} statements {there} can be told: {told}', simulated)]
-    for name, words in (('otherwise', 'Otherwise than in the paper'), ('not shown', 'Not shown')):
-        if said := [one['says'] for one in rows if claimed(one) and one['becomes'] == name]:
-            found.append(f'{words}: {"; ".join(said)}')
-    return found
+    of_all = f'{sum(of.values()) - of[LACKING]} of {sum(of.values())} statements can be told: {told}'
+    return tables.title(of_all, simulated)
 
 
 def csv_row(table: Table, one: Mapping[str, Any]) -> dict[str, Any]:

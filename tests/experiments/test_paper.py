@@ -231,6 +231,11 @@ def test_a_plan_lists_the_runs_and_refuses_what_one_of_them_would(tmp_path, made
         plan.check(wrong, tmp_path / 'new')
 
 
+@pytest.mark.parametrize('quick', [False, True])
+def test_every_run_passes_the_check_of_its_plan(quick, tmp_path):
+    plan.check(bind(find('paper')(MICRO), {'quick': quick}), tmp_path)
+
+
 @pytest.mark.parametrize('name', SCALES)
 def test_a_paper_is_there_at_every_scale(name, tmp_path):
     cfg = find('paper')(scale(name))
