@@ -89,11 +89,12 @@ HARMLESS = {'SFT': SFT_HARMLESS} | {name: arm.harmless for name, arm in ARMS.ite
 
 def harmless(which: Literal['raw', 'plain_ratio']) -> tuple[Statement, ...]:
     """Shares of harmless responses, and what feedback adds to them."""
-    part, paper, of = 'harmless_rlaif', {name: both[which != 'raw'] for name, both in HARMLESS.items()}, 'harmless: '
-    shares = [share(part, f'{of}{name}', figure, 'harmless', name, which) for name, figure in paper.items()]
+    part, paper = 'harmless_rlaif', {name: both[which != 'raw'] for name, both in HARMLESS.items()}
+    of, at = 'harmless: ', ', at equal length' * (which != 'raw')
+    shares = [share(part, f'{of}{name}{at}', figure, 'harmless', name, which) for name, figure in paper.items()]
     pairs = (('RLHF', 'SFT'), ('RLAIF', 'SFT'), ('RLAIF', 'RLHF'))
     return (*shares, *(
-        difference(part, f'{of}{a}, beside {b}', paper[a] - paper[b], ('harmless', a, which), ('harmless', b, which))
+        difference(part, f'{of}{a}, beside {b}{at}', paper[a] - paper[b], ('harmless', a, which), ('harmless', b, which))
         for a, b in pairs
     ))  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import shlex
@@ -300,7 +301,9 @@ def show_experiments() -> int:
 
 
 def explain(flags: argparse.Namespace) -> int:
-    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each."""
+    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each; of the
+    name of an experiment what it is, and all its fields.
+    """
     for asked in ','.join(flags.explain).split(','):
         _explain(flags, asked.strip(' .'))
     return 0
@@ -311,10 +314,13 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
     from rlaif_jax import config, log
 
     paths: list[str] = []
-    for name in [flags.experiment] if flags.experiment else experiments.experiments():
+    known = experiments.experiments()
+    for name in [flags.experiment] if flags.experiment else known:
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
-        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{asked}.')]:
+        if found := [row for row in rows if name == asked or f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
+            if name == asked:
+                log.say(f'{inspect.getdoc(known[name])}\n')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
                 for line in said.splitlines():

@@ -584,6 +584,13 @@ def test_a_field_is_explained_with_all_below_it(typed, shown, capsys):
     assert re.search(rf'{typed}x: .* {typed}\?', capsys.readouterr().err)
 
 
+def test_an_experiment_is_explained_with_all_its_fields(capsys):
+    assert launcher.main(['--explain', 'paper']) == 0
+    printed = capsys.readouterr().out
+    assert '--experiment=paper' in printed
+    assert all(f'\n{path} = ' in printed for path in parse(dump(experiments.find('paper')(SCALES['micro']))))
+
+
 @pytest.mark.parametrize('arguments', [['tldr_direct', '--dry-run'], ['--dry_run', 'sft.steps=3', 'tldr_direct']])
 def test_a_bare_word_is_the_experiment_and_a_hyphen_in_a_flag_an_underscore(arguments):
     flags = launcher.read_flags(launcher.parser(), arguments)
