@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import shlex
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
 RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
-REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
     'report.html': 'all of it to look at, for a browser',
     'test_samples.md': 'what each wrote to the same prompts, side by side',
@@ -39,7 +39,7 @@ FILES = {  # of a run folder, the most telling first
     'alignment.csv': 'every figure of the tables, a line a labeler',
     'matrix.png': 'who is preferred to whom',
     'samples.jsonl': 'what the model gives some held-out prompts, while it was trained',
-    REPORT: 'the tables above',
+    'report.txt': 'the tables above',
     'metrics.jsonl': 'every figure of every step',
 }
 SHOWN = 3  # of them
@@ -237,7 +237,6 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     import experiments
     from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
-    from rlaif_jax.data.loader import contents
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
 
@@ -265,7 +264,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
     flags.changed = digest(config) != digest(plain)
-    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
+    return name, config, experiments.text_of(name, scale_name, config)
 
 
 def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
@@ -302,7 +301,9 @@ def show_experiments() -> int:
 
 
 def explain(flags: argparse.Namespace) -> int:
-    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each."""
+    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each; of the
+    name of an experiment what it is, and all its fields.
+    """
     for asked in ','.join(flags.explain).split(','):
         _explain(flags, asked.strip(' .'))
     return 0
@@ -313,14 +314,15 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
     from rlaif_jax import config, log
 
     paths: list[str] = []
-    if not flags.experiment and asked in experiments.experiments():  # of all fields; some have its name, too
-        log.say(experiments.summary(experiments.find(asked)))
+    known = experiments.experiments()
+    if not flags.experiment and asked in known:  # some are fields of others, too
         flags = argparse.Namespace(**vars(flags) | {'experiment': asked})
-    for name in [flags.experiment] if flags.experiment else experiments.experiments():
+    for name in [flags.experiment] if flags.experiment else known:
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
-        whole = asked == name
-        if found := [row for row in rows if whole or f'{row[0]}.'.startswith(f'{asked}.')]:
+        if found := [row for row in rows if name == asked or f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
+            if name == asked:
+                log.say(f'{inspect.getdoc(known[name])}\n')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
                 for line in said.splitlines():
@@ -420,7 +422,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import pages, plan
     from rlaif_jax import hosts, log, stopping
     from rlaif_jax.config import Mistake, same
-    from rlaif_jax.folder import finish, finished, lock, open_folder
+    from rlaif_jax.folder import finished, lock, open_folder
 
     if hosts.count() > 1:
         there = f'{hosts.count()} processes, {jax.local_device_count()} devices each, {jax.device_count()} in all'
@@ -439,15 +441,11 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
             log.say(f'{name}: already finished, in {folder}')
             if hosts.told(lambda: (folder / pages.MADE).exists() and not (folder / pages.PAGE).exists()):
                 pages.of_run(name, config, folder)  # which is all that was missing
-            report = folder / REPORT
+            report = folder / pages.REPORT
             log.say(report.read_text(encoding='utf-8').rstrip() if report.exists() else log.to_json(result))
             return 0
         plan.show(name, config, folder)
-        pages.begin(folder)
-        with log.ending(folder / REPORT):
-            result = config.run(folder)
-        finish(folder, result)
-        pages.of_run(name, config, folder)
+        result = pages.make(name, config, folder)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)
