@@ -14,7 +14,7 @@ from rlaif_jax.config import Mistake, nearest
 from rlaif_jax.data import loader
 
 # Each lists its experiments in __all__.
-MODULES = ('tldr', 'helpful', 'harmless', 'label', 'apply', 'labeling', 'compare', 'micro')
+MODULES = ('tldr', 'helpful', 'harmless', 'label', 'agreement', 'apply', 'labeling', 'compare', 'micro')
 
 
 def grouped() -> dict[str, dict[str, Callable[..., Any]]]:

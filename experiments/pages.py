@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import experiments
-from experiments import arms
+from experiments import agreement, arms
 from experiments.compare import called
 from experiments.report import TRAINED, parted, trained
 from experiments.scales import scale
 from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake, digest, dump, parse
 from rlaif_jax.data import loader
-from rlaif_jax.evaluation import page, responses, tables, texts, versus
+from rlaif_jax.evaluation import page, people, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
 from rlaif_jax.evaluation.report import doubts
@@ -131,6 +131,14 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sentences.append(
             tables.title(f'{best.name} agrees with people on {tables.within(best.agreement, " %")} of pairs', simulated)
         )
+    if told := result.get('against people'):
+        beside = [again(people.Against, one) for one in told.values()]
+        sections.append(
+            page.table('Verdicts and votes, ties among them', agreement.AGAINST, agreement.against_rows(beside))
+        )
+    if told := result.get('people'):
+        among = {name: again(people.Agreeing, one) for name, one in told.items()}
+        sections.append(page.table('People with each other', agreement.RATERS, agreement.among_rows(among)))
     if not sections:
         flat = [(' / '.join(path), value) for path, value in _leaves(result)]
         sections.append(page.table('What was found', ['', ''], flat))

@@ -35,7 +35,10 @@ LADDER = (
     ('experiments.stages',),
     ('experiments.judging', 'experiments.arms'),
     ('experiments.report',),
-    tuple(f'experiments.{name}' for name in ('policies', 'reward_models', 'compare', 'labeling', 'apply', 'micro')),
+    tuple(
+        f'experiments.{name}'
+        for name in ('policies', 'reward_models', 'compare', 'labeling', 'agreement', 'apply', 'micro')
+    ),
     tuple(f'experiments.{name}' for name in ('tldr', 'helpful', 'harmless')),
     ('experiments.pages',),
     ('launch',),
