@@ -18,7 +18,7 @@ from rlaif_jax.config import FILE, SAME, Mistake, nearest
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.files import Row
 from rlaif_jax.data.records import Pair
-from rlaif_jax.data.votes import gather, listed, look, reader
+from rlaif_jax.data.votes import Vote, gather, listed, look, reader
 from rlaif_jax.evaluation import alignment, people, report, tables
 from rlaif_jax.evaluation.figures import figure_labelers
 from rlaif_jax.labeling import labelers
@@ -40,6 +40,18 @@ def agreement(scale: Scale, seed: int = 0) -> Recorded:
     Expect: agreement with the mean vote and with the plurality, accuracy in three classes, Cohen's kappa, calibration.
     """
     return Recorded()
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a file says of pairs, in their order."""
+
+    pairs: list[Pair | None]  # their texts; None where there are none
+    raters: tuple[str, ...]
+    vote_BM: np.ndarray  # of `votes.gather`
+    orders: dict[
+        str, list[np.ndarray]
+    ]  # labeler -> P(first is better), (B,); behind it that of the other order, or of both
 
 
 @dataclass(frozen=True)
@@ -73,12 +85,10 @@ class Recorded:
     def lines(self, folder: Path) -> list[Line]:
         if not self.input:
             raise Mistake('which verdicts? input=labels.jsonl, a file with people’s votes, too')
-        return [Line('agreement', folder, len(self.read()[0]), {})]
+        return [Line('agreement', folder, len(self.read().pairs), {})]
 
-    def read(self) -> tuple[list[Row], tuple[str, ...], np.ndarray, dict[str, list[np.ndarray]], list[Pair | None]]:
-        """The first row of each pair; raters and their votes, (B, M); labeler -> P(first) in one order, or in two; and what
-        each row is as a pair, None where it is none.
-        """
+    def read(self) -> Told:
+        """What the file says. Raises `Mistake`, which names the nearest column, for one that is not there."""
         rows = files.read_rows(self.input)
         columns = list(dict.fromkeys(column for row in rows for column in row))
         voted = self.people or next(((name,) for name in PEOPLE if name in columns), ())
@@ -88,79 +98,78 @@ class Recorded:
         said = self.verdicts or tuple(sorted(filter(generation, columns), key=generation))
         for name in (*voted, *said, *self.swapped, *self.pair, *[self.rater] * bool(self.rater)):
             if all(look(row, name) is None for row in rows):
-                raise Mistake(
-                    f'{self.input}: nothing stands in a column {name!r}; did you mean {nearest(name, columns)!r}?'
-                )
-        read = {}
+                near = nearest(name, columns)
+                raise Mistake(f'{self.input}: nothing stands in a column {name!r}; did you mean {near!r}?')
+        vote: dict[str, Vote] = {}
         for name in (*voted, *said, *self.swapped):
-            given = self.values if name not in said or not generation(name) else ()
-            read[name] = reader(name, [one for row in rows for one in listed(look(row, name))], given)
-        pairs, texts = [], []
-        for row in rows:
-            one = None
-            with suppress(Mistake):
-                one = trl.pair_of({key: row[key] for key in row if key not in ('label', 'preference')}, self.task, '')
-            pairs.append(one)
-            texts.append(one and (one.prompt.text, one.first, one.second))
-        known: dict[Any, tuple[str, str, str] | None] = {}
+            given = () if name in said and generation(name) else self.values  # what `label` wrote is P(first)
+            vote[name] = reader(name, [one for row in rows for one in listed(look(row, name))], given)
+        pairs = [self._pair(row) for row in rows]
+        texts: dict[Any, Any] = {}  # of the first row of each pair
         entries = []
-        for i, row in enumerate(rows):
-            key = self._key(row, texts[i], i)
-            turned = bool(texts[i]) and known.setdefault(key, texts[i]) not in (None, texts[i])
-            votes = {'': 1.0} if not voted else {}
-            for name in voted:
-                values = [read[name](one) for one in listed(look(row, name))]
-                who = name if len(voted) > 1 else str(look(row, self.rater)) if self.rater else ''
-                named = {who: values[0]} if len(values) == 1 else {f'rater {n}': v for n, v in enumerate(values, 1)}
-                votes |= named
-            entries.append((key, turned, votes))
+        for i, (row, pair) in enumerate(zip(rows, pairs)):
+            key, shown = self._key(row, pair, i), pair and (pair.first, pair.second)
+            turned = shown is not None and texts.setdefault(key, shown) not in (None, shown)
+            entries.append((key, turned, self._votes(row, voted, vote)))
         first, raters, vote_BM = gather(entries)
-        p = lambda name: np.array([np.mean([read[name](one) for one in listed(look(rows[i], name))]) for i in first])  # noqa: E731
+
+        def verdicts(name: str) -> np.ndarray:
+            return np.array([np.mean([vote[name](one) for one in listed(look(rows[i], name))]) for i in first])
+
         orders: dict[str, list[np.ndarray]] = {}
         for name, other in zip(said, self.swapped or [''] * len(said)):
             called = _called(name, rows)
-            orders[called if called not in orders else name] = [
-                p(name),
-                *([p(other)] if other else _orders(name, rows, first)),
-            ]
-        return [rows[i] for i in first], raters, vote_BM, orders, [pairs[i] for i in first]
+            both = [verdicts(other)] if other else _orders(name, [rows[i] for i in first])
+            orders[name if called in orders else called] = [verdicts(name), *both]
+        return Told([pairs[i] for i in first], raters, vote_BM, orders)
 
-    def _key(self, row: Row, texts: tuple[str, str, str] | None, i: int) -> Any:
+    def _pair(self, row: Row) -> Pair | None:
+        """A row's texts; None where they are no pair's, which costs no vote."""
+        with suppress(Mistake):
+            return trl.pair_of({key: row[key] for key in row if key not in ('label', 'preference')}, self.task, '')
+        return None
+
+    def _votes(self, row: Row, voted: Sequence[str], vote: Mapping[str, Vote]) -> dict[str, float]:
+        """Rater -> vote in a row; of `chosen` and `rejected` nobody's for the first."""
+        found: dict[str, float] = {} if voted else {'': 1.0}
+        who = str(look(row, self.rater)) if self.rater else ''
+        for name in voted:
+            values = [vote[name](one) for one in listed(look(row, name))]
+            many = {f'rater {n}': one for n, one in enumerate(values, 1)}
+            found |= many if len(values) > 1 else {name if len(voted) > 1 else who: one for one in values}
+        return found
+
+    def _key(self, row: Row, pair: Pair | None, i: int) -> Any:
+        """What rows of one pair have in common."""
         if self.pair:
             return tuple(str(look(row, name)) for name in self.pair)
-        if texts:
-            return texts[0], *sorted(texts[1:])
+        if pair:
+            return pair.prompt.text, *sorted((pair.first, pair.second))
         return named if (named := trl.name_of(row.get('id'))) is not None else i
 
     def run(self, folder: Path) -> dict[str, Any]:
-        rows, raters, vote_BM, orders, pairs = self.read()
-        if not (np.isnan(vote_BM) == 0).any():
-            raise Mistake(f'{self.input}: nobody voted on any of its {len(rows)} pairs')
-        log.say(
-            f'{len(rows)} pairs, {(~np.isnan(vote_BM)).sum()} votes of {len(raters)} raters, {(vote_BM == 0.5).sum()} ties'
-        )
-        result: dict[str, Any] = {'pairs': len(rows), 'raters': len(raters), 'simulated': False}
+        told = self.read()
+        pairs, raters, vote_BM = told.pairs, told.raters, told.vote_BM
+        if not (~np.isnan(vote_BM)).any():
+            raise Mistake(f'{self.input}: nobody voted on any of its {len(pairs)} pairs')
+        voted, ties = (~np.isnan(vote_BM)).sum(), (vote_BM == 0.5).sum()
+        log.say(f'{len(pairs)} pairs, {voted} votes of {len(raters)} raters, {ties} ties')
+        result: dict[str, Any] = {'pairs': len(pairs), 'raters': len(raters), 'simulated': False}
         if len(raters) > 1:
             result['people'] = self.among(raters, vote_BM)
-        if not orders:
+        if not told.orders:
             log.say('no verdicts: of people alone (verdicts="[\'column\']" names those of a labeler)')
             return result
-        reports, beside = [], []
-        chars = {}
+        reports, beside, more = [], [], {}
         if all(pairs):
-            chars = {
-                f'{side}_chars_B': np.array([len(getattr(one, side)) for one in pairs]) for side in ('first', 'second')
-            }
-        mean_B = people.mean_vote(vote_BM)
-        for name, (given_B, *swapped) in orders.items():
-            shown = {}
-            preference_B = given_B
-            if len(swapped) == 2:  # of a label, which is the mean of its orders
-                shown = dict(zip(('first_shown_B', 'second_shown_B'), swapped))
-            elif swapped:
-                shown = {'first_shown_B': given_B, 'second_shown_B': swapped[0]}
-                preference_B = (given_B + swapped[0]) / 2
-            reports.append(alignment.report(name, preference_B, mean_B, **shown, **chars))
+            for side in ('first', 'second'):
+                more[f'{side}_chars_B'] = np.array([len(getattr(one, side)) for one in pairs])
+        for name, (preference_B, *orders) in told.orders.items():
+            if len(orders) == 1:  # of the other order; a label is the mean of its two
+                orders = [preference_B, *orders]
+                preference_B = np.mean(orders, 0)
+            shown = dict(zip(('first_shown_B', 'second_shown_B'), orders))
+            reports.append(alignment.report(name, preference_B, people.mean_vote(vote_BM), **shown, **more))
             beside.append(people.against(name, preference_B, vote_BM, margin=self.margin))
         report.labelers_table(reports, title='verdicts and people')
         report.labelers_csv(folder / 'alignment.csv', reports)
@@ -215,10 +224,10 @@ def _called(column: str, rows: Sequence[Row]) -> str:
     return f'{labelers.title(said[0])} {said[1] or ""}'.rstrip() if said else column
 
 
-def _orders(column: str, rows: Sequence[Row], first: Sequence[int]) -> list[np.ndarray]:
+def _orders(column: str, rows: Sequence[Row]) -> list[np.ndarray]:
     """What a label that `label` wrote was in each order, by its position bias; nothing of other columns."""
     bias = column.removesuffix('preference_prob') + 'position_bias'
     if not generation(column) or not any(row.get(bias) is not None for row in rows):
         return []
-    number = lambda name: np.array([np.nan if (x := rows[i].get(name)) is None else x for i in first], np.float64)  # noqa: E731
-    return [np.clip(number(column) + sign * number(bias), 0, 1) for sign in (1, -1)]
+    p_B, bias_B = (np.array([row.get(name) for row in rows], np.float64) for name in (column, bias))  # None is nan
+    return [np.clip(p_B + sign * bias_B, 0, 1) for sign in (1, -1)]

@@ -352,7 +352,7 @@ def _vote(label: Any, where: str) -> float:
         return said
     if not _number(label) or label not in (0, 0.5, 1):
         raise Mistake(
-            f"{where}: column 'label' is {short(label)}; wants 0 (the first is better), 1 (the second), 'tie', a list of these"
+            f"{where}: column 'label' is {short(label)}; wants 0 (the first is better), 1 (the second), 'tie' or a list"
         )
     return 1.0 - float(label)
 

@@ -69,11 +69,11 @@ def test_votes_are_the_same_in_columns_in_lists_and_in_rows(votes, tmp_path):
     ):
         files.write_rows(tmp_path / f'{name}.jsonl', table)
         read = Recorded(input=str(tmp_path / f'{name}.jsonl'), **more).read()
-        found.append(read[2])
+        found.append(read.vote_BM)
     for one_BM in found:
         np.testing.assert_array_equal(one_BM, vote_BM)
     assert between(found[0]).kappa.n > 40
-    np.testing.assert_allclose(read[3]['p'][0], p_B)
+    np.testing.assert_allclose(read.orders['p'][0], p_B)
 
 
 @pytest.mark.parametrize(
