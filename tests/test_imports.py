@@ -32,6 +32,7 @@ LADDER = (
     ('experiments.plan',),
     ('experiments.topology',),
     ('experiments.label',),
+    ('experiments.costs',),
     ('experiments.stages',),
     ('experiments.judging', 'experiments.arms'),
     ('experiments.report',),
