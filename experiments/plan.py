@@ -141,12 +141,11 @@ def show(name: str, config: Any, folder: Path) -> None:
         known = {role: _count(cfg) for role, cfg in sizes.items()}
         models = '\n'.join(f'{role}: {model}, {known.get(role, "served")}' for role, model in line.models.items())
         largest = largest_of(line, sizes, mesh)
+        models = models or 'simulated' * bool(found and found.simulated)
         need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
         if largest and usable and largest.need > usable * GIB:
             large.append((line, largest))
-        rows.append(
-            [title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)]
-        )
+        rows.append([title(line), models, line.steps, need, largest.name if largest else '', _standing(line)])
         folders.setdefault(line.folder, []).append(title(line).replace('\n', ' '))
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory a device', 'most in', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together

@@ -79,9 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.wandb and hosts.first() and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
+        from rlaif_jax.labeling.cost import priced
         from rlaif_jax.labeling.wire import counted
 
-        with sharing(stages_of(flags, folder)), counted(flags.price):
+        with sharing(stages_of(flags, folder)), counted(flags.price), priced(flags.price):
             if flags.topology:
                 return plan_for(name, config, folder, flags)
             if flags.dry_run:
@@ -154,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument(
         '--price', type=prices, default=(), metavar='X,…',
-        help='in any currency: with --topology of a chip-hour, else of a million tokens that a server reads, and writes',
+        help='in any currency: of a chip-hour or, of a served labeler, of a million tokens that it reads, and writes',
     )  # fmt: skip
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
@@ -350,7 +351,7 @@ def start_jax() -> None:
 
 def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None) -> int:
     """Print everything about the run that can be known without running it."""
-    from experiments import plan
+    from experiments import costs, plan
     from experiments.label import store_of
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
@@ -359,6 +360,8 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)
+        for told in costs.foretold(config, folder):
+            log.say(told)
         if shard:
             of = ', '.join(dict.fromkeys(one.title for one in ahead(name, config, shard)))
             log.say(

@@ -326,3 +326,26 @@ def test_shards_of_a_study_are_those_of_each_cell(tmp_path, labeler, calls):
         )
     assert len(calls) == 12
     assert run('labeling_techniques', f'--workdir={tmp_path}', 'tasks=["helpful"]', *bindings) == 0 and len(calls) == 12
+
+
+def test_what_labels_cost_is_said_before_and_behind_in_the_result_and_on_the_page(tmp_path, labeler, capsys):
+    """The tokens of a plan are those of the run; a plan writes nothing."""
+    rows = [ROWS[0] | {'prompt': f'POST: my boss lies {"again " * n}.\n\nTL;DR:'} for n in range(9)]
+    files.write_rows(tmp_path / 'in.jsonl', rows)
+    command = [
+        '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={tmp_path / "in.jsonl"}',
+        f'output={tmp_path / "out.jsonl"}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', '--price=4',
+    ]  # fmt: skip
+    said = lambda: re.search(r'9 labels: (.+?) tokens read(.*)', capsys.readouterr().out)  # noqa: E731
+    assert run(*command, '--dry_run') == 0 and not (tmp_path / 'run').exists()
+    before = said()
+    assert run(*command) == 0
+    behind = said()
+    assert before[1] == behind[1] and all(
+        'at --price=4' in one[2] and 'chip-hours' in one[2] for one in (before, behind)
+    )
+    (spent,) = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))['cost'].values()
+    assert spent['money'] == pytest.approx(4 * spent['chip-hours']) and spent['labels'] == 9
+    assert spent['per 1000']['tokens read'] == pytest.approx(spent['tokens read'] * 1000 / 9)
+    assert 'What the labels cost' in (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
+    assert run(*command, '--dry_run') == 0 and 'earlier labels' in said()[2]

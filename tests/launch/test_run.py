@@ -618,7 +618,7 @@ def test_every_config_survives_its_text(name, scale):
     config = experiments.find(name)(SCALES[scale], 3)
     other = experiments.find(name)(SCALES[scale], 4)
     assert bind(other, parse(dump(config))) == config
-    assert config != other or name == 'score'  # which draws nothing
+    assert config != other or name in ('score', 'agreement')  # which draw nothing
 
 
 @pytest.mark.parametrize('name, scale', PINNED)
