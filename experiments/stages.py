@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.label import Asking, check_prompts, labels_line, written
+from experiments.label import Asking, check_prompts, labels_line, tell_worth, written
 from experiments.programs import Line, Read
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
@@ -167,7 +167,9 @@ class Labelled:
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, label) for pair, label in zip(pairs, labels)]
             files.write_rows(folder / LABELS, rows)
-            return {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
+            told = tell_worth(self.labeler, pairs, labels, loader.find(self.source).note)
+            counts = {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
+            return counts | ({'verdict': told} if told else {})
 
         once(self.folder(root), self, make)
         return [
