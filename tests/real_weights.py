@@ -5,6 +5,7 @@ index as a GGUF file. Here it becomes a Hugging Face directory, by numpy alone: 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -54,13 +55,8 @@ def fetched(folder: Path) -> Path:
 
 
 def convert(source: Path, folder: Path) -> Path:
-    """A Llama in a GGUF file as a Hugging Face directory in float32. Raises `Unreachable` where the package that reads such
-    files is missing.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise Unreachable(f'pip install {READER}: nothing else here reads GGUF files') from error
+    """A Llama in a GGUF file as a Hugging Face directory in float32."""
+    import gguf
     from safetensors.numpy import save_file
 
     read = gguf.GGUFReader(source)
@@ -113,7 +109,11 @@ def write_tokenizer(about: dict, ids: dict[str, int], folder: Path) -> None:
 
 
 def model(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face directory in `cache`, made where it is not there yet."""
+    """SmolLM2-135M-Instruct as a Hugging Face directory in `cache`, made where it is not there yet. Raises as `fetched`
+    does, and `Unreachable` where the package that reads such files is missing.
+    """
+    if importlib.util.find_spec('gguf') is None:
+        raise Unreachable(f'pip install {READER}: nothing else here reads GGUF files')
     folder = cache / 'SmolLM2-135M-Instruct'
     if not (folder / 'tokenizer_config.json').exists():  # which is written last
         cache.mkdir(parents=True, exist_ok=True)
