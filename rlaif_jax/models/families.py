@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlaif_jax import log
@@ -54,6 +55,7 @@ NOTES = ('unsloth_',)  # beginnings of more of them
 # Fields that are fine at some values only, for every family that has no other use for them.
 ONLY: Mapping[str, tuple[Any, ...]] = {
     'attention_bias': (False, None),
+    'clip_qkv': (None,),
     'mlp_bias': (False, None),
     'partial_rotary_factor': (1, None),
     'rope_interleaved': (False, None),
@@ -159,14 +161,24 @@ class Trait(NamedTuple):
 class Slot(NamedTuple):
     """Where a parameter lies in their files.
 
+    name: of a tensor; '{}' is the layer, which they store apart, and a second one the expert.
     layout: the letters of its axes, grouped as they are flattened: 'NH D'. Where one tensor holds several parameters,
     `part` says which this is: of those one behind another along the first axis ('NH+KH+KH D'), or of those stacked at
     the digit ('N3H D').
     """
 
-    name: str  # '{}' is the layer, which they store apart
+    name: str
     layout: str
     part: int = 0
+
+    @property
+    def apart(self) -> str:
+        """Of which axes, the first ones of the parameter, each index is a tensor of its own: '', 'L' or 'LE'."""
+        return 'LE'[: self.name.count('{}')]
+
+    def names(self, spans: Mapping[str, Sequence[int]]) -> list[str]:
+        """Of the tensors within these spans of `apart`, the last one changing fastest."""
+        return [self.name.format(*index) for index in itertools.product(*(spans[c] for c in self.apart))]
 
 
 class Family(NamedTuple):
@@ -490,39 +502,56 @@ def _still_write(cfg: Config) -> Raw:
     }
 
 
-def _two_ropes_read(f: Fields, known: Raw) -> Raw:
-    """Gemma 3: layers with a window, which are read already, have rotary positions of their own."""
-    (name, new), old = _tables(f)
-    for unknown in set(new) - {'full_attention', 'sliding_attention'}:
-        f.unknown(f'{name}.{unknown}', new[unknown])
+def _two_ropes(far_theta: float, near_theta: float, near_base: str) -> Trait:
+    """Gemma 3 and OLMo 3: layers with a window, which are read already, have rotary positions of their own, and stretched
+    are those of the others alone. `near_base` is where a config.json says their theta.
+    """
 
-    def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
-        within = (f'{name}.{kind}', new.get(kind) or {})
-        return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
+    def read(f: Fields, known: Raw) -> Raw:
+        (name, new), old = _tables(f)
+        for unknown in set(new) - {'full_attention', 'sliding_attention'}:
+            f.unknown(f'{name}.{unknown}', new[unknown])
 
-    far = rope(1_000_000.0, 'full_attention', 'rope_theta', old)
-    near = rope(10_000.0, 'sliding_attention', 'rope_local_base_freq')
-    windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
-    return {'ropes': _cycle([near if window else far for window in windows])}
+        def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
+            within = (f'{name}.{kind}', new.get(kind) or {})
+            return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
 
+        far = rope(far_theta, 'full_attention', 'rope_theta', old)
+        near = rope(near_theta, 'sliding_attention', near_base)
+        windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
+        return {'ropes': _cycle([near if window else far for window in windows])}
 
-def _two_ropes_write(cfg: Config) -> Raw:
-    kinds = dict(zip(map(bool, cfg.each(cfg.windows)), cfg.each(cfg.ropes)))
-    far, near = kinds.get(False, Rope(1_000_000.0)), kinds.get(True, Rope())
-    return {'rope_theta': far.theta, 'rope_local_base_freq': near.theta} | _scaling(far, cfg.max_length)
+    def write(cfg: Config) -> Raw:
+        kinds = dict(zip(map(bool, cfg.each(cfg.windows)), cfg.each(cfg.ropes)))
+        far, near = kinds.get(False, Rope(far_theta)), kinds.get(True, Rope(near_theta))
+        bases, scaling = {'rope_theta': far.theta, near_base: near.theta}, _scaling(far, cfg.max_length)
+        if near_base != 'rope_theta' or (far.theta, near.theta) == (far_theta, near_theta):
+            return bases | scaling
+        # transformers 5 takes a common theta for that of `far` alone, and those before know no other.
+        tables = {
+            'full_attention': scaling.get('rope_scaling', {'rope_type': 'default'}) | {'rope_theta': far.theta},
+            'sliding_attention': {'rope_type': 'default', 'rope_theta': near.theta},
+        }
+        return {'rope_parameters': tables} | (bases | scaling if far.theta == near.theta else {})
+
+    return Trait(read, write)
 
 
 # Windows
 
 
-def _window(default: int | None) -> Trait:
-    """The same in all layers; null is none."""
+def _window(default: int | None, switched: bool = False) -> Trait:
+    """The same in all layers; null is none. `switched`: none unless `use_sliding_window` says so."""
 
     def read(f: Fields, known: Raw) -> Raw:
         window = f.take('sliding_window', default) or 0
+        window = window if not switched or f.flag('use_sliding_window', False) else 0
         return {'windows': (window and f.whole('sliding_window', window),)}
 
-    return Trait(read, lambda cfg: {'sliding_window': cfg.windows[0] or None})
+    def write(cfg: Config) -> Raw:
+        return {'sliding_window': cfg.windows[0] or None} | ({'use_sliding_window': cfg.windowed} if switched else {})
+
+    return Trait(read, write)
 
 
 def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False) -> Trait:
@@ -578,6 +607,34 @@ def _cycle(values: list) -> tuple:
     return tuple(values[:n])
 
 
+# Experts
+
+
+def _experts(name: str, *others: str) -> Trait:
+    """How many, under that name or one of the others, and how many of them a token passes."""
+
+    def read(f: Fields, known: Raw) -> Raw:
+        found = {one: value for one in (name, *others) if (value := f.take(one, None)) is not None}
+        if len(set(map(repr, found.values()))) > 1:
+            raise Mistake(
+                f'{f.where}: {" and ".join(f"{one} = {value!r}" for one, value in found.items())}; say it once'
+            )
+        experts, chosen = f.whole(name, *found.values() or [None]), f.take('num_experts_per_tok', None)
+        for told in ('router_aux_loss_coef', 'router_jitter_noise'):  # of training elsewhere
+            f.take(told, None)
+        return {'experts': experts, 'chosen': f.whole('num_experts_per_tok', chosen, experts)}
+
+    return Trait(read, lambda cfg: {name: cfg.experts, 'num_experts_per_tok': cfg.chosen})
+
+
+def _everywhere(f: Fields, known: Raw) -> Raw:
+    """Experts in all layers; some models of Qwen may have an MLP of the usual kind in some."""
+    for name, usual in (('decoder_sparse_step', (1, None)), ('mlp_only_layers', ([], None))):
+        if (value := f.take(name, None)) not in usual:
+            raise f.unsupported(name, value, f'{usual[0]!r}: experts in every layer')
+    return {}
+
+
 # Families
 
 LAYER = 'model.layers.{}.'
@@ -611,6 +668,19 @@ OUT_NORMS = {
     'mlp_norm_LD': Slot(LAYER + 'pre_feedforward_layernorm.weight', 'D'),
     'mlp_out_norm_LD': Slot(LAYER + 'post_feedforward_layernorm.weight', 'D'),
 }
+
+
+def _slots_of_experts(within: str, gate: str, up: str, down: str) -> Mapping[str, Slot]:
+    expert = LAYER + within + '.experts.{}.'
+    return {
+        'router_LDE': Slot(LAYER + within + '.gate.weight', 'E D'),
+        'gate_LEDF': Slot(f'{expert}{gate}.weight', 'F D'),
+        'up_LEDF': Slot(f'{expert}{up}.weight', 'F D'),
+        'down_LEFD': Slot(f'{expert}{down}.weight', 'D F'),
+    }
+
+
+EXPERTS = _slots_of_experts('mlp', 'gate_proj', 'up_proj', 'down_proj')
 PHI3 = {
     'query_LDNH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 0),
     'key_LDKH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 1),
@@ -645,6 +715,7 @@ NEOX: Mapping[str, Slot] = {
 SILU = _activation('silu')
 ATTENTION_BIAS = _flag('attention_bias', False, 'qkv_bias', 'out_bias')
 MLP_BIAS = _flag('mlp_bias', False, 'mlp_bias')
+EVENED = _flag('norm_topk_prob', False, 'shared')
 LATE_WINDOWS = _windows(_late, switched=True)
 GELU_TANH = Trait(_gemma_read, lambda cfg: dict.fromkeys(('hidden_act', 'hidden_activation'), 'gelu_pytorch_tanh'))
 QUERY_SCALE = Trait(_scale_read, _scale_write)
@@ -667,6 +738,23 @@ FAMILIES: Mapping[str, Family] = {
     'llama': Family(_classes('Llama'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, MLP_BIAS)),
     'mistral': Family(_classes('Mistral'), LLAMA, (SILU, _rope(), _window(4096))),
     'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, _rope(), LATE_WINDOWS), {'qkv_bias': True}),
+    'mixtral': Family(
+        _classes('Mixtral'), {**LLAMA, **_slots_of_experts('block_sparse_moe', 'w1', 'w3', 'w2')},
+        (SILU, _rope(1_000_000.0), _window(None), _experts('num_local_experts', 'num_experts')),
+        defaults={'max_position_embeddings': 131_072, 'rms_norm_eps': 1e-5},
+    ),
+    'olmoe': Family(
+        _classes('Olmoe'), {**LLAMA, **EXPERTS},
+        (SILU, _rope(), ATTENTION_BIAS, _experts('num_experts', 'num_local_experts'), EVENED),
+        {'qk_norm': 'all'}, defaults={'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5},
+    ),
+    'qwen3_moe': Family(
+        _classes('Qwen3Moe'), {**LLAMA, **EXPERTS},
+        (SILU, _rope(), ATTENTION_BIAS, _window(4096, switched=True), _experts('num_experts', 'num_local_experts'), EVENED,
+         Trait(_everywhere, lambda cfg: {}), _unused('intermediate_size', 'max_window_layers')),
+        {'qk_norm': 'head'}, rename={'intermediate_size': 'moe_intermediate_size'},
+        defaults={'max_position_embeddings': 32_768},
+    ),
     'qwen3': Family(
         _classes('Qwen3'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
         defaults={'head_dim': 128},
@@ -680,7 +768,7 @@ FAMILIES: Mapping[str, Family] = {
     'gemma3_text': Family(
         ('Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification'), {**LLAMA, **OUT_NORMS},
         (GELU_TANH, ATTENTION_BIAS, QUERY_SCALE, *_caps(None, None), _windows(_all_but_every(6)),
-         Trait(_two_ropes_read, _two_ropes_write)),
+         _two_ropes(1_000_000.0, 10_000.0, 'rope_local_base_freq')),
         GEMMA | {'norm_at': 'around', 'qk_norm': 'head'}, defaults=GEMMA_DEFAULTS | {'max_position_embeddings': 131_072},
     ),
     'gpt_neox': Family(
@@ -693,6 +781,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
     'olmo2': Family(
         _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, _rope(), ATTENTION_BIAS),
+        {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
+    ),
+    'olmo3': Family(
+        _classes('Olmo3'), {**LLAMA, **OUT_NORMS},
+        (SILU, ATTENTION_BIAS, _windows(_all_but_every(4)), _two_ropes(500_000.0, 500_000.0, 'rope_theta')),
         {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
     ),
     'phi3': Family(

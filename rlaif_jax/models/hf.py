@@ -6,6 +6,7 @@ What a config.json says and what the tensors are called is the families' to know
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -340,10 +341,12 @@ def _tensors(cfg: Config, params: Params, most: float) -> Iterator[tuple[str, np
     for name, members in _together(cfg).items():
         arrays = {ours: params[ours] for ours in members}
         arrays = {ours: hosts.to_host(x) if x.nbytes <= most else x for ours, x in arrays.items()}
-        for i in range(cfg.layers if '{}' in name else 1):
-            layer = {ours: hosts.to_host(x[i] if '{}' in name else x) for ours, x in arrays.items()}
-            parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
-            yield name.format(i), _join(parts, cfg.sizes)
+        apart = slots[members[0]].apart
+        for layer in itertools.product(*(range(cfg.sizes[c]) for c in apart[:1])):
+            held = {ours: hosts.to_host(x[layer] if layer else x) for ours, x in arrays.items()}
+            for expert in itertools.product(*(range(cfg.sizes[c]) for c in apart[1:])):
+                parts = [(slots[ours], axes.letters(ours).removeprefix(apart), x[expert]) for ours, x in held.items()]
+                yield name.format(*layer, *expert), _join(parts, cfg.sizes)
     for ours, name in ({'score_D': SCORE} | VALUE).items():
         if ours in params:
             yield name, hosts.to_host(params[ours])[None]

@@ -43,9 +43,9 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     """
     files, family = _open(folder), families.of(cfg)
     stored = {
-        slot.name.format(i): shape_of(slot, cfg.sizes)
+        name: shape_of(slot, cfg.sizes)
         for slot in families.slots_of(cfg).values()
-        for i in range(cfg.layers if '{}' in slot.name else 1)
+        for name in slot.names({c: range(n) for c, n in cfg.sizes.items()})
     }
     if score:
         stored[SCORE] = (1, cfg.width)
@@ -241,11 +241,10 @@ def _read(
         cuts.append(slice(start + span[own[0]].start * rest, start + span[own[0]].stop * rest))
     order = order_of(slot)
     shape = [int(c) if c.isdigit() else len(span[c]) for c in order]
-    turned = ''.join(c for c in order if not c.isdigit()) != letters.removeprefix('L')
+    turned = ''.join(c for c in order if not c.isdigit()) != letters.removeprefix(slot.apart)
     out = _pages([len(cut) for cut in spans], dtype)
 
-    def fill(target: np.ndarray, layer: int | str) -> None:
-        name = slot.name.format(layer)
+    def fill(target: np.ndarray, name: str) -> None:
         found = _float32(files[name][tuple(cuts)], folder, name).astype(dtype, copy=False).reshape(shape)
         found = found[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
         if turned:
@@ -257,7 +256,8 @@ def _read(
         else:
             target[...] = found
 
-    list(pool.map(fill, *((out, span['L']) if 'L' in span else ([out], ['']))))  # which raises what one of them raised
+    targets = out.reshape(-1, *out.shape[len(slot.apart) :])
+    list(pool.map(fill, targets, slot.names(span)))  # which raises what one of them raised
     return out
 
 
