@@ -191,15 +191,26 @@ class Family(NamedTuple):
     ignored: tuple[str, ...] = ('rotary_emb.inv_freq',)  # endings of tensors that hold no parameters
 
 
+class Part(NamedTuple):
+    """The text part of a model of images and text, which is a language model of a family."""
+
+    family: str
+    kind: str  # its own model_type
+    defaults: Raw = {}  # fields of theirs that files leave out
+    theta: float | None = None  # of rotary positions, where the files do not say it and it is not the family's
+
+
 def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
     """`config.json` as our `Config`. An unknown field, or a known one at a value that we do not compute, is a `Mistake`
-    that names it.
+    that names it. Of a model of images and text it is that of its text part.
     """
+    raw, where = _text_part(raw, where)
     kind = raw.get('model_type')
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.65)
         hint = f'; nearest: {", ".join(near)}' if near else ''
-        raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {", ".join(FAMILIES)}')
+        known = ', '.join([*FAMILIES, *PARTS])
+        raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {known}')
     family, fields = FAMILIES[kind], Fields(raw, where)
     defaults = DEFAULTS | family.defaults
     ours = {'family': kind, 'dtype': dtype} | family.common
@@ -262,6 +273,39 @@ def slots_of(cfg: Config) -> dict[str, Slot]:
     """Where each parameter of this config lies, as far as the family has a place for it."""
     slots = of(cfg).slots
     return {name: slots[name] for name in cfg.names if name in slots}
+
+
+def part_of(raw: Raw) -> Part | None:
+    """The text part of a model of images and text, as far as it is known; None of a language model."""
+    kind = raw.get('model_type')
+    return PARTS.get(kind) if isinstance(kind, str) else None
+
+
+def _text_part(raw: Raw, where: str) -> tuple[Raw, str]:
+    """What a config.json says of a language model, and where; fields beside it that nobody knows are an error, too."""
+    part = part_of(raw)
+    if part is None:
+        return raw, where
+    top = Fields(raw, where)
+    text, tied = top.take('text_config', None), top.take('tie_word_embeddings', None)
+    if not isinstance(text, dict):
+        raise top.unsupported('text_config', text, 'a table')
+    if (kind := text.get('model_type', part.kind)) != part.kind:
+        raise top.unsupported('text_config.model_type', kind, part.kind)
+    for name in IMAGES:
+        top.take(name, None)
+    top.finish()
+    text = {**part.defaults, **text, 'model_type': part.family}
+    text |= {} if tied is None else {'tie_word_embeddings': tied}
+    tables = {
+        name: dict(text[name]) for name in ('rope_parameters', 'rope_scaling') if isinstance(text.get(name), dict)
+    }
+    for table in tables.values():
+        for word in SPACE:
+            table.pop(word, None)
+    if part.theta and not any('rope_theta' in table for table in (text, *tables.values())):
+        text['rope_theta'] = part.theta
+    return text | tables, f'{where}: text_config'
 
 
 def _numbers(family: Family) -> list[tuple[str, str]]:
@@ -801,3 +845,19 @@ FAMILIES: Mapping[str, Family] = {
         defaults={'tie_word_embeddings': True},
     ),
 }  # fmt: skip
+
+PARTS: Mapping[str, Part] = {
+    'gemma3': Part('gemma3_text', 'gemma3_text', {
+        'vocab_size': 262_208, 'num_attention_heads': 8, 'num_key_value_heads': 4,
+    }),
+    'mistral3': Part('mistral', 'mistral'),
+    'qwen3_vl': Part('qwen3', 'qwen3_vl_text', theta=500_000.0),
+}  # fmt: skip
+# What files say of images, beside text_config; and, of rotary positions, of where in an image a token stands, which for
+# text is the same in all directions.
+IMAGES = {
+    'vision_config', 'image_token_index', 'image_token_id', 'boi_token_index', 'eoi_token_index', 'boi_token_id',
+    'eoi_token_id', 'mm_tokens_per_image', 'projector_hidden_act', 'vision_feature_layer', 'multimodal_projector_bias',
+    'spatial_merge_size', 'video_token_id', 'vision_start_token_id', 'vision_end_token_id',
+}  # fmt: skip
+SPACE = {'mrope_section', 'mrope_interleaved'}

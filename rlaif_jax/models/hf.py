@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes, foreign, hosts, paths
 from rlaif_jax.config import Mistake, refusal
-from rlaif_jax.models import families, heads, lora, transformer
+from rlaif_jax.models import cards, families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.models.stored import SCORE, VALUE, Sizes, find_tensors, order_of, read_params, shape_of, untied
@@ -36,15 +36,6 @@ NAMED = (  # what makes a model besides its weights
     'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
 )  # fmt: skip
 WRITTEN = 'float32', 'bfloat16', 'float16'
-CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-tags: [rlaif]
----
-{about}
-
-Weights in {dtype}, written by [rlaif_jax](https://arxiv.org/abs/2309.00267), read by `transformers`, TRL and vLLM.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +137,7 @@ def save(
     config = write_config(lm.config, lm.tokenizer, dtype, score=score)
     generation = {name: config[name] for name in ('pad_token_id', 'eos_token_id')}
     task = 'text-classification' if score else 'text-generation'
-    card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
+    card = cards.card(lm.name, about or f'A copy of `{lm.name}`.', dtype, task)
     tensors = _tensors(lm.config, lm.params, shard_bytes / 3)
     adapters = hosts.to_host(transformer.adapters(adapted.params))
     if adapters and score:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -312,4 +313,22 @@ def _open(folder: Path) -> dict[str, Stored]:
             raise Mistake(f'{folder / name}: {what}') from None
         # A tensor that is in two files is the one that the index names.
         files |= {tensor: file.get_slice(tensor) for tensor in file.keys() if where.get(tensor, name) == name}
-    return files
+    part = families.part_of(foreign.read_json(folder / 'config.json'))
+    return files if part is None else _text_part(files, folder, families.FAMILIES[part.family])
+
+
+IMAGES = re.compile(r'(model\.)?(vision_tower|multi_modal_projector|visual)\.')  # how tensors of images are called
+
+
+def _text_part(files: dict[str, Stored], folder: Path, family: families.Family) -> dict[str, Stored]:
+    """The tensors of a model of images and text that are not of images, as they are called in a model of text alone."""
+    found = {}
+    for name, stored in files.items():
+        if not IMAGES.match(name):
+            text = re.sub(r'^(model\.)?language_model\.(model\.)?', 'model.', name)
+            found[text.replace('model.lm_head.', 'lm_head.')] = stored
+    log.say_once(
+        f'{folder}: a model of images and text. Its text part is read, {len(files) - len(found)} tensors of images are '
+        f'left aside; what is saved of it is a model of text alone, {family.classes[0]}'
+    )
+    return found

@@ -30,12 +30,13 @@ Params = dict[str, jax.Array]
 Cache = dict[str, Any]
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
-# The matrices of a layer, but for those of experts, and over which axes each sums.
+# The matrices of a layer, and over which axes each sums. Those of experts stand by themselves: they get no adapters.
 FAN_IN = {
     'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
     'down_LFD': 'F',
 }  # fmt: skip
-PRODUCTS = {*FAN_IN, *experts.FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
+MATRICES = FAN_IN | experts.FAN_IN  # all of them
+PRODUCTS = {*MATRICES, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 
 
 @dataclass(frozen=True)
@@ -370,7 +371,7 @@ def drawn(cfg: Config, name: str) -> tuple[nn.initializers.Initializer, tuple[in
         return nn.initializers.zeros, shape
     if 'norm' in name:
         return nn.initializers.constant(1.0 - cfg.norm_offset), shape
-    std = math.prod(cfg.sizes[letter] for letter in (FAN_IN | experts.FAN_IN).get(name, 'D')) ** -0.5
+    std = math.prod(cfg.sizes[letter] for letter in MATRICES.get(name, 'D')) ** -0.5
     if name in ('out_LNHD', 'down_LFD', 'down_LEFD'):
         std *= (2 * cfg.layers) ** -0.5  # each of the 2L residual branches adds its share
     return nn.initializers.normal(std), shape
