@@ -88,15 +88,18 @@ CASES: dict[str, tuple[str, dict]] = {
     'dynamic': ('llama', SMALL | SIX | {
         'num_key_value_heads': 6, 'rope_parameters': {'rope_type': 'dynamic', 'factor': 4.0},
     }),
-    # Experts that no small mesh divides, and that one divides.
+    # Experts that no small mesh divides, and that one divides; torch's products by groups want multiples of 16 bytes.
     'mixtral': ('mixtral', SMALL | SIX | {
         'num_key_value_heads': 2, 'num_local_experts': 5, 'num_experts_per_tok': 2, 'sliding_window': 5,
+        'hidden_size': 44, 'intermediate_size': 28,
     }),
     'olmoe': ('olmoe', WHOLE | SIX | {
-        'hidden_size': 48, 'num_key_value_heads': 2, 'num_experts': 4, 'num_experts_per_tok': 3, 'norm_topk_prob': False,
+        'hidden_size': 48, 'intermediate_size': 28, 'num_key_value_heads': 2, 'num_experts': 4,
+        'num_experts_per_tok': 3, 'norm_topk_prob': False,
     }),
     'qwen3_moe': ('qwen3_moe', SMALL | {
-        'num_experts': 8, 'num_experts_per_tok': 3, 'norm_topk_prob': True, 'moe_intermediate_size': 14,
+        'num_experts': 8, 'num_experts_per_tok': 3, 'norm_topk_prob': True, 'moe_intermediate_size': 12,
+        'hidden_size': 44,
         'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
     }),
     'smollm3': ('smollm3', SMALL | {

@@ -5,8 +5,7 @@
     slots = slots_of(cfg)                    # where each parameter lies in the files
 
 A family is a row of `FAMILIES`: where its parameters lie, what all its models have in common, and its `Trait`s, of which
-each reads and writes what takes more than another name. Whatever nobody takes from a config.json is an error that names
-it, for it may change the mathematics.
+each reads and writes what takes more than another name (`fields.py`; rotary positions in `rotary.py`).
 """
 
 from __future__ import annotations
@@ -15,66 +14,15 @@ import dataclasses
 import difflib
 import itertools
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rlaif_jax import log
 from rlaif_jax.config import MOST, Mistake
-from rlaif_jax.models.transformer import Config, Rope
+from rlaif_jax.models.fields import Fields, Raw, Trait, cycle, flag, optional, unused
+from rlaif_jax.models.rotary import STILL, one_rope, two_ropes
+from rlaif_jax.models.transformer import Config
 
-Raw = dict[str, Any]  # what config.json holds
-
-# Fields that do not change the mathematics of inference, whatever they hold: what a model is called and was trained with,
-# what transformers writes of every model, how to sample, and notes of tools.
-HARMLESS = {
-    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'unk_token_id',
-    'dtype', 'torch_dtype', 'transformers_version', 'transformers.js_config', 'initializer_range', 'use_cache',
-    'cache_implementation', 'pretraining_tp', 'attention_dropout', 'hidden_dropout', 'classifier_dropout', 'embd_pdrop',
-    'resid_pdrop', '_name_or_path', 'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder',
-    'is_decoder', 'output_attentions', 'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
-    'is_llama_config', '_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', '_commit_hash',
-    'num_labels', 'torchscript', 'use_bfloat16', 'tf_legacy_loss', 'finetuning_task', 'gradient_checkpointing',
-    'tie_encoder_decoder', 'task_specific_params', 'vocab_size_or_config_json_file', 'keys_to_ignore_at_inference',
-    'pad_to_multiple_of', 'bos_token', 'eos_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token_id', 'prefix',
-    'rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon',  # of the norm that the family does not have
-    # sampling
-    'max_length', 'min_length', 'max_new_tokens', 'min_new_tokens', 'do_sample', 'early_stopping', 'num_beams',
-    'num_beam_groups', 'num_return_sequences', 'diversity_penalty', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p',
-    'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size', 'encoder_no_repeat_ngram_size', 'bad_words_ids',
-    'suppress_tokens', 'begin_suppress_tokens', 'forced_bos_token_id', 'forced_eos_token_id', 'decoder_start_token_id',
-    'remove_invalid_values', 'exponential_decay_length_penalty', 'return_dict_in_generate', 'output_scores',
-    'penalty_alpha',
-    # tools
-    'model_name', 'base_model_name_or_path', 'license', 'neftune_noise_alpha', 'ignore_index', 'max_sequence_length',
-    'use_flash_attn', 'use_flash_attention', 'use_flash_attention_2', 'fused_bias_dropout', 'value_head_prefix',
-    'trust_remote_code', 'language', 'tags',
-}  # fmt: skip
-NOTES = ('unsloth_',)  # beginnings of more of them
-# Fields that are fine at some values only, for every family that has no other use for them.
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    'attention_bias': (False, None),
-    'clip_qkv': (None,),
-    'mlp_bias': (False, None),
-    'partial_rotary_factor': (1, None),
-    'rope_interleaved': (False, None),
-    'sliding_window': (None,),
-    'use_mrope': (False, None),
-    'use_bidirectional_attention': (False, None),
-    'quantization_config': (None, {}),
-    'quantization': (None, {}),
-    'pruned_heads': ({}, None),
-    'add_cross_attention': (False, None),
-    'cross_attention_hidden_size': (None,),
-    'output_router_logits': (False, None),
-    # A reward model whose scores go out as (score - mean) / std.
-    'normalize_reward': (False, None),
-    'mean': (0, None),
-    'std': (1, None),
-}
 MANY = 10_000  # layers: more than any model has, and few enough to be listed
-IGNORED = 'RLAIF_IGNORE_FIELDS'  # names of fields, with commas between, that the user takes on their own account
 # theirs -> ours, taken as they are
 NUMBERS = {
     'vocab_size': 'vocab', 'num_hidden_layers': 'layers', 'hidden_size': 'width', 'num_attention_heads': 'heads',
@@ -85,77 +33,6 @@ DEFAULTS: Raw = {
     'max_position_embeddings': 2048, 'rms_norm_eps': 1e-6, 'layer_norm_eps': 1e-5, 'tie_word_embeddings': False,
     'num_key_value_heads': None, 'head_dim': None,
 }  # fmt: skip
-
-
-class Fields:
-    """A config.json of which every field has to be taken by somebody."""
-
-    def __init__(self, raw: Raw, where: str) -> None:
-        self.raw, self.left, self.where = raw, dict(raw), where
-
-    def take(self, name: str, default: Any) -> Any:
-        """The value, or the default where the field is not there at all (null is a value: None)."""
-        self.left.pop(name, None)
-        return self.raw.get(name, default)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.take(name, default)
-        if value not in (True, False, None):  # a word, which would be true whatever it says
-            raise self.unsupported(name, value, 'true, false')
-        return bool(value)
-
-    def positive(self, name: str, value: Any) -> float:
-        """A number above 0 that a float can hold. Raises `Mistake` for what is none: text, true, infinity."""
-        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-            raise self.unsupported(name, value, 'a number above 0')
-        return float(value)
-
-    def whole(self, name: str, value: Any, most: int = MOST) -> int:
-        """A whole number, 1 at least. Raises `Mistake` for what is none, also for 2.0."""
-        if type(value) is not int or not 1 <= value <= most:
-            raise self.unsupported(name, value, f'a whole number, 1 to {most:,}')
-        return value
-
-    def unsupported(self, name: str, value: Any, supported: str) -> Mistake:
-        return Mistake(f'{self.where}: {name} = {value!r} is not supported; supported: {supported}')
-
-    def refuse(self, name: str, value: Any, why: str) -> None:
-        """Raises `Mistake` for a field, unless the user takes it on their own account."""
-        if not name or name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
-            raise Mistake(f'{self.where}: {why}; {IGNORED}={name} in the environment ignores it, on your own account')
-        log.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
-
-    def unknown(self, name: str, value: Any) -> None:
-        self.refuse(name, value, f'unknown field {name!r}; it may change the mathematics, so it is not ignored')
-
-    def finish(self) -> None:
-        """Raises `Mistake` for a field that nobody took and that is not known to be harmless."""
-        for name, value in self.left.items():
-            if name in ('quantization_config', 'quantization') and value not in ONLY[name]:
-                how = f'{name} = {value!r} is not supported: it is quantized {_quantized(value)}'
-                raise Mistake(f'{self.where}: {how}; fetch the model in bfloat16 or float32')
-            if name in ONLY and value not in ONLY[name]:
-                self.refuse(name, value, f'{name} = {value!r} is not supported (only {ONLY[name][0]!r})')
-            elif name not in HARMLESS | set(ONLY) and not name.startswith(NOTES):
-                self.unknown(name, value)
-
-
-def _quantized(value: Any) -> str:
-    """By what, as far as the field says it."""
-    known = value if isinstance(value, dict) else {}
-    loading = 'bitsandbytes' if any(key.startswith('load_in_') for key in known) else None
-    method = known.get('quant_method') or loading or ('MLX' if 'group_size' in known else 'a tool it does not name')
-    bits = known.get('bits') or known.get('w_bit')
-    return f'by {method}' + f' to {bits} bits' * bool(bits)
-
-
-class Trait(NamedTuple):
-    """`read(fields, known)` gives more fields of our `Config`, of which some are `known` already; `write(cfg)` gives
-    theirs.
-    """
-
-    read: Callable[[Fields, Raw], Raw]
-    write: Callable[[Config], Raw]
 
 
 class Slot(NamedTuple):
@@ -316,25 +193,6 @@ def _numbers(family: Family) -> list[tuple[str, str]]:
 # Traits
 
 
-def _flag(theirs: str, default: bool, *ours: str) -> Trait:
-    """A switch of theirs for one or several of ours, which go together."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        return dict.fromkeys(ours, f.flag(theirs, default))
-
-    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours[0])})
-
-
-def _optional(theirs: str, default: float | None, ours: str) -> Trait:
-    """A number of theirs that may be null, as ours may be None."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        value = f.take(theirs, default)
-        return {ours: None if value is None else f.positive(theirs, value)}
-
-    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours)})
-
-
 _ACTIVATIONS = {
     'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_new': 'gelu_tanh',
     'gelu_fast': 'gelu_tanh',
@@ -371,216 +229,6 @@ def _scale_write(cfg: Config) -> Raw:
     return {'query_pre_attn_scalar': int(scalar) if scalar == int(scalar) else scalar}
 
 
-# Rotary positions
-
-USUAL = {  # words of some files
-    'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rope_local_base_freq': 'rope_theta',
-    'rotary_pct': 'partial_rotary_factor',
-}  # fmt: skip
-
-
-NUMBERED = {
-    'rope_theta', 'partial_rotary_factor', 'factor', 'low_freq_factor', 'high_freq_factor',
-    'original_max_position_embeddings', 'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim',
-}  # fmt: skip
-KINDS = {'su': 'longrope'} | {kind: kind for kind in ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')}
-FAST, SLOW = 32.0, 1.0  # turns, where YaRN's files do not say them
-LENGTH = 'original_max_position_embeddings'  # that the model was made with, before it was stretched
-
-
-def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *tables: tuple[str, Raw]) -> Rope:
-    """What several tables of rotary parameters, each with the name that it has in the file, say together in the words of
-    any version of transformers; where two contradict each other, a `Mistake` names both. `theta` and `fraction` are
-    what holds where none says it; without a fraction the family turns whole heads.
-    """
-    raw, names = {}, {}
-    for where, table in tables:
-        for word, value in table.items():
-            usual, name = USUAL.get(word, word), f'{where}.{word}'.lstrip('.')
-            if value is None:
-                continue
-            if usual == 'rope_type':
-                if not isinstance(value, str) or value not in KINDS:
-                    raise f.unsupported(f'{where}: rope_type', value, ', '.join(KINDS))
-                value = KINDS[value]
-            if usual in raw and raw[usual] != value:
-                raise Mistake(f'{f.where}: {names[usual]} = {raw[usual]!r}, but {name} = {value!r}; say it once')
-            raw[usual], names[usual] = value, name
-            if usual in NUMBERED:
-                f.positive(name, value)
-    kind, more = raw.pop('rope_type', 'default'), {}
-    part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
-    if fraction is None and part != 1:
-        raise f.unsupported('partial_rotary_factor', part, '1')
-    if kind in ('linear', 'dynamic', 'llama3'):
-        more['factor'] = float(raw.pop('factor'))
-    if kind in ('llama3', 'yarn', 'longrope'):
-        beside = f.take(LENGTH, None)
-        length = int(raw.pop(LENGTH, None) or (f.positive(LENGTH, beside) if beside else max_length))
-        if kind == 'llama3':
-            more['spared'] = float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), length
-        else:
-            more = (_yarn if kind == 'yarn' else _longrope)(f, raw, length, max_length)
-    if kind == 'dynamic':  # which turns no slower in texts of up to max_length
-        more = {'beyond': (('rope_type', kind), ('factor', more['factor']))}
-    for word, value in raw.items():
-        f.unknown(names[word], value)
-    return Rope(float(theta), float(part), **more)
-
-
-def _yarn(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
-    """YaRN (arXiv 2309.00071)."""
-    factor = float(raw.pop('factor', max_length / length))
-    grown = lambda by: 0.1 * by * math.log(max(factor, 1.0)) + 1.0  # noqa: E731
-    one, other, scale = (raw.pop(name, None) for name in ('mscale', 'mscale_all_dim', 'attention_factor'))
-    if scale is None:
-        scale = grown(one) / grown(other) if one and other else grown(1.0)
-    fast, slow, whole = raw.pop('beta_fast', FAST), raw.pop('beta_slow', SLOW), raw.pop('truncate', True)
-    if type(whole) is not bool:
-        raise f.unsupported('truncate', whole, 'true, false')
-    return {'factor': factor, 'ramp': (float(fast), float(slow), length, whole), 'scale': float(scale)}
-
-
-def _longrope(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
-    """LongRoPE (arXiv 2402.13753), for texts as long as the model was made with; in longer ones all turns otherwise."""
-    each = [raw.pop(name) for name in ('short_factor', 'long_factor')]
-    for name, found in zip(('short_factor', 'long_factor'), each):
-        if not isinstance(found, list) or not found:
-            raise f.unsupported(name, found, 'a list of numbers')
-    short, long = (tuple(f.positive('short_factor, long_factor', one) for one in found) for found in each)
-    beyond = {LENGTH: length, 'long_factor': long, 'max_position_embeddings': max_length}
-    beyond |= {'factor': float(raw.pop('factor'))} if 'factor' in raw else {}
-    scale = raw.pop('attention_factor', None) or _longrope_scale(beyond)
-    return {'each': short, 'scale': float(scale), 'beyond': tuple(beyond.items())}
-
-
-def _longrope_scale(said: Raw) -> float:
-    """What LongRoPE's attention is scaled by where its files do not say it."""
-    length, factor = said[LENGTH], said.get('factor', said['max_position_embeddings'] / said[LENGTH])
-    return math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
-
-
-def _lengths(f: Fields, max_length: int, rope: Rope) -> Raw:
-    """The rope, and the longest text that it is for."""
-    length = min(dict(rope.beyond).get(LENGTH, max_length), max_length)
-    if length < max_length:
-        log.say_once(
-            f'{f.where}: is read for texts of up to {length} tokens; in longer ones all positions turn otherwise'
-        )
-    return {'ropes': (rope,), 'max_length': length}
-
-
-def _tables(f: Fields) -> list[tuple[str, Raw]]:
-    """The tables of rotary parameters: today's, and that of transformers before version 5."""
-    tables = [(name, f.take(name, None) or {}) for name in ('rope_parameters', 'rope_scaling')]
-    if wrong := [(name, table) for name, table in tables if not isinstance(table, dict)]:
-        raise f.unsupported(*wrong[0], 'a table')
-    return tables
-
-
-def _scaling(rope: Rope, max_length: int) -> Raw:
-    """The words that every version of transformers reads."""
-    beyond = dict(rope.beyond)
-    if rope.each:
-        usual, top = _longrope_scale(beyond), {name: beyond.pop(name) for name in (LENGTH, 'max_position_embeddings')}
-        table = {'type': 'longrope', 'short_factor': rope.each} | beyond
-        table |= {} if rope.scale == usual else {'attention_factor': rope.scale}
-        return {'rope_scaling': {word: list(x) if isinstance(x, tuple) else x for word, x in table.items()}} | top
-    if beyond:
-        return {'rope_scaling': beyond}
-    if rope.ramp:
-        fast, slow, length, whole = rope.ramp
-        table = {'rope_type': 'yarn', 'factor': rope.factor, 'attention_factor': rope.scale}
-        table |= {'beta_fast': fast, 'beta_slow': slow} | ({} if whole else {'truncate': False})
-        return {'rope_scaling': table | ({} if length == max_length else {LENGTH: length})}
-    if rope.spared:
-        low, high, length = rope.spared
-        more = {'low_freq_factor': low, 'high_freq_factor': high, 'original_max_position_embeddings': length}
-        return {'rope_scaling': {'rope_type': 'llama3', 'factor': rope.factor} | more}
-    return {'rope_scaling': {'rope_type': 'linear', 'factor': rope.factor}} if rope.factor != 1 else {}
-
-
-def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fraction: float | None = None) -> Trait:
-    """The same in all layers. `base` and `part` are where a config.json says theta and the fraction of a head that turns;
-    `fraction` is the family's default, of a family that has one.
-    """
-
-    def read(f: Fields, known: Raw) -> Raw:
-        words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
-        by_themselves = {word: f.take(word, None) for word in words}  # in words of the family's own, and the usual
-        found = _rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves))
-        return _lengths(f, known['max_length'], found)
-
-    def write(cfg: Config) -> Raw:
-        rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])
-        return {base: rope.theta} | ({part: rope.fraction} if part else {}) | _scaling(rope, cfg.max_length)
-
-    return Trait(read, write)
-
-
-def _unused(*names: str) -> Trait:
-    """What a family's files say and nothing that we support depends on."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        for name in names:
-            f.take(name, None)
-        return {}
-
-    return Trait(read, lambda cfg: {})
-
-
-def _still_read(f: Fields, known: Raw) -> Raw:
-    """SmolLM 3, whose every fourth layer knows no positions."""
-    every, (rope,) = f.whole('no_rope_layer_interval', f.take('no_rope_layer_interval', 4)), known['ropes']
-    turns = f.take('no_rope_layers', None) or [(i + 1) % every for i in range(known['layers'])]
-    if not isinstance(turns, list) or len(turns) < known['layers']:
-        raise f.unsupported('no_rope_layers', turns, f'one number for each of {known["layers"]} layers')
-    still = Rope(rope.theta, rope.fraction, math.inf)
-    return {'ropes': _cycle([rope if turn else still for turn in turns[: known['layers']]])}
-
-
-def _still_write(cfg: Config) -> Raw:
-    return {
-        'no_rope_layers': [int(rope.factor < math.inf) for rope in cfg.each(cfg.ropes)],
-        'no_rope_layer_interval': 4,
-    }
-
-
-def _two_ropes(far_theta: float, near_theta: float, near_base: str) -> Trait:
-    """Gemma 3 and OLMo 3: layers with a window, which are read already, have rotary positions of their own, and stretched
-    are those of the others alone. `near_base` is where a config.json says their theta.
-    """
-
-    def read(f: Fields, known: Raw) -> Raw:
-        (name, new), old = _tables(f)
-        for unknown in set(new) - {'full_attention', 'sliding_attention'}:
-            f.unknown(f'{name}.{unknown}', new[unknown])
-
-        def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
-            within = (f'{name}.{kind}', new.get(kind) or {})
-            return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
-
-        far = rope(far_theta, 'full_attention', 'rope_theta', old)
-        near = rope(near_theta, 'sliding_attention', near_base)
-        windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
-        return {'ropes': _cycle([near if window else far for window in windows])}
-
-    def write(cfg: Config) -> Raw:
-        kinds = dict(zip(map(bool, cfg.each(cfg.windows)), cfg.each(cfg.ropes)))
-        far, near = kinds.get(False, Rope(far_theta)), kinds.get(True, Rope(near_theta))
-        bases, scaling = {'rope_theta': far.theta, near_base: near.theta}, _scaling(far, cfg.max_length)
-        if near_base != 'rope_theta' or (far.theta, near.theta) == (far_theta, near_theta):
-            return bases | scaling
-        # transformers 5 takes a common theta for that of `far` alone, and those before know no other.
-        tables = {
-            'full_attention': scaling.get('rope_scaling', {'rope_type': 'default'}) | {'rope_theta': far.theta},
-            'sliding_attention': {'rope_type': 'default', 'rope_theta': near.theta},
-        }
-        return {'rope_parameters': tables} | (bases | scaling if far.theta == near.theta else {})
-
-    return Trait(read, write)
-
-
 # Windows
 
 
@@ -614,7 +262,7 @@ def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False
             raise f.unsupported('layer_types', types, f'{" or ".join(KINDS)}, one for each of {layers} layers')
         if KINDS[1] in types and not window:
             raise f.unsupported('sliding_window', window, 'a number, where layer_types has sliding_attention')
-        return {'windows': _cycle([window if kind == KINDS[1] else 0 for kind in types])}
+        return {'windows': cycle([window if kind == KINDS[1] else 0 for kind in types])}
 
     def write(cfg: Config) -> Raw:
         windows = cfg.each(cfg.windows)
@@ -643,12 +291,6 @@ def _all_but_every(n: int) -> Callable[[Fields, Raw], list[bool]]:
 
 def _where_still(f: Fields, known: Raw) -> list[bool]:
     return [known['ropes'][i % len(known['ropes'])].factor == math.inf for i in range(known['layers'])]
-
-
-def _cycle(values: list) -> tuple:
-    """The shortest tuple that, repeated, is these values."""
-    n = next(n for n in range(1, len(values) + 1) if all(x == values[i % n] for i, x in enumerate(values)))
-    return tuple(values[:n])
 
 
 # Experts
@@ -757,9 +399,10 @@ NEOX: Mapping[str, Slot] = {
 }
 
 SILU = _activation('silu')
-ATTENTION_BIAS = _flag('attention_bias', False, 'qkv_bias', 'out_bias')
-MLP_BIAS = _flag('mlp_bias', False, 'mlp_bias')
-EVENED = _flag('norm_topk_prob', False, 'shared')
+ATTENTION_BIAS = flag('attention_bias', False, 'qkv_bias', 'out_bias')
+MLP_BIAS = flag('mlp_bias', False, 'mlp_bias')
+MANY_EXPERTS = _experts('num_experts', 'num_local_experts')
+EVENED = flag('norm_topk_prob', False, 'shared')
 LATE_WINDOWS = _windows(_late, switched=True)
 GELU_TANH = Trait(_gemma_read, lambda cfg: dict.fromkeys(('hidden_act', 'hidden_activation'), 'gelu_pytorch_tanh'))
 QUERY_SCALE = Trait(_scale_read, _scale_write)
@@ -769,8 +412,8 @@ GEMMA_DEFAULTS = {'max_position_embeddings': 8192, 'tie_word_embeddings': True, 
 
 def _caps(attention: float | None, final: float | None) -> tuple[Trait, Trait]:
     return (
-        _optional('attn_logit_softcapping', attention, 'attention_cap'),
-        _optional('final_logit_softcapping', final, 'logit_cap'),
+        optional('attn_logit_softcapping', attention, 'attention_cap'),
+        optional('final_logit_softcapping', final, 'logit_cap'),
     )
 
 
@@ -779,69 +422,69 @@ def _classes(name: str) -> tuple[str, str]:
 
 
 FAMILIES: Mapping[str, Family] = {
-    'llama': Family(_classes('Llama'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, MLP_BIAS)),
-    'mistral': Family(_classes('Mistral'), LLAMA, (SILU, _rope(), _window(4096))),
-    'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, _rope(), LATE_WINDOWS), {'qkv_bias': True}),
+    'llama': Family(_classes('Llama'), LLAMA, (SILU, one_rope(), ATTENTION_BIAS, MLP_BIAS)),
+    'mistral': Family(_classes('Mistral'), LLAMA, (SILU, one_rope(), _window(4096))),
+    'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, one_rope(), LATE_WINDOWS), {'qkv_bias': True}),
     'mixtral': Family(
         _classes('Mixtral'), {**LLAMA, **_slots_of_experts('block_sparse_moe', 'w1', 'w3', 'w2')},
-        (SILU, _rope(1_000_000.0), _window(None), _experts('num_local_experts', 'num_experts')),
+        (SILU, one_rope(1_000_000.0), _window(None), _experts('num_local_experts', 'num_experts')),
         defaults={'max_position_embeddings': 131_072, 'rms_norm_eps': 1e-5},
     ),
     'olmoe': Family(
         _classes('Olmoe'), {**LLAMA, **EXPERTS},
-        (SILU, _rope(), ATTENTION_BIAS, _experts('num_experts', 'num_local_experts'), EVENED),
+        (SILU, one_rope(), ATTENTION_BIAS, MANY_EXPERTS, EVENED),
         {'qk_norm': 'all'}, defaults={'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5},
     ),
     'qwen3_moe': Family(
         _classes('Qwen3Moe'), {**LLAMA, **EXPERTS},
-        (SILU, _rope(), ATTENTION_BIAS, _window(4096, switched=True), _experts('num_experts', 'num_local_experts'), EVENED,
-         Trait(_everywhere, lambda cfg: {}), _unused('intermediate_size', 'max_window_layers')),
+        (SILU, one_rope(), ATTENTION_BIAS, _window(4096, switched=True), MANY_EXPERTS, EVENED,
+         Trait(_everywhere, lambda cfg: {}), unused('intermediate_size', 'max_window_layers')),
         {'qk_norm': 'head'}, rename={'intermediate_size': 'moe_intermediate_size'},
         defaults={'max_position_embeddings': 32_768},
     ),
     'qwen3': Family(
-        _classes('Qwen3'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
+        _classes('Qwen3'), LLAMA, (SILU, one_rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
         defaults={'head_dim': 128},
     ),
-    'gemma': Family(_classes('Gemma'), LLAMA, (GELU_TANH, _rope(), ATTENTION_BIAS), GEMMA, defaults=GEMMA_DEFAULTS),
+    'gemma': Family(_classes('Gemma'), LLAMA, (GELU_TANH, one_rope(), ATTENTION_BIAS), GEMMA, defaults=GEMMA_DEFAULTS),
     'gemma2': Family(
         _classes('Gemma2'), {**LLAMA, **OUT_NORMS},
-        (GELU_TANH, _rope(), ATTENTION_BIAS, QUERY_SCALE, *_caps(50.0, 30.0), _windows(_all_but_every(2))),
+        (GELU_TANH, one_rope(), ATTENTION_BIAS, QUERY_SCALE, *_caps(50.0, 30.0), _windows(_all_but_every(2))),
         GEMMA | {'norm_at': 'around'}, defaults=GEMMA_DEFAULTS,
     ),
     'gemma3_text': Family(
         ('Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification'), {**LLAMA, **OUT_NORMS},
         (GELU_TANH, ATTENTION_BIAS, QUERY_SCALE, *_caps(None, None), _windows(_all_but_every(6)),
-         _two_ropes(1_000_000.0, 10_000.0, 'rope_local_base_freq')),
+         two_ropes(1_000_000.0, 10_000.0, 'rope_local_base_freq')),
         GEMMA | {'norm_at': 'around', 'qk_norm': 'head'}, defaults=GEMMA_DEFAULTS | {'max_position_embeddings': 131_072},
     ),
     'gpt_neox': Family(
         _classes('GPTNeoX'), NEOX,
-        (_activation('gelu'), _rope(base='rotary_emb_base', part='rotary_pct', fraction=0.25),
-         _flag('attention_bias', True, 'qkv_bias', 'out_bias'), _flag('use_parallel_residual', True, 'parallel')),
+        (_activation('gelu'), one_rope(base='rotary_emb_base', part='rotary_pct', fraction=0.25),
+         flag('attention_bias', True, 'qkv_bias', 'out_bias'), flag('use_parallel_residual', True, 'parallel')),
         {'norm': 'layer', 'gated': False, 'mlp_bias': True},
         rename={'rms_norm_eps': 'layer_norm_eps', 'num_key_value_heads': None, 'head_dim': None},
         ignored=('rotary_emb.inv_freq', 'attention.bias', 'attention.masked_bias'),  # the last two are causal masks
     ),
     'olmo2': Family(
-        _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, _rope(), ATTENTION_BIAS),
+        _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, one_rope(), ATTENTION_BIAS),
         {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
     ),
     'olmo3': Family(
         _classes('Olmo3'), {**LLAMA, **OUT_NORMS},
-        (SILU, ATTENTION_BIAS, _windows(_all_but_every(4)), _two_ropes(500_000.0, 500_000.0, 'rope_theta')),
+        (SILU, ATTENTION_BIAS, _windows(_all_but_every(4)), two_ropes(500_000.0, 500_000.0, 'rope_theta')),
         {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
     ),
     'phi3': Family(
         _classes('Phi3'), {**LLAMA, **PHI3},
-        (SILU, _rope(part='partial_rotary_factor', fraction=1.0), _window(None),
-         _unused('original_max_position_embeddings')),
+        (SILU, one_rope(part='partial_rotary_factor', fraction=1.0), _window(None),
+         unused('original_max_position_embeddings')),
         defaults={'rms_norm_eps': 1e-5},
     ),
     'smollm3': Family(
         _classes('SmolLM3'), LLAMA,
-        (SILU, _rope(2_000_000.0), ATTENTION_BIAS, MLP_BIAS, Trait(_still_read, _still_write),
-         _windows(_where_still, switched=True), _unused('max_window_layers')),
+        (SILU, one_rope(2_000_000.0), ATTENTION_BIAS, MLP_BIAS, STILL,
+         _windows(_where_still, switched=True), unused('max_window_layers')),
         defaults={'tie_word_embeddings': True},
     ),
 }  # fmt: skip

@@ -211,9 +211,7 @@ def theirs():
     transformers.utils.logging.disable_progress_bar()
 
     def load(folder, kind=transformers.AutoModelForCausalLM, dtype='float32'):
-        # torch's grouped products want sizes that are multiples of 16 bytes
-        how = {'attn_implementation': 'eager', 'experts_implementation': 'eager'}
-        how |= {'output_loading_info': True, 'dtype': dtype}
+        how = {'output_loading_info': True, 'attn_implementation': 'eager', 'dtype': dtype}
         model, loading = kind.from_pretrained(folder, **how)
         assert not any(loading[what] for what in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), loading
         return model.eval()
