@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from jax.sharding import AbstractMesh
 
 from experiments.chips import GIB, memory_of
-from experiments.programs import AnyMesh, Line, Program, count, programs
+from experiments.programs import AnyMesh, Line, Program, count, programs, touched
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
@@ -311,7 +311,10 @@ def _sizes(model: str, dtype: str) -> transformer.Config | None:
 
 
 def _count(cfg: transformer.Config | None) -> str:
-    return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
+    if cfg is None:
+        return '? M'
+    shown = lambda n: f'{n / 1e6:.2f} M' if n < 1e9 else f'{n / 1e9:.2f} B'  # noqa: E731
+    return shown(count(cfg)) + (f', {shown(touched(cfg))} active' if cfg.experts else '')
 
 
 def _download(model: str) -> str:

@@ -24,16 +24,16 @@ ALPHABET: Mapping[str, str] = {
     'B': 'batch', 'T': 'time', 'S': 'cache slot', 'L': 'layer', 'D': 'embed', 'N': 'query head', 'K': 'key-value head',
     'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
     'R': 'rating', 'J': 'sampled rationale', 'A': 'way to write an answer', 'M': 'token of a way',
-    'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter',
+    'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter', 'E': 'expert',
 }  # fmt: skip
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 MOST_CORES = 8  # of a CPU that are devices of their own by -1: batches of 64 still divide
 Rules = Mapping[str, str | tuple[str, ...]]
 
-# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and
-# vocabulary.
-RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, experts,
+# ffn and vocabulary; of experts whole ones, where it divides them.
+RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', **dict.fromkeys('NKFVE', 'tensor')}
 
 # Where tokens are looked up, and where the next ones are read off, rows are whole along fsdp: they are few numbers, V x D
 # are many, which so never gather on one device. D, or V, is split over it instead.
