@@ -182,7 +182,7 @@ BAD = {  # what is typed -> what is said
     '--to=slurm tldr_direct --set grace=soon': "grace: .*int.* 'soon'",
     '--to=sky tldr_direct --accelerator=v5e-16': r'--set bucket=NAME.*\[sky\]',
     '--to=sky tldr_direct --set bucket=b': '--accelerator=v5e-16',
-    '--to=slurm tldr_direct --gpus=2': 'mesh.data=-1',
+    '--to=slurm tldr_direct --gpus=2 mesh.data=1': 'mesh.data=-1',
     '--to=slurm tldr_direct --nodes=3 --gpus=8 mesh.data=-1': r'sft\.batch = 64: .* 24; .* 48 or 72 ',
     '--to=sky tldr_direct --set bucket=b --accelerator=v5e-20 mesh.data=-1': '=v5e-20: .* v5e-16 ',
     '--to=sky --experiment=label --set bucket=b --accelerator=v5e-1 input=a.jsonl output=b.jsonl': r'=/bucket/b\.jsonl ',
