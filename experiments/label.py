@@ -5,6 +5,7 @@ labeler shares with it.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections import Counter
@@ -193,6 +194,7 @@ class File:
         cost.say(spent)
         result = {'output': str(paths.typed(self.output).resolve()), 'simulated': bool(note), **counts}
         result['cost'] = {name: one.record() for name, one in spent.items()}
+        result |= {'verdict': told} if (told := tell_worth(self.labeler, pairs, labels, note)) else {}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
             report.labelers_table(
@@ -292,6 +294,21 @@ def aligned(
         calls=None if made is None else len(labels),
         cache_hits=None if made is None else len(labels) - made,
     )
+
+
+def tell_worth(labeler: str, pairs: Sequence[Pair], labels: Sequence[Label], note: str = '') -> str:
+    """Says in plain words what labels are worth, by themselves and, where these are known, by people's votes. '' where not
+    one pair has a label.
+    """
+    if all(label.status != 'ok' for label in labels):
+        return ''
+    column = lambda field: np.array([getattr(label, field) for label in labels], np.float64)  # noqa: E731
+    human_B = np.array([math.nan if pair.preference is None else pair.preference for pair in pairs])
+    position = alignment.position_bias(column('first_shown'), column('second_shown'))
+    agreement = alignment.agreement(column('preference'), human_B)
+    told = f'{note} {report.labeler_verdict(labelers.title(labeler), position, agreement)}'.lstrip()
+    log.say(told)
+    return told
 
 
 def unscorable(name: str, labels: Sequence[Label]) -> dict[str, dict[str, int]]:

@@ -30,14 +30,25 @@ from rlaif_jax.evaluation import page, people, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
 from rlaif_jax.evaluation.report import doubts
-from rlaif_jax.folder import finished
+from rlaif_jax.folder import finish, finished
 from rlaif_jax.labeling import cost
 
 PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
-SHOWN = ('comparisons.csv', 'alignment.csv', 'config.gin', 'result.json', MADE, 'report.txt')  # for download
+REPORT = 'report.txt'  # the tables that a run ends with
+SHOWN = ('comparisons.csv', 'alignment.csv', 'config.gin', 'result.json', MADE, REPORT)  # for download
 PACKAGES = ('rlaif_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'transformers')
 PAUSE = 10  # times the usual between two rows of metrics: then the run stood still
 T = TypeVar('T')
+
+
+def make(name: str, config: Any, folder: Path) -> dict[str, Any]:
+    """Runs an experiment in a folder that is locked and its own, from where it stands to its page. Returns its result."""
+    begin(folder)
+    with log.ending(folder / REPORT):
+        result = config.run(folder)
+    finish(folder, result)
+    of_run(name, config, folder)
+    return result
 
 
 def begin(folder: Path) -> None:
@@ -80,6 +91,8 @@ def of_run(name: str, config: Any, folder: Path) -> None:
 
 
 def _run(name: str, config: Any, folder: Path) -> page.Page:
+    if hasattr(config, 'page'):  # made of runs, each of which has one of these
+        return config.page(folder)
     result, sections, sentences, samples = finished(folder) or {}, [], [], None
     source = loader.find(config.data.source) if getattr(config, 'data', None) else None
     simulated = bool(result.get('simulated', source is not None and source.simulated))
@@ -148,7 +161,7 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sections.append(
             page.table('What the labels cost', cost.COLUMNS, spent, f'{cost.EACH} labels of the paper: {cost.PAPERS}.')
         )
-    sections.append(_made(name, config, folder, result))
+    sections.append(made(name, config, folder, stages(config, folder)))
     files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
     about = page.banner(posts=posts, judges=not (posts and by_people)) if simulated else ''
     return page.Page(f'{name}: {folder.name}', sentences, about, sections, samples, files)
@@ -226,7 +239,8 @@ def _number(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _made(name: str, config: Any, folder: Path, result: Mapping[str, Any]) -> page.Section:
+def made(name: str, config: Any, folder: Path, stages: Sequence[Sequence[str]]) -> page.Section:
+    """How to repeat a run, and what it is made of, as its folder says."""
     text = (folder / 'config.gin').read_text(encoding='utf-8')
     bound = parse(text)
     plain = parse(dump(experiments.find(name)(scale(bound['scale']))))
@@ -245,17 +259,22 @@ def _made(name: str, config: Any, folder: Path, result: Mapping[str, Any]) -> pa
         'Python': about.get('python', ''),
         'versions': ', '.join(f'{package} {version}' for package, version in about.get('versions', {}).items()),
     }  # fmt: skip
-    stages = []
+    command = (
+        f'python launch/run.py --bindings=config.gin --workdir={folder.name}  # config.gin is among the files below'
+    )
+    return page.made(changed, [(what, value) for what, value in facts.items() if value != ''], command, stages)
+
+
+def stages(config: Any, folder: Path) -> list[tuple[str, ...]]:
+    """The stages of a run: name, folder, how long it took, what it found."""
+    rows = []
     for line in _lines(config, folder):
         told = finished(line.folder) if line.folder != folder else None
         found = ', '.join(
             f'{" / ".join(path)} {value:.4g}' for path, value in _leaves(told or {}) if isinstance(value, float | int)
         )
-        stages.append((line.name, line.folder.name, took(line.folder), found[:300]))
-    command = (
-        f'python launch/run.py --bindings=config.gin --workdir={folder.name}  # config.gin is among the files below'
-    )
-    return page.made(changed, [(what, value) for what, value in facts.items() if value != ''], command, stages)
+        rows.append((line.name, line.folder.name, took(line.folder), found[:300]))
+    return rows
 
 
 def _lines(config: Any, folder: Path) -> list[Any]:

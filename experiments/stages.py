@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh as DeviceMesh
 
-from experiments.label import Asking, check_prompts, labels_line, written
+from experiments.label import Asking, check_prompts, labels_line, tell_worth, written
 from experiments.programs import Line, Read
 from experiments.scales import Dtype, Rule
 from rlaif_jax import axes, chat, hosts, log, paths
@@ -169,7 +169,9 @@ class Labelled:
             files.write_rows(folder / LABELS, rows)
             cost.say({self.title: (spent := cost.counted(labels))})
             hosts.told(lambda: log.write_whole(folder / COST, log.to_json(spent.record()) + '\n'))
-            return {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
+            told = tell_worth(self.labeler, pairs, labels, loader.find(self.source).note)
+            counts = {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
+            return counts | ({'verdict': told} if told else {})
 
         once(self.folder(root), self, make)
         return [

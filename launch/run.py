@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import shlex
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
 RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
-REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
     'report.html': 'all of it to look at, for a browser',
     'test_samples.md': 'what each wrote to the same prompts, side by side',
@@ -39,7 +39,7 @@ FILES = {  # of a run folder, the most telling first
     'alignment.csv': 'every figure of the tables, a line a labeler',
     'matrix.png': 'who is preferred to whom',
     'samples.jsonl': 'what the model gives some held-out prompts, while it was trained',
-    REPORT: 'the tables above',
+    'report.txt': 'the tables above',
     'metrics.jsonl': 'every figure of every step',
 }
 SHOWN = 3  # of them
@@ -236,9 +236,8 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     over files, later files over earlier. What else they say of `flags` is noted there.
     """
     import experiments
-    from experiments.scales import scale
+    from experiments.scales import real, scale, suited
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
-    from rlaif_jax.data.loader import contents
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
 
@@ -260,13 +259,30 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     if (flags.seed or 0) < 0:
         raise Mistake(f'--seed={flags.seed}: a seed is 0 or more')
     experiment, row, seed = experiments.find(name), scale(scale_name), flags.seed or 0
-    config = plain = experiment(row, seed)
+    plain, given = experiment(row, seed), in_files | typed
+    model = next((str(given[role]) for role in ('policy', 'model', 'labeler') if role in given), '')
+    if own := not (flags.scale or chosen['scale']) and real(model):
+        row = suited(row, model)
+    config = experiment(row, seed)
     if flags.seed is not None:  # over a file too, so that the config.gin of a run runs again with another seed
         other = parse(dump(experiment(row, seed + 1)))
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
+    if own:
+        config = config.sized(given.keys()) if hasattr(config, 'sized') else config
+        tell_numbers(model, dump(config), dump(bind(plain, in_files | typed)))
     flags.changed = digest(config) != digest(plain)
-    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
+    return name, config, experiments.text_of(name, scale_name, config)
+
+
+def tell_numbers(model: str, ours: str, micro: str) -> None:
+    """Says which numbers a checkpoint gets that are not those of the packaged models, where no scale was named."""
+    from rlaif_jax import log
+
+    before = set(micro.splitlines())
+    changed = ', '.join(line for line in ours.splitlines() if line not in before)
+    told = f'{model} is none of the packaged models, so its numbers are those of open models, not those of micro: '
+    log.say_once(f'{told}{changed}. A binding changes one; --scale names another row of them')
 
 
 def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
@@ -303,7 +319,9 @@ def show_experiments() -> int:
 
 
 def explain(flags: argparse.Namespace) -> int:
-    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each."""
+    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each; of the
+    name of an experiment what it is, and all its fields.
+    """
     for asked in ','.join(flags.explain).split(','):
         _explain(flags, asked.strip(' .'))
     return 0
@@ -314,10 +332,15 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
     from rlaif_jax import config, log
 
     paths: list[str] = []
-    for name in [flags.experiment] if flags.experiment else experiments.experiments():
+    known = experiments.experiments()
+    if not flags.experiment and asked in known:  # some are fields of others, too
+        flags = argparse.Namespace(**vars(flags) | {'experiment': asked})
+    for name in [flags.experiment] if flags.experiment else known:
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
-        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{asked}.')]:
+        if found := [row for row in rows if name == asked or f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
+            if name == asked:
+                log.say(f'{inspect.getdoc(known[name])}\n')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
                 for line in said.splitlines():
@@ -419,7 +442,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import pages, plan
     from rlaif_jax import hosts, log, stopping
     from rlaif_jax.config import Mistake, same
-    from rlaif_jax.folder import finish, finished, lock, open_folder
+    from rlaif_jax.folder import finished, lock, open_folder
 
     if hosts.count() > 1:
         there = f'{hosts.count()} processes, {jax.local_device_count()} devices each, {jax.device_count()} in all'
@@ -438,15 +461,11 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
             log.say(f'{name}: already finished, in {folder}')
             if hosts.told(lambda: (folder / pages.MADE).exists() and not (folder / pages.PAGE).exists()):
                 pages.of_run(name, config, folder)  # which is all that was missing
-            report = folder / REPORT
+            report = folder / pages.REPORT
             log.say(report.read_text(encoding='utf-8').rstrip() if report.exists() else log.to_json(result))
             return 0
         plan.show(name, config, folder)
-        pages.begin(folder)
-        with log.ending(folder / REPORT):
-            result = config.run(folder)
-        finish(folder, result)
-        pages.of_run(name, config, folder)
+        result = pages.make(name, config, folder)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)
@@ -509,7 +528,8 @@ def begin_again() -> None:
     on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
     if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
-        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
+        # One arena: of a thread's own, which is small, whatever is large goes back all the same.
+        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep, 'arena_max': 1}
         early['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
     if early:
         os.environ |= early

@@ -41,7 +41,8 @@ LADDER = (
         for name in ('policies', 'reward_models', 'compare', 'labeling', 'agreement', 'apply', 'micro')
     ),
     tuple(f'experiments.{name}' for name in ('tldr', 'helpful', 'harmless')),
-    ('experiments.pages',),
+    ('experiments.statements', 'experiments.pages'),
+    ('experiments.paper',),
     ('launch',),
 )
 # A reward is a function handed in, and what is trained does not know how it is judged, nor the other way round.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from hashlib import blake2b
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -30,7 +31,7 @@ from rlaif_jax.generation import Sampling, listed, whole_pairs
 from rlaif_jax.labeling import labelers
 from rlaif_jax.labeling import prompts as templates
 from rlaif_jax.labeling.prompts import Asked, Encoded, Technique
-from rlaif_jax.labeling.scoring import Model, answerer, check_labeler, read_answers
+from rlaif_jax.labeling.scoring import Answerer, Model, answerer, check_labeler, read_answers
 from rlaif_jax.labeling.store import Record, Store, complete, key
 from rlaif_jax.text import Tokenizer
 
@@ -183,13 +184,16 @@ class Prompter:
         return [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
 
 
-def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
-    """`pairs -> labels`, with the preamble and its exemplars read once, and each context once for both orders.
+class _Asking(NamedTuple):
+    """How a labeler is asked, who answers, and what is shown."""
 
-    A label depends on its pair alone, except for the noise of sampled rationales, which is drawn for a call as a whole.
-    A pair that does not fit the model even without its context is unscorable. Raises `Mistake` where not even an empty
-    one would fit, or the template is missing.
-    """
+    asked: Asked
+    scorer: Answerer  # of two answers, the one that prefers the response shown first before the other
+    prompter: Prompter
+
+
+def _asking(lm: Model, cfg: Config, mesh: Mesh | None) -> _Asking:
+    """Raises as `make_labeler` does."""
     asked, tokenizer = ask(lm.tokenizer, cfg), lm.tokenizer
     # The harmless prompt asks which one is worse: then '2' is the answer that prefers the one shown first.
     better = ('2', '1') if templates.TASKS[cfg.task].asks_for_worse else ('1', '2')
@@ -197,6 +201,17 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
     answers = read_answers(tokenizer, better)
     scorer = answerer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
     prompter = Prompter(tokenizer, cfg, asked, scorer.max_length, answers.depth)
+    return _Asking(asked, scorer, prompter)
+
+
+def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
+    """`pairs -> labels`, with the preamble and its exemplars read once, and each context once for both orders.
+
+    A label depends on its pair alone, except for the noise of sampled rationales, which is drawn for a call as a whole.
+    A pair that does not fit the model even without its context is unscorable. Raises `Mistake` where not even an empty
+    one would fit, or the template is missing.
+    """
+    (asked, scorer, prompter), tokenizer = _asking(lm, cfg, mesh), lm.tokenizer
     room = prompter.room
 
     def reason(rows: Sequence[Sequence[int]]) -> list[str | None]:
@@ -224,7 +239,7 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
             todo = [one for i, one in enumerate(todo) if explained[i // each]]
             rationales = [text for i, text in enumerate(written) if text is not None and explained[i // each]]
             before, todo = todo, asked.conclude(tokenizer, todo, rationales, scorer.room)
-        prob_BJOC = scorer([one.tokens for one in todo], group=ORDERS).reshape(-1, cfg.samples, ORDERS, len(better))
+        prob_BJOC = scorer([one.tokens for one in todo], group=ORDERS).reshape(-1, cfg.samples, ORDERS, 2)
         made = (
             _label(
                 prob_JOC, todo[i : i + each], before[i : i + each], rationales[i : i + each], prompter, cfg.least_mass
@@ -235,6 +250,36 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         return [next(fitting) if fit else _too_long(orders, room) for orders, fit in zip(both, fits)]
 
     return labeler
+
+
+def instead(
+    lm: Model, cfg: Config, pairs: Sequence[Pair], labels: Sequence[Label], mesh: Mesh | None = None
+) -> list[Sequence[tuple[str, float]]]:
+    """The likeliest tokens where the verdict on each pair should stand, as its label knows it, in the order given, and how
+    likely each is; none where it was not asked for.
+    """
+    asked, scorer, prompter = _asking(lm, cfg, mesh)
+    known = [i for i, label in enumerate(labels) if label.tokens]
+    prompts = [orders[0] for orders in prompter.encode([pairs[i] for i in known])]
+    if asked.rationale:
+        prompts = asked.conclude(lm.tokenizer, prompts, [labels[i].rationale for i in known], scorer.room)
+    found = dict(zip(known, scorer.likeliest([prompt.tokens for prompt in prompts])))
+    return [found.get(i, ()) for i in range(len(pairs))]
+
+
+def answered(lm: Model, cfg: Config, pairs: Sequence[Pair], mesh: Mesh | None = None) -> tuple[str, float] | None:
+    """Another technique by which `lm` answers all these pairs, and the mean mass of its answers; None where none of the
+    likely ones helps.
+    """
+    how = Technique.parse(cfg.technique)
+    for shots in dict.fromkeys((how.shots, 0, 2)):
+        for preamble in dict.fromkeys((how.preamble, 'base')):
+            if (other := f'{preamble}_{shots}shot') != cfg.technique:
+                with suppress(Mistake):  # templates of one's own may have fewer examples
+                    labels = make_labeler(lm, replace(cfg, technique=other, samples=1), mesh)(pairs)
+                    if all(label.status == 'ok' for label in labels):
+                        return other, float(np.mean([label.mass for label in labels]))
+    return None
 
 
 def _label(
@@ -334,9 +379,13 @@ def label_all(
     load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
 
     @cache
-    def labeler() -> Labeler:
+    def model() -> Model:
         labelers.check_length(lm := load(name), cfg.max_length)
-        return make_labeler(lm, cfg, mesh)
+        return lm
+
+    @cache
+    def labeler() -> Labeler:
+        return make_labeler(model(), cfg, mesh)
 
     devices = 0 if labelers.is_address(name) else mesh.size if mesh else 1
 
@@ -346,17 +395,27 @@ def label_all(
         spent = {'seconds': (time.monotonic() - began) / len(indices), 'devices': devices}
         return [replace(label, labeler=provenance[0], template=asked.digest, **spent).record() for label in labels]
 
-    def describe(index: int) -> str:
-        pair = pairs[index]
-        reason = store.get(keys[index])['reason']
-        return f'{pair.prompt.id}: {pair.first[:80]!r} or {pair.second[:80]!r} ({reason})'
+    def advise(bad: list[int]) -> str:
+        """What the labeler says in the place of an answer, and what would make it answer, tried on examples."""
+        found, labels = [pairs[i] for i in bad], [Label.of(store.get(keys[i])) for i in bad]
+        told = ''
+        for pair, label, tokens in zip(found, labels, instead(model(), cfg, found, labels, mesh)):
+            told += f'\n  {pair.prompt.id}: {pair.first[:80]!r} or {pair.second[:80]!r} ({label.reason})'
+            if tokens:
+                told += ', where it says ' + ', '.join(f'{text!r} {prob:.2f}' for text, prob in tokens)
+        if other := answered(model(), cfg, found, mesh):
+            technique, mass = other
+            hope = f'technique={technique} is answered on these: there the two answers hold {mass:.2f}'
+        else:
+            hope = 'no other technique that was tried is answered; use a labeler that follows instructions'
+        return f'{told}\n{hope}'
 
     sizes = [len(pair.prompt.text) + len(pair.first) + len(pair.second) for pair in pairs]
     order = sorted(range(len(pairs)), key=lambda i: -sizes[i])
     complete(
         store, [keys[i] for i in order], lambda indices: make([order[i] for i in indices]),
         batch=at_once(cfg.batch, len({*keys}), axes.shares(mesh) if mesh else 1), title=title, note=note,
-        most_unscorable=cfg.most_unscorable, describe=lambda i: describe(order[i]),
+        most_unscorable=cfg.most_unscorable, advise=lambda bad: advise([order[i] for i in bad]),
     )  # fmt: skip
     return [Label.of(store.get(key)) for key in keys]
 

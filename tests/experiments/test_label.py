@@ -36,7 +36,8 @@ def labelled(folder, labeler, source, target, *more):
     assert run(
         '--experiment=label', f'--workdir={folder / "runs" / target}', f'--stages={folder / "stages"}',
         f'labeler={labeler}', f'input={folder / source}',
-        f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+        f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+        'mesh.data=1', *more,
     ) == 0  # fmt: skip
     return folder / target
 
@@ -133,6 +134,7 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     command = [
         '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
         f'output={target}', 'task=summarization', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+            'mesh.data=1',
     ]  # fmt: skip
     assert run(*command) == 0
     printed = capsys.readouterr().out
@@ -178,6 +180,7 @@ def test_swapped_files_have_complementary_labels(tmp_path, labeler):
         assert run(
             '--experiment=label', f'--workdir={tmp_path / name}', f'labeler={labeler}', f'input={tmp_path / name}.jsonl',
             f'output={tmp_path / name}.out.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+            'mesh.data=1',
         ) == 0  # fmt: skip
         found.append([row['preference_prob'] for row in files.read_rows(tmp_path / f'{name}.out.jsonl')])
     np.testing.assert_allclose(found[0], [1 - p for p in found[1]], atol=1e-6)
@@ -217,7 +220,8 @@ def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_ask
 def command(folder, name, labeler, *more):
     return [
         '--experiment=label', f'--workdir={folder / name}', f'labeler={labeler}', f'input={folder / "in.jsonl"}',
-        f'output={folder / name}.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+        f'output={folder / name}.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+        'mesh.data=1', *more,
     ]  # fmt: skip
 
 

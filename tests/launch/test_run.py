@@ -53,7 +53,7 @@ def command(models):
         tiny = {
             'policy': models / 'policy', 'data.train': 64, 'data.validation': 8, 'data.test': 16,
             'sft.steps': SFT_STEPS, 'sft.batch': 8, 'sft.save_every': 3, 'sft.log_every': 1,
-            'evaluation.prompts': 16, 'evaluation.batch': 16,
+            'evaluation.prompts': 16, 'evaluation.batch': 16, 'mesh.data': 1,
         }  # fmt: skip
         if experiment == 'tldr_direct':
             # A random labeler has next to no mass on the ten ratings.
@@ -582,6 +582,16 @@ def test_a_field_is_explained_with_all_below_it(typed, shown, capsys):
     assert sum(line.startswith('    ') for line in printed) >= len(shown)
     assert launcher.main(['--explain', typed + 'x', 'micro_pretrain_s' if 'naming' in typed else 'tldr_direct']) == 2
     assert re.search(rf'{typed}x: .* {typed}\?', capsys.readouterr().err)
+
+
+def test_an_experiment_is_explained_with_all_its_fields(capsys):
+    """Also where other experiments have a field of its name."""
+    for name in ('paper', 'label'):
+        assert launcher.main(['--explain', name]) == 0
+        printed = capsys.readouterr().out
+        assert f'--experiment={name}' in printed
+        paths = [row[0] for row in config.explain(experiments.find(name)(SCALES['micro']))]
+        assert paths and all(f'\n{path} ' in printed for path in paths)
 
 
 @pytest.mark.parametrize('arguments', [['tldr_direct', '--dry-run'], ['--dry_run', 'sft.steps=3', 'tldr_direct']])
