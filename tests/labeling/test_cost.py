@@ -11,6 +11,7 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.labeling import cost, preference
 from rlaif_jax.labeling.cost import Cost, counted, earlier, predict, priced
 from rlaif_jax.labeling.preference import Config, Label, label_all, make_labeler
+from rlaif_jax.labeling.scoring import Answerer
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
@@ -19,13 +20,33 @@ PLAIN = Config(technique='base_1shot', templates='micro', least_mass=0.0, batch=
 PAIRS = [Pair(Prompt(f'I lost {"my keys " * n}. TL;DR:', str(n)), f' {n} keys', ' no keys at all') for n in range(5)]
 
 
-@pytest.mark.parametrize('how', [{}, {'technique': 'base_cot_0shot', 'samples': 2, 'temperature': 1.0}])
-def test_what_is_predicted_is_what_is_counted(tiny_labeler, how):
-    """To the token, but for the length of rationales; and of 2,000 pairs by a look at a quarter, within 2 %."""
+class Somebody:
+    """Who is asked, and computes nothing."""
+
+    name = 'somebody'
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def answerer(self, preamble, answers, max_length):
+        return Says(self.name, preamble, answers, min(max_length, 512))
+
+
+class Says(Answerer):
+    def _score(self, rows, group):
+        return [[0.6, 0.4]] * len(rows)
+
+    def write(self, rows, how, until):
+        return [' I lost my keys.' * (1 + len(row) % 3) for row in rows]
+
+
+@pytest.mark.parametrize('how', [{}, {'technique': 'base_cot_0shot', 'samples': 2}])
+def test_what_is_predicted_is_what_is_counted(micro_tokenizer, how):
+    """To the token, but for how long rationales are on average."""
     cfg = dataclasses.replace(PLAIN, **how)
-    spent = counted(make_labeler(tiny_labeler, cfg)(PAIRS))
+    spent = counted(make_labeler(Somebody(micro_tokenizer), cfg)(PAIRS))
     rationale = spent.written / (2 * cfg.samples * len(PAIRS))
-    told = predict(tiny_labeler.tokenizer, cfg, PAIRS, most=tiny_labeler.config.max_length, rationale=rationale)
+    told = predict(micro_tokenizer, cfg, PAIRS, most=512, rationale=rationale)
     assert (told.labels, told.read, told.written) == pytest.approx((5, spent.read, spent.written))
     assert bool(spent.written) == bool(how)
     assert (spent.devices, math.isnan(spent.seconds)) == (None, True)  # nobody looked at a clock
