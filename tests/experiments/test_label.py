@@ -303,7 +303,7 @@ def test_a_plan_says_which_shard_it_is_of_and_who_asks_nobody_has_none(tmp_path,
 def test_shards_of_an_experiment_make_the_labels_that_its_stages_need_and_nothing_else(tmp_path, labeler, calls):
     changes = {
         'labeler': str(labeler), 'data.pairs': 12, 'data.held_out': 6, 'label.technique': 'base_0shot',
-        'label.least_mass': 0.0, 'label.batch': 8, 'reward_model.batch': 4,
+        'label.least_mass': 0.0, 'label.batch': 8, 'reward_model.batch': 4, 'mesh.data': 1,
     }  # fmt: skip
     for number in (1, 2, 3):
         bindings = [f'{path}={value}' for path, value in changes.items()]
