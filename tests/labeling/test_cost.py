@@ -64,11 +64,14 @@ def test_a_file_of_many_pairs_is_predicted_by_a_look_at_some(micro_tokenizer, mo
 @pytest.mark.parametrize('technique', ['detailed_0shot', 'detailed_cot_0shot', 'detailed_cot_1shot'])
 @pytest.mark.parametrize('task', ['summarization', 'helpful', 'harmless'])
 def test_a_labelling_run_of_the_micro_world_costs_what_was_predicted(task, technique):
-    """Within 2 %, rationales among it, of which nothing but the exemplars is known before."""
+    """Within 2 % where a few labels are known, or nothing is written; else, by the exemplars, within 5 %."""
     lm, cfg = hf.load('micro_s'), Config(task=task, technique=technique)
     pairs = loader.of_task('micro_tldr', task).pairs('test', 128, task, False)
-    told, spent = predict(lm.tokenizer, cfg, pairs, most=lm.config.max_length), counted(make_labeler(lm, cfg)(pairs))
-    assert told.read + told.written == pytest.approx(spent.read + spent.written, rel=0.02)
+    labels = make_labeler(lm, cfg)(pairs)
+    spent, few = counted(labels), counted(labels[:16])
+    for rationale, near in ((few.written / (2 * 16), 0.02), (None, 0.05 if spent.written else 0.02)):
+        told = predict(lm.tokenizer, cfg, pairs, most=lm.config.max_length, rationale=rationale)
+        assert told.read + told.written == pytest.approx(spent.read + spent.written, rel=near)
 
 
 def test_the_papers_price_of_a_label_comes_out():
