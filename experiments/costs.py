@@ -24,6 +24,7 @@ from rlaif_jax.labeling import cost, labelers, preference
 from rlaif_jax.labeling.cost import Cost
 from rlaif_jax.labeling.served import Words
 from rlaif_jax.models.presets import Absent
+from rlaif_jax.text import Tokenizer
 
 USE = 0.4  # of what a product of large matrices reaches here, and memory: what labelling does
 
@@ -39,36 +40,34 @@ def foretold(config: Any, folder: Path) -> list[str]:
 
 def foretell(config: Any, one: Asking, folder: Path) -> str:
     """The line of one labeler."""
-    pairs, is_served, about = list(one.pairs()), labelers.is_address(one.labeler), ''
-    sizes = sizes_in(labels_line('labels', folder, len(pairs), one.labeler, one.label), config)
+    pairs, served = list(one.pairs()), labelers.is_address(one.labeler)
     try:
-        tokenizer = labelers.tokenizer(one.labeler)
-        who = labelers.fingerprint(one.labeler)
-    except Absent:
-        tokenizer, who, about = Words(), '', ', by words, as its tokenizer is not here'
+        tokenizer, who = labelers.tokenizer(one.labeler), labelers.fingerprint(one.labeler)
+    except Absent:  # a plan downloads nothing
+        tokenizer, who = Words(), 'absent'
+    told = ', tokens counted by words' if isinstance(tokenizer, Words) else ''
     template = preference.ask(tokenizer, one.label).digest
-    rationale, speed, _ = cost.earlier(store_of(folder), who, template) if who else (None, None, 0)
-    known = sizes.get('labeler')
+    rationale, speed, before = cost.earlier(store_of(folder), who, template)
+    known = sizes_in(labels_line('labels', folder, len(pairs), one.labeler, one.label), config).get('labeler')
     spent = cost.predict(tokenizer, one.label, pairs, most=known.max_length if known else MOST, rationale=rationale)
-    if is_served:
-        return f'{one.title}: {cost.told(replace(spent, devices=0))}{about}; how long it takes, the server decides'
     mesh = axes.make_mesh(asdict(config.mesh))
-    spent = replace(spent, devices=mesh.size)
+    spent = replace(spent, devices=0 if served else mesh.size)
     if speed:
-        seconds, how = speed * (spent.read + spent.written), 'at the speed of earlier labels of it'
+        seconds = speed * (spent.read + spent.written) * (1 if served else before / mesh.size)
+        told += ', at the speed of earlier labels of it'
     elif known:
-        seconds, how = (
-            bound(config, one, pairs, spent, folder, mesh) / USE,
-            'an estimate by what these devices multiply',
-        )
+        seconds = bound(config, one, tokenizer, pairs, spent, folder, mesh) / USE
+        told += ', an estimate by what these devices multiply'
     else:
-        return f'{one.title}: {cost.told(spent)}{about}'
-    return f'{one.title}: {cost.told(replace(spent, seconds=seconds))}, {how}{about}'
+        return f'{one.title}: {cost.told(spent)}{told}; nobody knows yet how long it takes'
+    return f'{one.title}: {cost.told(replace(spent, seconds=seconds))}{told}'
 
 
-def bound(config: Any, one: Asking, pairs: Sequence[Pair], spent: Cost, folder: Path, mesh: Mesh) -> float:
+def bound(
+    config: Any, one: Asking, tokenizer: Tokenizer | Words, pairs: Sequence[Pair], spent: Cost, folder: Path, mesh: Mesh
+) -> float:
     """Seconds that labels take at least, by the products and the memory traffic of what is called."""
-    tokenizer, calls = labelers.tokenizer(one.labeler), 2 * one.label.samples * len(pairs)
+    calls = 2 * one.label.samples * len(pairs)
     preamble = len(preference.ask(tokenizer, one.label).verdict.encode_preamble(tokenizer))
     rationale = spent.written / calls
     row = spent.read / calls / (2 if rationale else 1) - preamble - rationale / 2  # of one order, without a rationale

@@ -153,7 +153,7 @@ def test_what_a_report_holds_is_saved_as_it_was(browser, report):
 # The page on which people rank
 
 
-SHOWN = 8  # prompts; the first has hostile texts, the second three equal ones, of the third two are equal
+SHOWN = 6  # prompts; the first has hostile texts, the second three equal ones, of the third two are equal
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +166,7 @@ def to_rank(tmp_path_factory):
     texts['b'][2] = texts['a'][2]
     path = tmp_path_factory.mktemp('rank') / 'rank.html'
     asked = [(one.id, one.text) for one in prompts]
-    path.write_text(page.ranking('8 prompts', asked, texts, ['Which is best?'], True), encoding='utf-8')
+    path.write_text(page.ranking('6 prompts', asked, texts, ['Which is best?'], True), encoding='utf-8')
     return path, prompts, texts
 
 

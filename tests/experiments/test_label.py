@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import costs, label
 from experiments import find as experiment
-from experiments import label
 from experiments.scales import scale
 from launch import run as launcher
 from rlaif_jax import axes
 from rlaif_jax.config import bind
 from rlaif_jax.data import files, trl
+from rlaif_jax.labeling.cost import priced
 from rlaif_jax.labeling.store import Store
+from rlaif_jax.models.presets import downloading_nothing
 from rlaif_jax.text import Tokenizer
 
 ROWS = [
@@ -349,3 +351,16 @@ def test_what_labels_cost_is_said_before_and_behind_in_the_result_and_on_the_pag
     assert spent['per 1000']['tokens read'] == pytest.approx(spent['tokens read'] * 1000 / 9)
     assert 'What the labels cost' in (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
     assert run(*command, '--dry_run') == 0 and 'earlier labels' in said()[2]
+
+
+def test_labels_of_a_server_and_of_a_model_that_is_not_here_are_foretold_in_tokens(tmp_path):
+    files.write_rows(tmp_path / 'in.jsonl', ROWS[::2])
+    given = {'input': str(tmp_path / 'in.jsonl'), 'output': str(tmp_path / 'out.jsonl'), 'technique': 'base_0shot'}
+    for labeler, said in (
+        ('http://localhost:1/v1?tokenizer=micro_xs#m', r'^label: 2 labels: \S+ tokens read, 0\.00 at --price=1,2;'),
+        ('http://localhost:1/v1?api=chat#m', 'tokens counted by words'),
+        ('someone/absent', 'tokens counted by words'),
+    ):
+        with priced((1.0, 2.0)), downloading_nothing():
+            (line,) = costs.foretold(bind(experiment('label')(scale('micro')), given | {'labeler': labeler}), tmp_path)
+        assert re.search(said, line)

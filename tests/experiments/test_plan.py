@@ -235,7 +235,7 @@ def test_nobody_judges_what_was_trained_to_please_him(scale, bare):
             assert plan.circular(find(name)(row).lines(bare / 'run')) == ''
 
 
-@pytest.mark.parametrize('name', sorted({*experiments()} - {'paper', 'agreement'}))  # of runs; of none
+@pytest.mark.parametrize('name', sorted({*experiments()} - {'agreement', 'paper'}))  # no batch; those of its runs
 def test_every_batch_is_a_field_that_the_mesh_has_to_divide(name, tmp_path):
     """Whatever is called a batch, in parts or whole; and of variants, too."""
     cfg = find(name)(SCALES['micro'])

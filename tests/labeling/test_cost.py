@@ -11,6 +11,7 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.labeling import cost, preference
 from rlaif_jax.labeling.cost import Cost, counted, earlier, predict, priced
 from rlaif_jax.labeling.preference import Config, Label, label_all, make_labeler
+from rlaif_jax.labeling.scoring import Answerer
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
@@ -19,13 +20,33 @@ PLAIN = Config(technique='base_1shot', templates='micro', least_mass=0.0, batch=
 PAIRS = [Pair(Prompt(f'I lost {"my keys " * n}. TL;DR:', str(n)), f' {n} keys', ' no keys at all') for n in range(5)]
 
 
-@pytest.mark.parametrize('how', [{}, {'technique': 'base_cot_0shot', 'samples': 2, 'temperature': 1.0}])
-def test_what_is_predicted_is_what_is_counted(tiny_labeler, how):
-    """To the token, but for the length of rationales; and of 2,000 pairs by a look at a quarter, within 2 %."""
+class Somebody:
+    """Who is asked, and computes nothing."""
+
+    name = 'somebody'
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def answerer(self, preamble, answers, max_length):
+        return Says(self.name, preamble, answers, min(max_length, 512))
+
+
+class Says(Answerer):
+    def _score(self, rows, group):
+        return [[0.6, 0.4]] * len(rows)
+
+    def write(self, rows, how, until):
+        return [' I lost my keys.' * (1 + len(row) % 3) for row in rows]
+
+
+@pytest.mark.parametrize('how', [{}, {'technique': 'base_cot_0shot', 'samples': 2}])
+def test_what_is_predicted_is_what_is_counted(micro_tokenizer, how):
+    """To the token, but for how long rationales are on average."""
     cfg = dataclasses.replace(PLAIN, **how)
-    spent = counted(make_labeler(tiny_labeler, cfg)(PAIRS))
+    spent = counted(make_labeler(Somebody(micro_tokenizer), cfg)(PAIRS))
     rationale = spent.written / (2 * cfg.samples * len(PAIRS))
-    told = predict(tiny_labeler.tokenizer, cfg, PAIRS, most=tiny_labeler.config.max_length, rationale=rationale)
+    told = predict(micro_tokenizer, cfg, PAIRS, most=512, rationale=rationale)
     assert (told.labels, told.read, told.written) == pytest.approx((5, spent.read, spent.written))
     assert bool(spent.written) == bool(how)
     assert (spent.devices, math.isnan(spent.seconds)) == (None, True)  # nobody looked at a clock
@@ -43,11 +64,14 @@ def test_a_file_of_many_pairs_is_predicted_by_a_look_at_some(micro_tokenizer, mo
 @pytest.mark.parametrize('technique', ['detailed_0shot', 'detailed_cot_0shot', 'detailed_cot_1shot'])
 @pytest.mark.parametrize('task', ['summarization', 'helpful', 'harmless'])
 def test_a_labelling_run_of_the_micro_world_costs_what_was_predicted(task, technique):
-    """Within 2 %, rationales among it, of which nothing but the exemplars is known before."""
+    """Within 2 % where a few labels are known, or nothing is written; else, by the exemplars, within 5 %."""
     lm, cfg = hf.load('micro_s'), Config(task=task, technique=technique)
     pairs = loader.of_task('micro_tldr', task).pairs('test', 128, task, False)
-    told, spent = predict(lm.tokenizer, cfg, pairs, most=lm.config.max_length), counted(make_labeler(lm, cfg)(pairs))
-    assert told.read + told.written == pytest.approx(spent.read + spent.written, rel=0.02)
+    labels = make_labeler(lm, cfg)(pairs)
+    spent, few = counted(labels), counted(labels[:16])
+    for rationale, near in ((few.written / (2 * 16), 0.02), (None, 0.05 if spent.written else 0.02)):
+        told = predict(lm.tokenizer, cfg, pairs, most=lm.config.max_length, rationale=rationale)
+        assert told.read + told.written == pytest.approx(spent.read + spent.written, rel=near)
 
 
 def test_the_papers_price_of_a_label_comes_out():
