@@ -14,7 +14,7 @@ from rlaif_jax.config import Mistake, dump, nearest
 from rlaif_jax.data import loader
 
 # Each lists its experiments in __all__.
-MODULES = ('tldr', 'helpful', 'harmless', 'label', 'apply', 'labeling', 'compare', 'paper', 'micro')
+MODULES = ('tldr', 'helpful', 'harmless', 'label', 'agreement', 'apply', 'labeling', 'compare', 'paper', 'micro')
 
 
 def grouped() -> dict[str, dict[str, Callable[..., Any]]]:

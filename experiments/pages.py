@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import experiments
-from experiments import arms
+from experiments import agreement, arms
 from experiments.compare import called
 from experiments.report import TRAINED, parted, trained
 from experiments.scales import scale
+from experiments.stages import COST
 from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake, digest, dump, parse
 from rlaif_jax.data import loader
-from rlaif_jax.evaluation import page, responses, tables, texts, versus
+from rlaif_jax.evaluation import page, people, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
 from rlaif_jax.evaluation.report import doubts
 from rlaif_jax.folder import finish, finished
+from rlaif_jax.labeling import cost
 
 PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
 REPORT = 'report.txt'  # the tables that a run ends with
@@ -144,13 +146,34 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sentences.append(
             tables.title(f'{best.name} agrees with people on {tables.within(best.agreement, " %")} of pairs', simulated)
         )
+    if told := result.get('against people'):
+        beside = [again(people.Against, one) for one in told.values()]
+        sections.append(
+            page.table('Verdicts and votes, ties among them', agreement.AGAINST, agreement.against_rows(beside))
+        )
+    if told := result.get('people'):
+        among = {name: again(people.Agreeing, one) for name, one in told.items()}
+        sections.append(page.table('People with each other', agreement.RATERS, agreement.among_rows(among)))
     if not sections:
         flat = [(' / '.join(path), value) for path, value in _leaves(result)]
         sections.append(page.table('What was found', ['', ''], flat))
+    if spent := costs(config, folder, result):
+        sections.append(
+            page.table('What the labels cost', cost.COLUMNS, spent, f'{cost.EACH} labels of the paper: {cost.PAPERS}.')
+        )
     sections.append(made(name, config, folder, stages(config, folder)))
     files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
     about = page.banner(posts=posts, judges=not (posts and by_people)) if simulated else ''
     return page.Page(f'{name}: {folder.name}', sentences, about, sections, samples, files)
+
+
+def costs(config: Any, folder: Path, result: Mapping[str, Any]) -> list[list[Any]]:
+    """What labels cost, those of a run and those of its stages: cells of `cost.COLUMNS`."""
+    found = dict(result.get('cost', {}))
+    for line in [] if found else _lines(config, folder):
+        if (path := line.folder / COST).is_file():
+            found[' '.join(filter(None, (line.name, line.of)))] = json.loads(path.read_text(encoding='utf-8'))
+    return cost.cells(found)
 
 
 def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from jax.sharding import AbstractMesh
 
 from experiments.chips import GIB, memory_of
-from experiments.programs import AnyMesh, Line, Program, count, programs
+from experiments.programs import AnyMesh, Line, Program, count, programs, touched
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
@@ -141,18 +141,18 @@ def show(name: str, config: Any, folder: Path) -> None:
         known = {role: _count(cfg) for role, cfg in sizes.items()}
         models = '\n'.join(f'{role}: {model}, {known.get(role, "served")}' for role, model in line.models.items())
         largest = largest_of(line, sizes, mesh)
+        models = models or 'simulated' * bool(found and found.simulated)
         need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
         if largest and usable and largest.need > usable * GIB:
             large.append((line, largest))
-        rows.append(
-            [title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)]
-        )
+        rows.append([title(line), models, line.steps, need, largest.name if largest else '', _standing(line)])
         folders.setdefault(line.folder, []).append(title(line).replace('\n', ' '))
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory a device', 'most in', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
     if usable:
-        log.say(f'a device has {usable:.4g} GiB: {verdict(large, usable)}')
+        of = ', its share of this machine' if devices[0].platform == 'cpu' else ''
+        log.say(f'a device has {usable:.4g} GiB{of}: {verdict(large, usable)}')
     for line, _ in large:
         found = fitting(config, folder, line, usable, mesh)
         log.say(
@@ -311,7 +311,10 @@ def _sizes(model: str, dtype: str) -> transformer.Config | None:
 
 
 def _count(cfg: transformer.Config | None) -> str:
-    return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
+    if cfg is None:
+        return '? M'
+    shown = lambda n: f'{n / 1e6:.2f} M' if n < 1e9 else f'{n / 1e9:.2f} B'  # noqa: E731
+    return shown(count(cfg)) + (f', {shown(touched(cfg))} active' if cfg.experts else '')
 
 
 def _download(model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from experiments.programs import Line
 from experiments.scales import Data, Dtype, Mesh, Scale
 from experiments.stages import Rewarded
 from rlaif_jax import axes, log
-from rlaif_jax.config import FILE, MOST, SAME, Mistake, check_within, nearest
+from rlaif_jax.batching import padded
+from rlaif_jax.config import FILE, MOST, SAME, Mistake, bind, check_within, nearest
 from rlaif_jax.data import loader, trl
 from rlaif_jax.data.records import Pair
 from rlaif_jax.evaluation.statistics import wilson
 from rlaif_jax.folder import link, shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.models import hf
+from rlaif_jax.models.presets import Absent, downloading_nothing, resolve
+from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import reward_model, sft
 
+LARGEST = 32  # pairs of a batch, the paper's for dialogue, where a checkpoint learns from a file
+AT_ONCE = 4  # of them that go through a device together
+LONGEST = 64  # texts of a file that are the longest in characters: among them is the longest in tokens
 COLUMNS = ('reward model', 'sure raters', 'all pairs', 'loss, nats', 'calibration error', 'length correlation', 'paper')
 
 
@@ -151,6 +158,32 @@ class FromFile:
             raise Mistake(f'{self.input}: no column {self.column!r}' + (f'; did you mean {near!r}?' if near else ''))
         column = self.column or (labels[-1] if labels else 'preference_prob')
         return column, [name for name in labels if name != column]
+
+    def sized(self, given: Collection[str]) -> FromFile:
+        """With a batch, steps and lengths for the pairs of its file: three epochs, as the paper's. What was `given`, by
+        path, stays.
+        """
+        if not self.input:
+            return self
+        (train, held_out), cfg = self.split(), self.reward_model
+        asked = lambda name: f'reward_model.{name}' in given  # noqa: E731
+        batch = cfg.batch if asked('batch') else 2 ** (min(cfg.batch, LARGEST, len(train)).bit_length() - 1)
+        steps = cfg.steps if asked('steps') else min(cfg.steps, math.ceil(3 * len(train) / batch))
+        found = {
+            'batch': batch,
+            'steps': steps,
+            'parts': next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= AT_ONCE),
+        }
+        found |= dict.fromkeys(('eval_every', 'save_every'), math.ceil(steps / 5))
+        with suppress(Absent), downloading_nothing():
+            tokenizer, pairs = Tokenizer.load(resolve(self.policy)), [*train, *held_out]
+            prompts = [pair.prompt.text for pair in pairs]
+            responses = [text for pair in pairs for text in (pair.first, pair.second)]
+            most = {'max_prompt': (tokenizer.prompts, prompts), 'max_response': (tokenizer.encode, responses)}
+            for name, (encode, texts) in most.items():
+                longest = max(map(len, encode(sorted(texts, key=len)[-LONGEST:]))) + 1  # and an end token
+                found[name] = min(getattr(cfg, name), padded([longest]))
+        return bind(self, {f'reward_model.{name}': value for name, value in found.items() if not asked(name)})
 
     def split(self, tell: bool = False) -> tuple[list[Pair], list[Pair]]:
         """The pairs to train on, and those held out."""

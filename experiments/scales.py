@@ -4,6 +4,7 @@ is a row here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,8 +12,9 @@ from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within, nearest
 from rlaif_jax.data.source import JUDGES
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.length import LengthRatio
-from rlaif_jax.labeling import direct, preference
-from rlaif_jax.labeling.prompts import Technique
+from rlaif_jax.labeling import direct, labelers, preference
+from rlaif_jax.labeling.prompts import Technique, simulated
+from rlaif_jax.models.presets import PRESETS, downloading_nothing, resolve
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.state import Optimizer
 
@@ -37,7 +39,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices along each mesh axis; one may be -1: all that are left."""
+    """Devices along each mesh axis; one may be -1: all that are left. `data` is 1 where another one is -1, too."""
 
     data: int = 1  # copies of the model, each with a share of the batch
     fsdp: int = 1  # shares of the parameters, and of the batch
@@ -214,7 +216,7 @@ SCALES = {
         label_helpful=preference.Config(technique='detailed_0shot'),
         label_harmless=preference.Config(technique='detailed_0shot'),
         evaluation=Evaluation(selector='micro_l'),
-        mesh=Mesh(),
+        mesh=Mesh(data=-1),
     ),
     'smollm2': open_models(
         'smollm2',
@@ -277,6 +279,45 @@ SCALES = {
         mesh=Mesh(fsdp=-1),
     ),
 }
+
+
+NUMBERS = (  # what a scale says besides models, data and devices
+    'sft', 'reward_model', 'reward_model_dialogue', 'reward_model_helpful', 'reinforce', 'reinforce_dialogue',
+    'reinforce_helpful', 'rating', 'label', 'label_helpful', 'label_harmless',
+)  # fmt: skip
+
+
+def real(model: str) -> bool:
+    """Whether a name is that of a checkpoint which is no toy of a simulated world: one whose language is people's."""
+    if not model or model in PRESETS or labelers.is_address(model):
+        return False
+    try:
+        with downloading_nothing():
+            return not simulated(labelers.tokenizer(model))
+    except Mistake:  # it is not on this machine, or is none, which is for others to say
+        return True
+
+
+def suited(row: Scale, model: str) -> Scale:
+    """The row for a real checkpoint: with the learning rates, lengths and batches of the open scales, which are the
+    paper's, and products of the type that the checkpoint is stored in. Models, data and devices stay.
+    """
+    numbers = {name: getattr(SCALES['smollm2'], name) for name in NUMBERS}
+    for name, cfg in numbers.items():
+        if hasattr(cfg, 'parts'):  # of whatever batch somebody asks for
+            numbers[name] = replace(cfg, parts=1, **({'candidates': 1} if hasattr(cfg, 'candidates') else {}))
+    return replace(row, dtype=stored_in(model), **numbers)
+
+
+def stored_in(model: str) -> Dtype:
+    """The type of a checkpoint's matrices, where it is on this machine: bfloat16 for any of 16 bits."""
+    try:
+        with downloading_nothing():
+            config = json.loads((resolve(model) / 'config.json').read_text(encoding='utf-8'))
+    except (Mistake, OSError, ValueError):
+        return 'float32'
+    kind = config.get('dtype') or config.get('torch_dtype')
+    return 'bfloat16' if kind in ('bfloat16', 'float16') else 'float32'
 
 
 def of_task(scale: Scale, name: str, task: str) -> Any:

@@ -79,9 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.wandb and hosts.first() and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
+        from rlaif_jax.labeling.cost import priced
         from rlaif_jax.labeling.wire import counted
 
-        with sharing(stages_of(flags, folder)), counted(flags.price):
+        with sharing(stages_of(flags, folder)), counted(flags.price), priced(flags.price):
             if flags.topology:
                 return plan_for(name, config, folder, flags)
             if flags.dry_run:
@@ -154,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument(
         '--price', type=prices, default=(), metavar='X,…',
-        help='in any currency: with --topology of a chip-hour, else of a million tokens that a server reads, and writes',
+        help='in any currency: of a chip-hour or, of a served labeler, of a million tokens that it reads, and writes',
     )  # fmt: skip
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
@@ -235,7 +236,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     over files, later files over earlier. What else they say of `flags` is noted there.
     """
     import experiments
-    from experiments.scales import scale
+    from experiments.scales import real, scale, suited
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
@@ -258,13 +259,30 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     if (flags.seed or 0) < 0:
         raise Mistake(f'--seed={flags.seed}: a seed is 0 or more')
     experiment, row, seed = experiments.find(name), scale(scale_name), flags.seed or 0
-    config = plain = experiment(row, seed)
+    plain, given = experiment(row, seed), in_files | typed
+    model = next((str(given[role]) for role in ('policy', 'model', 'labeler') if role in given), '')
+    if own := not (flags.scale or chosen['scale']) and real(model):
+        row = suited(row, model)
+    config = experiment(row, seed)
     if flags.seed is not None:  # over a file too, so that the config.gin of a run runs again with another seed
         other = parse(dump(experiment(row, seed + 1)))
         in_files |= {path: value for path, value in parse(dump(config)).items() if value != other[path]}
     config = bind(config, in_files | typed)
+    if own:
+        config = config.sized(given.keys()) if hasattr(config, 'sized') else config
+        tell_numbers(model, dump(config), dump(bind(plain, in_files | typed)))
     flags.changed = digest(config) != digest(plain)
     return name, config, experiments.text_of(name, scale_name, config)
+
+
+def tell_numbers(model: str, ours: str, micro: str) -> None:
+    """Says which numbers a checkpoint gets that are not those of the packaged models, where no scale was named."""
+    from rlaif_jax import log
+
+    before = set(micro.splitlines())
+    changed = ', '.join(line for line in ours.splitlines() if line not in before)
+    told = f'{model} is none of the packaged models, so its numbers are those of open models, not those of micro: '
+    log.say_once(f'{told}{changed}. A binding changes one; --scale names another row of them')
 
 
 def stages_of(flags: argparse.Namespace, folder: Path) -> Path:
@@ -315,6 +333,8 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
 
     paths: list[str] = []
     known = experiments.experiments()
+    if not flags.experiment and asked in known:  # some are fields of others, too
+        flags = argparse.Namespace(**vars(flags) | {'experiment': asked})
     for name in [flags.experiment] if flags.experiment else known:
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
         if found := [row for row in rows if name == asked or f'{row[0]}.'.startswith(f'{asked}.')]:
@@ -348,7 +368,7 @@ def start_jax() -> None:
 
 def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None) -> int:
     """Print everything about the run that can be known without running it."""
-    from experiments import plan
+    from experiments import costs, plan
     from experiments.label import store_of
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
@@ -357,6 +377,8 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)
+        for told in costs.foretold(config, folder):
+            log.say(told)
         if shard:
             of = ', '.join(dict.fromkeys(one.title for one in ahead(name, config, shard)))
             log.say(
@@ -506,7 +528,8 @@ def begin_again() -> None:
     on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
     if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
-        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
+        # One arena: of a thread's own, which is small, whatever is large goes back all the same.
+        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep, 'arena_max': 1}
         early['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
     if early:
         os.environ |= early

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -27,6 +27,10 @@ from rlaif_jax.text import Tokenizer
 MARKS = 'SUBREDDIT: r/', '\n\nTITLE: ', '\n\nPOST: ', '\n\nTL;DR:'  # of the paper's posts (arXiv 2009.01325, App. B.1)
 ASKED = re.compile(r'(?:\n\n|\s|)TL;DR:\s*\Z')  # for a summary, with the white space before it
 LINES = re.compile('\n+')
+
+# What a prompt of each shape is cut to at most.
+LEAST = '\n\nHuman:\n\nAssistant:', MARKS[-1], '\N{SLIGHTLY SMILING FACE}'
+NOTHING = 'nothing of it fits; max_prompt leaves no room beside a chat template'
 
 Fits = Callable[[str], bool]
 Cuts = tuple[Sequence[int], Callable[[int], str]]  # places, the least is lost at the first; the text that is cut there
@@ -50,8 +54,18 @@ def shorten(text: str, fits: Fits) -> str | None:
 def shortened(text: str, fits: Fits, name: str) -> str:
     """`shorten`, remembered. Raises `Mistake` for the prompt of this name where nothing of it fits."""
     if (kept := shorten(text, fits)) is None:
-        raise Mistake(f'{name}: nothing of it fits; max_prompt leaves no room beside a chat template')
+        raise Mistake(f'{name}: {NOTHING}')
     return kept
+
+
+def check_fits(prompts: Iterable[tuple[str, str]], fits: Fits) -> None:
+    """Raises `Mistake` for the first prompt, of names and texts, of which nothing fits, before a run meets it.
+    They are looked at only where the least that prompts of some shape are cut to does not fit.
+    """
+    if not all(map(fits, LEAST)):
+        for name, text in prompts:
+            if shorten(text, fits) is None:
+                raise Mistake(f'{name}: {NOTHING}')
 
 
 @lru_cache

@@ -32,10 +32,14 @@ LADDER = (
     ('experiments.plan',),
     ('experiments.topology',),
     ('experiments.label',),
+    ('experiments.costs',),
     ('experiments.stages',),
     ('experiments.judging', 'experiments.arms'),
     ('experiments.report',),
-    tuple(f'experiments.{name}' for name in ('policies', 'reward_models', 'compare', 'labeling', 'apply', 'micro')),
+    tuple(
+        f'experiments.{name}'
+        for name in ('policies', 'reward_models', 'compare', 'labeling', 'agreement', 'apply', 'micro')
+    ),
     tuple(f'experiments.{name}' for name in ('tldr', 'helpful', 'harmless')),
     ('experiments.statements', 'experiments.pages'),
     ('experiments.paper',),

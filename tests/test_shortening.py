@@ -211,6 +211,6 @@ def test_where_a_template_leaves_no_room_the_prompt_or_the_field_is_named(tokeni
     assert len(tokenizer.prompts([prompt.text])[0]) == least
     assert reward_model.encode_prompts(tokenizer, [text], least)[0] == tokenizer.prompts([prompt.text])
     with pytest.raises(Mistake, match='prompt p7: .*max_prompt'):
-        list(loader.fitted([Prompt(text, 'p7')], reads(tokenizer, least - 1)))
+        loader.fitted([Prompt('hi', 'p6'), Prompt(text, 'p7')], reads(tokenizer, least - 1))  # before one is read
     with pytest.raises(Mistake, match=f'max_prompt = {least - 1}: .*my boss 0'):
         reward_model.encode_prompts(tokenizer, [text], least - 1)

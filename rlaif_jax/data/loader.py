@@ -25,7 +25,7 @@ from rlaif_jax.data import files, trl
 from rlaif_jax.data.records import Pair, Prompt, share
 from rlaif_jax.data.source import Prompts, Source
 from rlaif_jax.paths import typed
-from rlaif_jax.shortening import shortened
+from rlaif_jax.shortening import check_fits, shortened
 
 TASKS = {'tldr': 'summarization', 'hh_helpful': 'helpful', 'hh_harmless': 'harmless'}  # of published data sets
 SPLITS = ('train', 'validation', 'test')
@@ -114,9 +114,10 @@ def absent(name: str, pairs: bool = True) -> list[str]:
 
 
 def fitted(prompts: Sequence[Prompt], fits: Callable[[str], bool]) -> Sequence[Prompt]:
-    """The same prompts, those that do not fit shortened (`shortening`). Raises `Mistake` when a prompt is read of which
-    nothing fits.
+    """The same prompts, those that do not fit shortened when they are read (`shortening`). Raises `Mistake`, now, where
+    there is one of which nothing fits.
     """
+    check_fits(((f'prompt {prompt.id}', prompt.text) for prompt in prompts), fits)
 
     def fit(prompt: Prompt) -> Prompt:
         if fits(prompt.text):

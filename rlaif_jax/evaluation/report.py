@@ -20,7 +20,7 @@ from rich.text import Text
 from rlaif_jax import log
 from rlaif_jax.config import Mistake
 from rlaif_jax.evaluation import tables
-from rlaif_jax.evaluation.alignment import Alignment
+from rlaif_jax.evaluation.alignment import Agreement, Alignment, PositionBias
 from rlaif_jax.evaluation.harmless import HarmlessRate
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.evaluation.tables import NOTHING
@@ -104,6 +104,39 @@ def labelers_table(
         if known := _known(rows, columns):
             told = '; '.join(f'{column.removesuffix(" %")}: {columns[column]}' for column in known if columns[column])
             _show(tables.title(title, simulated, name), _grid(rows, known, padding=0), told)
+
+
+def labeler_verdict(name: str, position: PositionBias, agreement: Agreement | None = None) -> str:
+    """What a labeler's verdicts are worth, in plain words: whether they follow a response or its place and, where people
+    voted, whether it agrees with them more often than a coin would.
+
+    It tells responses apart where it prefers the same response in both orders more often than a coin, which does so in
+    half of the pairs; where it prefers the same place more often than that, and people do not speak for it, it cannot
+    tell: what is left of its verdicts when both orders are averaged is mostly noise.
+    """
+    same, kept = position.same, position.same.complement()
+    first = f'the one shown first in {100 * position.first.value:.0f} % of its verdicts'
+    if not same.n:
+        return f'{name} says nothing: no pair has a verdict in both orders'
+    voted = agreement is not None and agreement.n > 0
+    agrees = voted and agreement.low > 0.5
+    if same.low > 0.5 and not agrees:
+        told = f'{name} cannot tell: it prefers {first}, and the same place in both orders of {_of(same)} of the pairs'
+        told += '; its labels say where a response stood, and are noise as to which is better'
+    elif kept.low > 0.5:
+        told = f'{name} tells responses apart: it prefers the same one in both orders of {_of(kept)} of the pairs'
+    else:
+        told = f'{name} prefers the same response in both orders of {_of(kept)} of the pairs, where a coin does in 50 %'
+        told += f', and {first}'
+    if voted:
+        than = 'more often than a coin' if agrees else 'as a coin may, too'
+        than = 'less often than a coin' if agreement.high < 0.5 else than
+        told += f'. It agrees with people in {_of(agreement)} of {agreement.n} pairs, {than}'
+    return told
+
+
+def _of(rate: Interval) -> str:
+    return tables.within(rate, ' %')
 
 
 def labeler_row(one: Alignment) -> dict[str, str]:

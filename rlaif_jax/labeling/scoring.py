@@ -11,7 +11,7 @@ What answers may be a model here (`Scorer`) or one elsewhere (`served`): whoever
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -30,6 +30,8 @@ from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.hf import LM, check_given, check_mesh
 from rlaif_jax.models.transformer import Cache, Config, Params, causal, forward, make_cache
 from rlaif_jax.text import Tokenizer, pad_right
+
+SHOWN = 5  # of the tokens that are likelier than an answer
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,12 @@ class Answerer(ABC):
         """The same of rows that fit."""
 
     @abstractmethod
+    def likeliest(self, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[tuple[str, float]]]:
+        """The few likeliest tokens behind each `preamble + row`, as text, and how likely each is: what stands in the place
+        of an answer.
+        """
+
+    @abstractmethod
     def write(self, rows: Sequence[Sequence[int]], how: Sampling, until: str) -> Sequence[str | None]:
         """What is written behind each `preamble + row`, None where it refuses to; nobody reads on from where it says
         `until`.
@@ -178,7 +186,22 @@ class Scorer(Answerer):
         lengths = [len(group.tokens) for group in groups]
         return in_batches(lengths, self.batch, self.mesh, lambda chosen, _: self._batch([groups[b] for b in chosen]))
 
+    def likeliest(self, rows: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
+        texts = self.lm.tokenizer.hf.batch_decode
+
+        def batch(chosen: list[int], _: int) -> list[list[tuple[str, float]]]:
+            found = self._run(likeliest, [Group.of([rows[b]]) for b in chosen])
+            return [[*zip(texts(token_A[:, None]), prob_A.tolist())] for prob_A, token_A in zip(*found)]
+
+        return in_batches(list(map(len, rows)), self.batch, self.mesh, batch)
+
     def _batch(self, groups: list[Group]) -> np.ndarray:
+        logp_BOA = self._run(ways, groups, self.answers.tree)
+        B, O, A = logp_BOA.shape
+        return self.answers.probability(logp_BOA.reshape(B * O, A)).reshape(B, O, -1)
+
+    def _run(self, program: Callable[..., Any], groups: list[Group], *more: Any) -> Any:
+        """What a program makes of the groups, as numpy has it."""
         length = padded([len(group.tokens) for group in groups])
         token_BT, valid_BT = pad_right([group.tokens for group in groups], length, self.lm.tokenizer.pad)
         until_BT, _ = pad_right([group.until for group in groups], length, 0)
@@ -186,9 +209,7 @@ class Scorer(Answerer):
         read_BOW = np.array([group.read for group in groups], np.int32)
         rows = hosts.to_mesh((token_BT, until_BT, position_BT, read_BOW), axes.rows(self.mesh))
         with jax.set_mesh(self.mesh):
-            logp_BOA = hosts.to_host(ways(self.lm.config, self.lm.params, self.prefix, *rows, self.answers.tree))
-        B, O, A = logp_BOA.shape
-        return self.answers.probability(logp_BOA.reshape(B * O, A)).reshape(B, O, -1)
+            return hosts.to_host(program(self.lm.config, self.lm.params, self.prefix, *rows, *more))
 
 
 @dataclass(frozen=True)
@@ -234,8 +255,7 @@ def _prefill(cfg: Config, params: Params, token_BT: jax.Array) -> Cache:
     return forward(cfg, params, token_BT, *seen, make_cache(cfg, 1, token_BT.shape[1]))[1]
 
 
-@partial(jax.jit, static_argnames='cfg')
-def ways(
+def _logits(
     cfg: Config,
     params: Params,
     prefix: Cache | None,
@@ -243,17 +263,30 @@ def ways(
     until_BT: jax.Array,
     position_BT: jax.Array,
     read_BOW: jax.Array,
-    tree: dict[str, jax.Array],
 ) -> jax.Array:
-    """log P(way) behind each row, `(B, O, A)`, in one forward: the rows of a group are branches behind their stem, and the
-    nodes of the answers are branches behind each row (`Group`).
+    """Those behind each row and its nodes, `(B, O, W, V)`, in one forward: the rows of a group are branches behind their
+    stem, and the nodes of the answers are branches behind each row (`Group`).
     """
     P = 0 if prefix is None else prefix['key_LBKSH'].shape[3]
     # Wanted are each row's last token and the nodes only; the head is over all of V, for the captured mass.
     read_BW = read_BOW.reshape(len(read_BOW), -1)
     before = () if prefix is None else (prefix,)
     hidden_BWD, _ = forward(cfg, params, token_BT, P + position_BT, Sees(until_BT), before=before, read_BW=read_BW)
-    logit_BOWV = heads.logits(cfg, params, hidden_BWD).reshape(*read_BOW.shape, -1)
+    return heads.logits(cfg, params, hidden_BWD).reshape(*read_BOW.shape, -1)
+
+
+@partial(jax.jit, static_argnames='cfg')
+def ways(cfg: Config, params: Params, prefix: Cache | None, *rows: jax.Array | dict[str, jax.Array]) -> jax.Array:
+    """log P(way) behind each row, `(B, O, A)`; `rows` are those of `_logits`, and the tree of the answers."""
+    *rows, tree = rows
+    logit_BOWV = _logits(cfg, params, prefix, *rows)
     logp_BOAM = logit_BOWV[:, :, tree['node_AM'], tree['token_AM']]
     logp_BOAM -= jax.nn.logsumexp(logit_BOWV, axis=-1)[:, :, tree['node_AM']]
     return jnp.sum(jnp.where(tree['token_AM'] >= 0, logp_BOAM, 0.0), axis=-1)
+
+
+@partial(jax.jit, static_argnames='cfg')
+def likeliest(cfg: Config, params: Params, prefix: Cache | None, *rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The likeliest tokens behind rows, each a group of its own: how likely, and which, `(B, A)` each."""
+    prob_BV = jax.nn.softmax(_logits(cfg, params, prefix, *rows)[:, 0, 0])
+    return jax.lax.top_k(prob_BV, SHOWN)

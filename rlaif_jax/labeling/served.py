@@ -27,7 +27,7 @@ import numpy as np
 from rlaif_jax import hosts, log
 from rlaif_jax.config import MOST, Mistake, Passing, nearest
 from rlaif_jax.generation import Sampling
-from rlaif_jax.labeling.scoring import Answerer, Answers
+from rlaif_jax.labeling.scoring import SHOWN, Answerer, Answers
 from rlaif_jax.labeling.wire import KEY, OPENAI, Refused, Wire
 from rlaif_jax.models import presets
 from rlaif_jax.paths import digest
@@ -236,6 +236,10 @@ class Served:
             raise Refused('an answer without log-probabilities')
         return found
 
+    def text(self, token: Shown) -> str:
+        """What a token that it shows says."""
+        return self.tokenizer.hf.decode([token.id]) if token.text.startswith('token_id:') else token.text
+
     def probe(self, how: Mapping[str, Any], **more: Any) -> None:
         """Asks a little, to see whether it answers. Raises as `ask` does, and `Mistake` where log-probabilities are asked
         for and none are shown.
@@ -318,6 +322,10 @@ class ServedAnswerer(Answerer):
         """(C,) behind a row. Raises `Refused`."""
 
     @abstractmethod
+    def prompt(self, row: Sequence[int]) -> list[int] | str:
+        """A row behind the preamble, as the server takes it."""
+
+    @abstractmethod
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
         """What is written behind a row. Raises `Refused`, for an answer without text, too."""
 
@@ -332,6 +340,14 @@ class ServedAnswerer(Answerer):
             return self._or(None, lambda: self.said(rows[i], asked | seed), asked | seed | {limit: 1})
 
         return hosts.told(lambda: self.lm.wire.each(one, range(len(rows))))
+
+    def likeliest(self, rows: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
+        def one(row: Sequence[int]) -> list[tuple[str, float]]:
+            tokens = self._or([], lambda: self.lm.first(self.prompt(row)), self.lm.how)
+            first = sorted(tokens, key=lambda token: -token.logp)[:SHOWN]
+            return [(self.lm.text(token), math.exp(token.logp)) for token in first]
+
+        return hosts.told(lambda: self.lm.wire.each(one, rows))
 
     def _score(self, rows: Sequence[Sequence[int]], group: int) -> list[list[float]]:
         none = np.zeros(len(self.answers.names))
@@ -367,7 +383,7 @@ class TokenAnswerer(ServedAnswerer):
                     self.by_text.setdefault(text, token)
 
     def probabilities(self, row: Sequence[int]) -> np.ndarray:
-        prompt = [*map(int, self.preamble), *map(int, row)]
+        prompt = self.prompt(row)
         after, reach = {(): self._tokens(prompt)}, {(): 0.0}  # of each node: the tokens behind it, and its own log P
         for node in self.answers.nodes:
             reach[node] = reach[node[:-1]] + after[node[:-1]].get(node[-1], -math.inf)
@@ -375,8 +391,11 @@ class TokenAnswerer(ServedAnswerer):
         logp_A = [reach[way[:-1]] + after[way[:-1]].get(way[-1], -math.inf) for way in self.answers.ways]
         return self.answers.probability(np.array([logp_A]))[0]
 
+    def prompt(self, row: Sequence[int]) -> list[int]:
+        return [*map(int, self.preamble), *map(int, row)]
+
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
-        answer = self.lm.ask([*map(int, self.preamble), *map(int, row)], how)
+        answer = self.lm.ask(self.prompt(row), how)
         return _text(lambda: answer['choices'][0]['text'])
 
     def _tokens(self, prompt: list[int]) -> dict[int, float]:
@@ -402,13 +421,13 @@ class ChatAnswerer(ServedAnswerer):
 
     def probabilities(self, row: Sequence[int]) -> np.ndarray:
         prob = dict.fromkeys(self.answers.names, 0.0)
-        for one in self.lm.first(self._prompt(row)):
+        for one in self.lm.first(self.prompt(row)):
             if (name := one.text.strip(' ')) in prob:
                 prob[name] += math.exp(one.logp)
         return np.array(list(prob.values()))
 
     def said(self, row: Sequence[int], how: Mapping[str, Any]) -> str:
-        answer = self.lm.ask(self._prompt(row), how)
+        answer = self.lm.ask(self.prompt(row), how)
         return _text(lambda: answer['choices'][0]['message']['content'])
 
     def _writes_ten(self) -> bool:
@@ -417,7 +436,7 @@ class ChatAnswerer(ServedAnswerer):
             return any(one.text.strip() == '10' for one in self.lm.first(TEN, broke=frozenset()))
         return False
 
-    def _prompt(self, row: Sequence[int]) -> str:
+    def prompt(self, row: Sequence[int]) -> str:
         return self.lm.tokenizer.decode([[*self.preamble, *row]])[0]
 
 

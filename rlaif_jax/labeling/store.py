@@ -248,7 +248,7 @@ def complete(
     note: str = '',
     noun: str = 'labels',
     most_unscorable: float = 0.2,
-    describe: Callable[[int], str] | None = None,
+    advise: Callable[[list[int]], str] | None = None,
 ) -> list[Record]:
     """The records of `keys`, in their order; those that the store lacks are made first, and stored batch by batch.
 
@@ -258,7 +258,7 @@ def complete(
 
     Ctrl-C or SIGTERM ends the program behind a batch; a crash loses the batch in flight; the same call goes on.
 
-    Raises `Mistake`, with three examples in the words of `describe(index)`, when more than `most_unscorable` (a share)
+    Raises `Mistake`, with what `advise` says of the indices of three, when more than `most_unscorable` (a share)
     of the labels made by this call are unscorable; it looks from the 50th on. Where fewer were left to make it looks at
     the end and at all of `keys`, so that a run resumed for its last labels is not judged by these few. What was made
     stays stored.
@@ -290,12 +290,12 @@ def complete(
             enough = made >= _ENOUGH
             among, count = (bad, made) if enough else (bad + old_bad, len(first))
             if (enough or made == len(todo)) and len(among) / count > most_unscorable:
-                tell = describe or (lambda i: log.to_json(store.get(keys[i]))[:200])
-                examples = ''.join(f'\n  {tell(i)}' for i in among[:3])
+                tell = advise or (lambda bad: ''.join(f'\n  {log.to_json(store.get(keys[i]))[:200]}' for i in bad))
                 raise Mistake(
                     f'{title}: {len(among)} of {count} labels are unscorable ({len(among) / count:.0%}, of which at most '
-                    f'{most_unscorable:.0%} may be): the labeler gave no answer that can be read. For example{examples}\n'
-                    f'use a labeler that follows instructions, or raise label.most_unscorable; all are kept in {store.path}'
+                    f'{most_unscorable:.0%} may be): the labeler gave no answer that can be read. For '
+                    f'example{tell(among[:3])}\n'
+                    f'label.most_unscorable, raised, goes on without them; all are kept in {store.path}'
                 )
             if hosts.anyone(lambda: stop.asked):
                 stop.exit(f'{title}: stopped after {made} of {len(todo)} {noun}')

@@ -32,7 +32,7 @@ from rlaif_jax.models import heads, hf, lora, stored, transformer
 from rlaif_jax.models.attention import Sees
 from rlaif_jax.models.hf import LM
 from rlaif_jax.models.presets import resolve
-from rlaif_jax.shortening import reads, shortened
+from rlaif_jax.shortening import check_fits, reads, shortened
 from rlaif_jax.text import Tokenizer, pad_right
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
@@ -166,9 +166,14 @@ def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> tup
     rows, fits = tokenizer.prompts(texts), reads(tokenizer, most)
     long = [len(row) > most for row in rows]
     for b in np.flatnonzero(long):
-        text = shortened(texts[b], fits, f'max_prompt = {most}: the prompt {texts[b][:60]!r}')
+        text = shortened(texts[b], fits, named(texts[b], most))
         (rows[b],) = tokenizer.prompts([text])
     return rows, long
+
+
+def named(prompt: str, most: int) -> str:
+    """A prompt in errors."""
+    return f'max_prompt = {most}: the prompt {prompt[:60]!r}'
 
 
 def encode_responses(
@@ -360,6 +365,8 @@ def run(
     fresh = from_lm(start)
     model, tokenizer, export = lora.adapted(cfg.lora, fresh.config), fresh.tokenizer, Path(folder) / 'export'
     _check_lengths(fresh, cfg.max_prompt, cfg.max_response)
+    texts = dict.fromkeys(pair.prompt.text for pair in (*pairs, *held_out, *votes))
+    check_fits(((named(text, cfg.max_prompt), text) for text in texts), reads(tokenizer, cfg.max_prompt))
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
     lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg)[:3])]  # noqa: E731

@@ -178,4 +178,4 @@ def test_fitted():
     assert found[1] == Prompt('\n\nHuman: c\n\nAssistant:', '2') and found[2] == prompts[2] and len(found) == 4
     assert found[3].text == ('another text ' * 9)[-44:]
     with pytest.raises(Mistake, match='prompt 2: .*max_prompt'):
-        loader.fitted(prompts, lambda text: len(text) < 20)[1]
+        loader.fitted(prompts, lambda text: len(text) < 20)  # before one is read

@@ -17,13 +17,14 @@ from test_alignment import labels
 
 from rlaif_jax import log
 from rlaif_jax.config import Mistake
-from rlaif_jax.evaluation.alignment import report
+from rlaif_jax.evaluation.alignment import agreement, position_bias, report
 from rlaif_jax.evaluation.harmless import compare_harmless
 from rlaif_jax.evaluation.length import AtLength
 from rlaif_jax.evaluation.report import (
     DOUBTS,
     harmless_table,
     labeler_row,
+    labeler_verdict,
     labelers_csv,
     labelers_table,
     matrix_table,
@@ -302,3 +303,41 @@ def test_bad_input_is_refused_by_name(call, told, tmp_path):
     with pytest.raises(Mistake, match=told):
         call(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# A labeler's verdict on itself
+
+
+def worth(first_B, second_B, human_B=None):
+    """What is said of verdicts in both orders, each P(the first is better)."""
+    first_B, second_B = np.array(first_B, float), np.array(second_B, float)
+    voted = None if human_B is None else agreement((first_B + second_B) / 2, np.array(human_B, float))
+    return labeler_verdict('it', position_bias(first_B, second_B), voted)
+
+
+def test_who_names_a_place_cannot_tell_with_votes_or_without():
+    """Whichever place it is, and even where the averages happen to be people's."""
+    human_B = np.arange(24) % 2
+    for one, other in ((0.7, 0.3), (0.3, 0.7)):
+        first_B, second_B = np.full(24, one), np.full(24, other) + np.where(human_B, -0.01, 0.01)
+        for said in (worth(first_B, second_B), worth(first_B, second_B, human_B)):
+            assert 'cannot tell' in said and f'{100 * (one > 0.5):.0f} % of its verdicts' in said and '100.0 %' in said
+        assert 'people' in worth(first_B, second_B, human_B) and 'people' not in worth(first_B, second_B)
+
+
+def test_who_names_a_response_tells_them_apart_and_people_have_the_last_word():
+    better_B = np.arange(40) % 2
+    sure_B = np.where(better_B, 0.8, 0.2)
+    assert 'tells responses apart' in worth(sure_B, sure_B)
+    assert 'less often than a coin' in worth(sure_B, sure_B, 1 - better_B)
+    assert 'more often than a coin' in worth(sure_B, sure_B, better_B)
+    # It likes the first place, but what is better a little more: averaged over both orders people agree.
+    biased = worth(np.where(better_B, 0.9, 0.6), np.where(better_B, 0.4, 0.1), better_B)
+    assert 'cannot tell' not in biased and 'more often than a coin' in biased
+
+
+def test_a_coin_is_neither_and_no_verdict_is_none():
+    rng = np.random.default_rng(0)
+    said = worth(rng.random(30), rng.random(30))
+    assert 'cannot tell' not in said and 'tells responses apart' not in said and 'coin' in said
+    assert 'says nothing' in worth([0.5, np.nan], [0.5, np.nan])

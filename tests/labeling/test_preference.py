@@ -363,8 +363,9 @@ def test_too_many_that_are_none_stop_the_run_and_stay_stored(labelers, tmp_path,
     store = Store(tmp_path / 'labels.jsonl')
     with pytest.raises(Mistake, match=r"(?s)1 of 3 .*b: ' a problem.*' or ' I eat'.*label\.most_unscorable"):
         label_all(labelers / 'one', PLAIN, PAIRS, store)
-    assert len(Store(tmp_path / 'labels.jsonl')) == 3 == len(asked_of)
-    assert len(label_all(labelers / 'one', PLAIN, PAIRS, store)) == 3 == len(asked_of)
+    count = len(asked_of)  # with the example, which was asked about by other techniques
+    assert len(Store(tmp_path / 'labels.jsonl')) == 3 and {pair.prompt.id for pair in asked_of[3:]} == {'b'}
+    assert len(label_all(labelers / 'one', PLAIN, PAIRS, store)) == 3 and len(asked_of) == count
 
 
 def test_few_pairs_come_in_several_batches_and_many_in_whole_ones():
@@ -374,3 +375,35 @@ def test_few_pairs_come_in_several_batches_and_many_in_whole_ones():
         assert sizes == sorted(sizes) and sizes[-1] == batch
     assert [preference.at_once(64, count) for count in (9, 30, 100, 193)] == [8, 8, 32, 64]
     assert [preference.at_once(64, 9, parts) for parts in (1, 8, 16, 64)] == [8, 8, 16, 64]
+
+
+def test_a_run_that_is_stopped_says_what_took_the_mass_and_which_technique_is_answered(labelers, tmp_path, monkeypatch):
+    """Here the labeler answers only where it is not asked to explain first."""
+    make = preference.make_labeler
+
+    def plainly(lm, cfg, mesh=None):
+        return make(lm, dataclasses.replace(cfg, least_mass=0.99 if '_cot' in cfg.technique else 0.0), mesh)
+
+    monkeypatch.setattr(preference, 'make_labeler', plainly)
+    with pytest.raises(Mistake, match='technique=base_0shot') as stopped:
+        label_all(labelers / 'one', COT, PAIRS[:2], Store(tmp_path / 'labels.jsonl'))
+    lm, store = hf.load(labelers / 'one'), Store(tmp_path / 'labels.jsonl')
+    assert len(store) == 2
+    kept = [json.loads(line) for line in (tmp_path / 'labels.jsonl').read_text(encoding='utf-8').splitlines()]
+    told = [one for one in map(Label.of, kept) if one.tokens]
+    assert told and str(stopped.value).count('where it says') == len(told)
+    monkeypatch.setattr(preference, 'make_labeler', lambda *_: lambda pairs: [Label(*[np.nan] * 3, 0.0, 'unscorable')])
+    assert preference.answered(lm, COT, PAIRS[:1]) is None
+
+
+def test_what_is_said_in_the_place_of_an_answer_is_what_the_plain_forward_says(tiny_labeler, plain):
+    (tokens,) = preference.instead(tiny_labeler, PLAIN, PAIRS[:1], plain[:1])
+    asked = preference.ask(tiny_labeler.tokenizer, PLAIN).verdict
+    (row,) = tiny_labeler.tokenizer.encode(
+        [asked.render({'context': POSTS[0], 'first': FIRSTS[0], 'second': SECONDS[0]})]
+    )
+    token_BT, valid_BT = text.pad_right([row], 192, 0)
+    p_V = np.asarray(jax.nn.softmax(hf.logits(tiny_labeler, token_BT, valid_BT)[0, len(row) - 1]))
+    best = np.argsort(-p_V)[: scoring.SHOWN]
+    np.testing.assert_allclose([prob for _, prob in tokens], p_V[best], atol=1e-5)
+    assert {name for name, _ in tokens} == {tiny_labeler.tokenizer.hf.decode([i]) for i in best}
