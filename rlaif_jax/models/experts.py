@@ -47,12 +47,10 @@ def mixture(given: Mapping[str, jax.Array], activation: Activation, chosen: int)
     compute = partial(grouped, chosen=chosen) if axes.platform() == 'tpu' else in_turn
 
     def here(given: Mapping[str, jax.Array]) -> jax.Array:
-        flat = {
-            name: x.reshape(-1, x.shape[-1]) if name.startswith(('h_', 'weight_')) else x for name, x in given.items()
-        }
-        return compute(*flat.values(), activation).reshape(given['h_BTD'].shape)
+        h, weight = (given[name].reshape(-1, given[name].shape[-1]) for name in ('h_BTD', 'weight_BTE'))
+        m = compute(h, weight, given['gate_EDF'], given['up_EDF'], given['down_EFD'], activation)
+        return m.reshape(given['h_BTD'].shape)
 
-    given = {name: given[name] for name in ('h_BTD', 'weight_BTE', 'gate_EDF', 'up_EDF', 'down_EFD')}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return here(given)
@@ -62,7 +60,7 @@ def mixture(given: Mapping[str, jax.Array], activation: Activation, chosen: int)
     def share(given: Mapping[str, jax.Array]) -> jax.Array:
         return jax.lax.psum(here(given), over) if over in specs['gate_EDF'] else here(given)
 
-    return jax.shard_map(share, in_specs=(specs,), out_specs=specs['h_BTD'], check_vma=False)(given)
+    return jax.shard_map(share, in_specs=(specs,), out_specs=specs['h_BTD'], check_vma=False)(dict(given))
 
 
 # Of rows of tokens: h (rows, D), weight (rows, E).

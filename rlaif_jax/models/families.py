@@ -305,7 +305,7 @@ def _experts(name: str, *others: str) -> Trait:
             raise Mistake(
                 f'{f.where}: {" and ".join(f"{one} = {value!r}" for one, value in found.items())}; say it once'
             )
-        experts, chosen = f.whole(name, *found.values() or [None]), f.take('num_experts_per_tok', None)
+        experts, chosen = f.whole(name, next(iter(found.values()), None)), f.take('num_experts_per_tok', None)
         for told in ('router_aux_loss_coef', 'router_jitter_noise'):  # of training elsewhere
             f.take(told, None)
         return {'experts': experts, 'chosen': f.whole('num_experts_per_tok', chosen, experts)}

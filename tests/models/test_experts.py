@@ -58,7 +58,8 @@ def test_groups_say_the_same_as_one_expert_after_the_other(here):
     def total(compute, h_BTD, router_DE, some):
         weight_BTE = experts.routed(h_BTD, router_DE, chosen=3, shared=True)
         weight = weight_BTE[..., here].reshape(B * T, -1)
-        out = compute(h_BTD.reshape(-1, D), weight, *some.values(), jax.nn.silu)
+        three = (some[name] for name in ('gate_EDF', 'up_EDF', 'down_EFD'))
+        out = compute(h_BTD.reshape(-1, D), weight, *three, jax.nn.silu)
         return (out * jnp.cos(jnp.arange(out.size).reshape(out.shape))).sum(), out
 
     found = [
@@ -80,7 +81,7 @@ def test_gradients_reach_the_chosen_alone():
 
     router, found = jax.grad(total, (0, 1))(router_DE, matrices)
     for name, x in {'router': router.T, **found}.items():
-        assert [bool(np.abs(one).max() > 0) for one in x] == [True, False, True, False, False], name
+        assert [bool(np.abs(one).max() > 1e-5) for one in x] == [True, False, True, False, False], name
 
 
 @partial(jax.jit, static_argnums=0)

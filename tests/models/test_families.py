@@ -354,6 +354,9 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
         ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'three'}}}, "rope_type = 'three' .* llama3"),
         ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' .* silu, swish, gelu,"),
         ('olmo2', {'clip_qkv': 8.0}, 'clip_qkv = 8.0 .* RLAIF_IGNORE_FIELDS=clip_qkv'),
+        ('mixtral', {'num_experts': 3}, 'num_local_experts = 5 and num_experts = 3'),
+        ('qwen3_moe', {'mlp_only_layers': [0]}, r'mlp_only_layers = \[0\] .* every layer'),
+        ('qwen3_moe', {'decoder_sparse_step': 2}, 'decoder_sparse_step = 2 .* every layer'),
         ('smollm3', {'quantization_config': {'bits': 4}}, r"quantization_config = \{'bits': 4\} .* 4 bits.*bfloat16"),
     ],
 )  # fmt: skip
@@ -377,6 +380,8 @@ def test_what_we_do_not_compute_is_refused(case, fields, says):
         ('gemma2', 'attn_logit_softcapping', (0.0, '50')),
         ('gemma3', 'sliding_window_pattern', (2.5, -3)),
         ('qwen2', 'layer_types', (3, [[]] * 3, 'full_attention')),
+        ('mixtral', 'num_experts_per_tok', (0, 6, '2', None)),
+        ('olmoe', 'num_experts', (0, 64.0, None)),
         ('smollm3', 'no_rope_layers', ([1, 0], 4)),
         ('smollm3', 'no_rope_layer_interval', (0, '4')),
         ('llama', 'hidden_act', (['silu'], {}, None)),
@@ -420,6 +425,8 @@ def test_rotary_positions_without_a_meaning_are_refused(table, tells):
         ('gemma', {'embed_scale': 1.0}, 'embed_scale = 1.0'),
         ('pythia', {'kv_heads': 1}, 'kv_heads = 1'),
         ('qwen2', {'out_bias': True}, 'out_bias = True'),
+        ('qwen3', {'experts': 4, 'chosen': 2}, 'experts = 4'),
+        ('mixtral', {'shared': False}, 'shared = False'),
         ('smollm3', {'ropes': (Rope(1e4), Rope(1e6))}, 'ropes'),
     ],
 )  # fmt: skip
@@ -500,6 +507,22 @@ def test_positions_that_turn_otherwise_in_longer_texts_are_for_shorter_ones(caps
         other = dataclasses.replace(cfg, ropes=(dataclasses.replace(cfg.ropes[0], scale=scale),))
         assert ('attention_factor' in families.write(other)['rope_scaling']) == (scale == 1.5)
     assert families.read(small.golden('dynamic')['config'], 'a dynamic').max_length == 64
+
+
+@pytest.mark.parametrize('far, near', [(5e5, 5e5), (1e6, 1e6), (1e6, 5e5)])
+def test_olmo_3_stretches_layers_without_a_window_alone(far, near):
+    raw = small.golden('olmo3')['config']
+    cfg = families.read(raw, 'config.json')
+    assert [rope.factor for rope in cfg.each(cfg.ropes)] == [1, 1, 1, 4, 1]
+    # As it was published: one theta, and one table.
+    table = {word: x for word, x in raw['rope_parameters']['full_attention'].items() if word != 'rope_theta'}
+    old = raw | {'rope_parameters': None, 'rope_scaling': table, 'rope_theta': 5e5}
+    assert families.read(old, 'config.json') == cfg
+    ropes = tuple(dataclasses.replace(rope, theta=far if rope.factor > 1 else near) for rope in cfg.each(cfg.ropes))
+    other = dataclasses.replace(cfg, ropes=ropes)
+    written = families.write(other)
+    assert other.each(other.ropes) == (back := families.read(written, 'config.json')).each(back.ropes)
+    assert ('rope_theta' in written) == (far == near)  # which versions before 5 know alone
 
 
 # one fact in several places
