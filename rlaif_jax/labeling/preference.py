@@ -52,7 +52,7 @@ class Config:
     top_k: int = 40  # of more than one rationale; 0: all
     max_rationale: int = 512  # tokens
     max_length: int = 4096  # tokens of a whole prompt, if the model allows it; a longer one loses context (App. D)
-    least_mass: float = 0.2  # of the two answers together, in each order; below it a pair is unscorable
+    least_mass: float = 0.01  # of the two answers together, in each order; below it a pair is unscorable
     most_unscorable: float = 0.2  # share of the labels of a run; above it the run stops and says why
     batch: int = 64  # pairs at once
     seed: int = 0  # of sampled rationales
