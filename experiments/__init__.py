@@ -10,11 +10,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from rlaif_jax.config import Mistake, nearest
+from rlaif_jax.config import Mistake, dump, nearest
 from rlaif_jax.data import loader
 
 # Each lists its experiments in __all__.
-MODULES = ('tldr', 'helpful', 'harmless', 'label', 'apply', 'labeling', 'compare', 'micro')
+MODULES = ('tldr', 'helpful', 'harmless', 'label', 'agreement', 'apply', 'labeling', 'compare', 'paper', 'micro')
 
 
 def grouped() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -39,6 +39,11 @@ def find(name: str) -> Callable[..., Any]:
     if name not in known:
         raise Mistake(f'no experiment {name!r}; did you mean {nearest(name, known)}? (--list shows all)')
     return known[name]
+
+
+def text_of(name: str, scale: str, config: Any) -> str:
+    """The text that repeats a run of an experiment, as its config.gin has it."""
+    return f"experiment = '{name}'\nscale = '{scale}'\n{dump(config)}{loader.contents(config)}"
 
 
 def summary(experiment: Callable[..., Any]) -> str:

@@ -128,7 +128,8 @@ class Compare:
         prompts, written = responses.read(path, self.names, tell)
         if self.rankings:
             # Those that people ranked may be more than the named ones.
-            ranked = {*rankings.read(self.rankings, policies=() if self.names else written, prompts=prompts).prompts}
+            known = () if self.names else written
+            ranked = {*rankings.read(self.rankings, policies=known, prompts=prompts, responses=written).prompts}
             kept = [i for i, prompt in enumerate(prompts) if prompt.id in ranked]
             prompts = [prompts[i] for i in kept]
             written = {name: [texts[i] for i in kept] for name, texts in written.items()}

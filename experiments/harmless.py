@@ -6,10 +6,11 @@ What is published is the share of harmless responses; the labeler is asked for t
 from __future__ import annotations
 
 from experiments.policies import Policies, policies
+from experiments.reward_models import RewardModels, reward_models
 from experiments.scales import Scale
 from rlaif_jax.config import Bindings, over
 
-__all__ = ['harmless_rlhf', 'harmless_rlaif']
+__all__ = ['harmless_rlhf', 'harmless_rlaif', 'harmless_rm']
 
 TASK = 'harmless'
 
@@ -33,6 +34,16 @@ def harmless_rlaif(scale: Scale, seed: int = 0) -> Policies:
     Simulated, micro scale, seeds 0 to 2: 99 to 100 % of both, of SFT's 79 to 80 %; both refuse benign requests as well.
     """
     return policies(scale, TASK, seed, 'RLAIF', 'RLHF')
+
+
+def harmless_rm(scale: Scale, seed: int = 0) -> RewardModels:
+    """The reward models of harmless dialogue, of people's votes and of labels (Table 5).
+
+    Command: python launch/run.py --experiment=harmless_rm
+    Cost at micro scale: about 5 minutes on 2 cores; half a minute behind `harmless_rlaif`, which makes the same two.
+    Published: agree with held-out votes on 72.1 and 69.7 % of pairs.
+    """
+    return reward_models(scale, TASK, seed, 'RLHF', 'RLAIF')
 
 
 def sweep_seeds() -> list[Bindings]:

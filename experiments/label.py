@@ -27,7 +27,7 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.data.source import NOTE
 from rlaif_jax.evaluation import alignment, report
 from rlaif_jax.folder import shared
-from rlaif_jax.labeling import labelers, preference
+from rlaif_jax.labeling import cost, labelers, preference
 from rlaif_jax.labeling.preference import Config, Label
 from rlaif_jax.labeling.prompts import Technique, simulated
 from rlaif_jax.labeling.store import Shard, Store, keeps, store_in
@@ -94,15 +94,16 @@ def label_shard(shard: Shard, askings: Sequence[Asking], store: Path, dtype: Dty
     load = lru_cache(maxsize=1)(partial(labelers.load, dtype=dtype, mesh=mesh))
     for one in askings:
         mine = shard.share(every := one.pairs())
-        preference.label_all(
-            one.labeler, one.label, mine, kept, dtype=dtype, mesh=mesh, load=load, title=f'{one.title}, shard {shard}',
-            note=toy(one.labeler),
-        )  # fmt: skip
+        title = f'{one.title}, shard {shard}'
+        made = preference.label_all(
+            one.labeler, one.label, mine, kept, dtype=dtype, mesh=mesh, load=load, title=title, note=toy(one.labeler)
+        )
+        cost.say({title: cost.counted(made)})
         counts.append((len(mine), len(every)))
-    made, of = map(sum, zip(*counts))
+    share, of = map(sum, zip(*counts))
     log.say(
-        f'shard {shard}: the labels of {made} of {of} pairs are there, in {kept.path}. The same command without shard puts '
-        'all together, and makes what is missing.'
+        f'shard {shard}: the labels of {share} of {of} pairs are there, in {kept.path}. The same command without shard '
+        'puts all together, and makes what is missing.'
     )
 
 
@@ -189,7 +190,10 @@ class File:
         }
         log.say(f'{self.output}: {len(entries)} rows, ' + ', '.join(f'{n} {status}' for status, n in counts.items()))
         known = [(label, pair) for label, pair in zip(labels, pairs) if pair.preference is not None]
+        spent = {labelers.title(self.labeler): cost.counted(labels)}
+        cost.say(spent)
         result = {'output': str(paths.typed(self.output).resolve()), 'simulated': bool(note), **counts}
+        result['cost'] = {name: one.record() for name, one in spent.items()}
         result |= {'verdict': told} if (told := tell_worth(self.labeler, pairs, labels, note)) else {}
         if known:  # the file says what people preferred
             one = aligned(f'{self.task} {self.technique}', [pair for _, pair in known], [label for label, _ in known])
@@ -231,10 +235,12 @@ def generation(column: str) -> int:
     return 0 if not found else 1 if not found[1] else int(found[2] or 1) + 1
 
 
-def labels_line(name: str, folder: Path, pairs: int, labeler: str, asked: Config, of: str = '') -> Line:
-    """The line of a plan for labels: pairs are read in both orders, and what their prompts share is read once."""
-    calls = pairs / asked.batch
-    return Line(name, folder, pairs, {'labeler': labeler}, reads=judges('labeler', labeler, asked, calls), of=of)
+def labels_line(name: str, folder: Path, pairs: int, labeler: str, asked: Config, of: str = '', **lengths: int) -> Line:
+    """The line of a plan for labels: pairs are read in both orders, and what their prompts share is read once. `lengths`
+    are those of `judges`, where they are known.
+    """
+    reads = judges('labeler', labeler, asked, pairs / asked.batch, **lengths)
+    return Line(name, folder, pairs, {'labeler': labeler}, reads=reads, of=of)
 
 
 # Tokens that plans take a pair for: posts of TL;DR have 512 at most, and most dialogues fewer; those of the packaged world
@@ -242,19 +248,23 @@ def labels_line(name: str, folder: Path, pairs: int, labeler: str, asked: Config
 CONTEXT, RESPONSES, PREAMBLE = 512, 160, 256
 
 
-def judges(role: str, model: str, asked: Config, calls: float) -> tuple[Read, ...]:
-    """What a plan counts of a model that reads pairs in both orders, `asked.batch` of them a call; of a server nothing."""
+def judges(
+    role: str, model: str, asked: Config, calls: float,
+    context: int = 0, responses: int = RESPONSES, preamble: int = 0, rationale: int = 0,
+) -> tuple[Read, ...]:  # fmt: skip
+    """What a plan counts of a model that reads pairs in both orders, `asked.batch` of them a call; of a server nothing.
+    Tokens that are not given are those that plans take: of a rationale the most.
+    """
     if labelers.is_address(model):
         return ()
-    cot, context = Technique.parse(asked.technique).cot, 128 if model in PRESETS else CONTEXT
-    room = asked.max_length - PREAMBLE - asked.max_rationale * cot
-    context, prefix = max(min(context, room - RESPONSES), 1), PREAMBLE * (1 + Technique.parse(asked.technique).shots)
-    answers = Read(
-        role, 'answers', asked.batch, context, RESPONSES + asked.max_rationale * cot, 2, prefix, calls * asked.samples
-    )
-    prompt, rows = context + RESPONSES, 2 * asked.batch
-    rationales = Read(role, 'writes', rows, prompt, asked.max_rationale, 1, prefix, calls * asked.samples)
-    return (rationales, answers) if cot else (answers,)
+    how = Technique.parse(asked.technique)
+    rationale = (rationale or asked.max_rationale) * how.cot
+    room = asked.max_length - PREAMBLE - rationale
+    context = max(min(context or (128 if model in PRESETS else CONTEXT), room - responses), 1)
+    prefix, calls = preamble or PREAMBLE * (1 + how.shots), calls * asked.samples
+    answers = Read(role, 'answers', asked.batch, context, responses + rationale, 2, prefix, calls)
+    rationales = Read(role, 'writes', 2 * asked.batch, context + responses, rationale, 1, prefix, calls)
+    return (rationales, answers) if how.cot else (answers,)
 
 
 def check_prompts(labeler: str, cfg: Config) -> None:

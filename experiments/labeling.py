@@ -22,7 +22,7 @@ from rlaif_jax.data.records import Pair
 from rlaif_jax.data.source import Source
 from rlaif_jax.evaluation import report
 from rlaif_jax.evaluation.figures import figure_labelers
-from rlaif_jax.labeling import labelers, preference
+from rlaif_jax.labeling import cost, labelers, preference
 from rlaif_jax.labeling.preference import Config
 from rlaif_jax.labeling.prompts import TASKS, Technique
 from rlaif_jax.labeling.store import Store
@@ -185,7 +185,7 @@ class Study:
         store = Store(store_of(folder))
         simulated = loader.find(self.data.source).simulated
         chosen = {task: self.pairs_of(task) for task in self.tasks}
-        reports, published, reasons, rows = [], {}, {}, []
+        reports, published, reasons, rows, spent = [], {}, {}, [], {}
         mesh = axes.make_mesh(asdict(self.mesh))
         # Cells of one labeler are neighbours: it is loaded once.
         load = lru_cache(maxsize=1)(partial(labelers.load, dtype=self.dtype, mesh=mesh))
@@ -198,6 +198,7 @@ class Study:
             one = aligned(name, chosen[cfg.task], labels, made=made, seconds=seconds)
             reports.append(one)
             reasons |= unscorable(name, labels)
+            spent[name] = cost.counted(labels)
             published |= _published(name, labeler, cfg, self)
             log.say(f'{name}: agreement {one.agreement}, same position {one.position.same}')
         show = {'published': published, 'simulated': simulated}
@@ -205,6 +206,7 @@ class Study:
         report.labelers_table(reports, title=title, **show)
         report.labelers_csv(folder / 'alignment.csv', reports, **show)
         figure_labelers(folder / 'alignment.png', reports, title=title, **show)
+        cost.say(spent)
         if self.output:
             files.write_rows(folder / self.output, rows)
             log.say(f'labels: {folder / self.output}')
@@ -215,6 +217,7 @@ class Study:
             'alignment': {one.name: asdict(one) for one in reports},
             'published': published,
             'unscorable pairs': reasons,
+            'cost': {name: one.record() for name, one in spent.items()},
         }
 
 

@@ -18,24 +18,37 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import experiments
-from experiments import arms
+from experiments import agreement, arms
 from experiments.compare import called
 from experiments.report import TRAINED, parted, trained
 from experiments.scales import scale
+from experiments.stages import COST
 from rlaif_jax import hosts, log
 from rlaif_jax.config import Mistake, digest, dump, parse
 from rlaif_jax.data import loader
-from rlaif_jax.evaluation import page, responses, tables, texts, versus
+from rlaif_jax.evaluation import page, people, responses, tables, texts, versus
 from rlaif_jax.evaluation.alignment import Alignment
 from rlaif_jax.evaluation.harmless import HarmlessRate
 from rlaif_jax.evaluation.report import doubts
-from rlaif_jax.folder import finished
+from rlaif_jax.folder import finish, finished
+from rlaif_jax.labeling import cost
 
 PAGE, MADE, JUDGED = 'report.html', 'made.json', 'judged.jsonl'
-SHOWN = ('comparisons.csv', 'alignment.csv', 'config.gin', 'result.json', MADE, 'report.txt')  # for download
+REPORT = 'report.txt'  # the tables that a run ends with
+SHOWN = ('comparisons.csv', 'alignment.csv', 'config.gin', 'result.json', MADE, REPORT)  # for download
 PACKAGES = ('rlaif_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'transformers')
 PAUSE = 10  # times the usual between two rows of metrics: then the run stood still
 T = TypeVar('T')
+
+
+def make(name: str, config: Any, folder: Path) -> dict[str, Any]:
+    """Runs an experiment in a folder that is locked and its own, from where it stands to its page. Returns its result."""
+    begin(folder)
+    with log.ending(folder / REPORT):
+        result = config.run(folder)
+    finish(folder, result)
+    of_run(name, config, folder)
+    return result
 
 
 def begin(folder: Path) -> None:
@@ -78,6 +91,8 @@ def of_run(name: str, config: Any, folder: Path) -> None:
 
 
 def _run(name: str, config: Any, folder: Path) -> page.Page:
+    if hasattr(config, 'page'):  # made of runs, each of which has one of these
+        return config.page(folder)
     result, sections, sentences, samples = finished(folder) or {}, [], [], None
     source = loader.find(config.data.source) if getattr(config, 'data', None) else None
     simulated = bool(result.get('simulated', source is not None and source.simulated))
@@ -131,13 +146,34 @@ def _run(name: str, config: Any, folder: Path) -> page.Page:
         sentences.append(
             tables.title(f'{best.name} agrees with people on {tables.within(best.agreement, " %")} of pairs', simulated)
         )
+    if told := result.get('against people'):
+        beside = [again(people.Against, one) for one in told.values()]
+        sections.append(
+            page.table('Verdicts and votes, ties among them', agreement.AGAINST, agreement.against_rows(beside))
+        )
+    if told := result.get('people'):
+        among = {name: again(people.Agreeing, one) for name, one in told.items()}
+        sections.append(page.table('People with each other', agreement.RATERS, agreement.among_rows(among)))
     if not sections:
         flat = [(' / '.join(path), value) for path, value in _leaves(result)]
         sections.append(page.table('What was found', ['', ''], flat))
-    sections.append(_made(name, config, folder, result))
+    if spent := costs(config, folder, result):
+        sections.append(
+            page.table('What the labels cost', cost.COLUMNS, spent, f'{cost.EACH} labels of the paper: {cost.PAPERS}.')
+        )
+    sections.append(made(name, config, folder, stages(config, folder)))
     files = {file: (folder / file).read_text(encoding='utf-8') for file in SHOWN if (folder / file).is_file()}
     about = page.banner(posts=posts, judges=not (posts and by_people)) if simulated else ''
     return page.Page(f'{name}: {folder.name}', sentences, about, sections, samples, files)
+
+
+def costs(config: Any, folder: Path, result: Mapping[str, Any]) -> list[list[Any]]:
+    """What labels cost, those of a run and those of its stages: cells of `cost.COLUMNS`."""
+    found = dict(result.get('cost', {}))
+    for line in [] if found else _lines(config, folder):
+        if (path := line.folder / COST).is_file():
+            found[' '.join(filter(None, (line.name, line.of)))] = json.loads(path.read_text(encoding='utf-8'))
+    return cost.cells(found)
 
 
 def _runs(config: Any, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -203,7 +239,8 @@ def _number(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _made(name: str, config: Any, folder: Path, result: Mapping[str, Any]) -> page.Section:
+def made(name: str, config: Any, folder: Path, stages: Sequence[Sequence[str]]) -> page.Section:
+    """How to repeat a run, and what it is made of, as its folder says."""
     text = (folder / 'config.gin').read_text(encoding='utf-8')
     bound = parse(text)
     plain = parse(dump(experiments.find(name)(scale(bound['scale']))))
@@ -222,17 +259,22 @@ def _made(name: str, config: Any, folder: Path, result: Mapping[str, Any]) -> pa
         'Python': about.get('python', ''),
         'versions': ', '.join(f'{package} {version}' for package, version in about.get('versions', {}).items()),
     }  # fmt: skip
-    stages = []
+    command = (
+        f'python launch/run.py --bindings=config.gin --workdir={folder.name}  # config.gin is among the files below'
+    )
+    return page.made(changed, [(what, value) for what, value in facts.items() if value != ''], command, stages)
+
+
+def stages(config: Any, folder: Path) -> list[tuple[str, ...]]:
+    """The stages of a run: name, folder, how long it took, what it found."""
+    rows = []
     for line in _lines(config, folder):
         told = finished(line.folder) if line.folder != folder else None
         found = ', '.join(
             f'{" / ".join(path)} {value:.4g}' for path, value in _leaves(told or {}) if isinstance(value, float | int)
         )
-        stages.append((line.name, line.folder.name, took(line.folder), found[:300]))
-    command = (
-        f'python launch/run.py --bindings=config.gin --workdir={folder.name}  # config.gin is among the files below'
-    )
-    return page.made(changed, [(what, value) for what, value in facts.items() if value != ''], command, stages)
+        rows.append((line.name, line.folder.name, took(line.folder), found[:300]))
+    return rows
 
 
 def _lines(config: Any, folder: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from jax.sharding import AbstractMesh
 
 from experiments.chips import GIB, memory_of
-from experiments.programs import AnyMesh, Line, Program, count, programs
+from experiments.programs import AnyMesh, Line, Program, count, programs, touched
 from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake, bind, dump, parse, parse_binding
 from rlaif_jax.data import loader
@@ -33,6 +33,8 @@ def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
 
     In `presets.downloading_nothing` what a run would download is passed over; `show` says what that is.
     """
+    for run in runs(config, folder):
+        check(run.config, run.folder, mesh)
     mesh = mesh or axes.make_mesh(asdict(config.mesh))
     for _, one in variants(config):
         for name, size in batches(one).items():
@@ -129,6 +131,9 @@ def show(name: str, config: Any, folder: Path) -> None:
     log.say(f'what is trained float32, matrix products {config.dtype}, attention as {attention} with float32 softmax')
     if (found := source(config)) and found.simulated:
         log.say('This is a SIMULATED world: posts, people and oracle are artificial; all figures are about it alone.')
+    if several := runs(config, folder):
+        show_runs(several)
+        return
     lines, usable = config.lines(folder), memory_of(devices[0])
     rows, folders, large = [], {}, []
     for line in lines:
@@ -136,18 +141,18 @@ def show(name: str, config: Any, folder: Path) -> None:
         known = {role: _count(cfg) for role, cfg in sizes.items()}
         models = '\n'.join(f'{role}: {model}, {known.get(role, "served")}' for role, model in line.models.items())
         largest = largest_of(line, sizes, mesh)
+        models = models or 'simulated' * bool(found and found.simulated)
         need = '?' if None in sizes.values() else gib(largest.need) if largest else '–'
         if largest and usable and largest.need > usable * GIB:
             large.append((line, largest))
-        rows.append(
-            [title(line), models or 'simulated', line.steps, need, largest.name if largest else '', _standing(line)]
-        )
+        rows.append([title(line), models, line.steps, need, largest.name if largest else '', _standing(line)])
         folders.setdefault(line.folder, []).append(title(line).replace('\n', ' '))
     log.figures_table('plan', ['stage', 'models', 'steps', 'memory a device', 'most in', 'state'], rows)
     for where, names in folders.items():  # not a column: a path is wider than all others together
         log.say(f'{", ".join(names) if len(folders) > 1 else "folder"}: {where}')
     if usable:
-        log.say(f'a device has {usable:.4g} GiB: {verdict(large, usable)}')
+        of = ', its share of this machine' if devices[0].platform == 'cpu' else ''
+        log.say(f'a device has {usable:.4g} GiB{of}: {verdict(large, usable)}')
     for line, _ in large:
         found = fitting(config, folder, line, usable, mesh)
         log.say(
@@ -157,6 +162,20 @@ def show(name: str, config: Any, folder: Path) -> None:
         log.say(told)
     for text in needed(config, folder):
         log.say(text)
+
+
+def runs(config: Any, folder: Path) -> Sequence[Any]:
+    """The runs that an experiment is made of; none of what is one run."""
+    return config.runs(folder) if hasattr(config, 'runs') else ()
+
+
+def show_runs(several: Sequence[Any]) -> None:
+    """Print the plan of an experiment that is made of runs."""
+    rows = [[one.name, one.seed, one.serves, one.cost, standing(one.folder)] for one in several]
+    log.figures_table('plan', ['run', 'seed', 'for', 'minutes', 'state'], rows)
+    lacking = dict.fromkeys(what for one in several for what in absent(one.config, one.folder))
+    if lacking:
+        log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))
 
 
 def needed(config: Any, folder: Path) -> list[str]:
@@ -292,7 +311,10 @@ def _sizes(model: str, dtype: str) -> transformer.Config | None:
 
 
 def _count(cfg: transformer.Config | None) -> str:
-    return '? M' if cfg is None else f'{count(cfg) / 1e6:.2f} M' if count(cfg) < 1e9 else f'{count(cfg) / 1e9:.2f} B'
+    if cfg is None:
+        return '? M'
+    shown = lambda n: f'{n / 1e6:.2f} M' if n < 1e9 else f'{n / 1e9:.2f} B'  # noqa: E731
+    return shown(count(cfg)) + (f', {shown(touched(cfg))} active' if cfg.experts else '')
 
 
 def _download(model: str) -> str:
@@ -303,11 +325,14 @@ def _download(model: str) -> str:
     return size + gated * model.startswith(GATED)
 
 
+def standing(folder: Path) -> str:
+    """Whether what lies in a folder is made."""
+    return 'done, reused' if finished(folder) is not None else 'being made' if busy(folder) else 'to do'
+
+
 def _standing(line: Line) -> str:
-    if finished(line.folder) is not None:
-        return 'done, reused'
-    if busy(line.folder):
-        return 'being made'
+    if (found := standing(line.folder)) != 'to do':
+        return found
     steps = [int(path.name) for path in (line.folder / 'checkpoints').glob('*') if path.name.isdecimal()]
     return f'goes on from step {max(steps)}' if steps and line.training else 'to do'
 

@@ -194,7 +194,7 @@ class _Stage:
         cast = trained // 2 if word == 2 and not how.lora.rank else 0
         working = int(saved + max(layer, logits) + gradients + cast + 2 * _layer_bytes(cfg) * word // self.tensor)
 
-        one = _forward(cfg, T, T * T / 2, read) * all_rows
+        one = _forward(self._passed(cfg), T, T * T / 2, read) * all_rows
         passes = (4 if how.remat else 3) * networks + (1 if isinstance(how, reinforce.Config) else 0)
         weights = count(cfg) * word / self.tensor
         moved = weights * how.parts * passes + 3 * resident['state']
@@ -261,6 +261,7 @@ class _Stage:
     def reads(self, read: Read) -> Program:
         """A call of a model that is not trained, or of the policy as it stands."""
         cfg, resident = self._sizes(read), self.resident(read.role)
+        passed = self._passed(cfg)
         own = self.bytes_of(self._read_params(read))
         rows, word = -(-read.rows // self.shares), _word(cfg)
         weights = count(cfg) * word / self.tensor
@@ -283,8 +284,9 @@ class _Stage:
             working = cache + max(work, read.branches * logits) + layers + copy
             written, C = read.tail, read.branches
             seen = read.prompt * (read.prompt / 2 + read.prefix) + C * written * (slots - written / 2 + read.prefix)
-            flops = _forward(cfg, read.prompt + C * written, seen, C * (written + 1))
-            traffic = weights * (1 + written) + rows * kept * written * (read.prompt + C * written / 2)
+            flops = _forward(passed, read.prompt + C * written, seen, C * (written + 1))
+            steps = touched(passed, rows * read.prompt) + written * touched(passed, rows * C)
+            traffic = steps * word / self.tensor + rows * kept * written * (read.prompt + C * written / 2)
         else:
             heads_read = 3 * read.branches if read.does == 'answers' else 0
             work = _layer_work(cfg, rows, T, self.tensor, trained=False)
@@ -292,7 +294,8 @@ class _Stage:
             working = max(work, 2 * rows * heads_read * cfg.vocab // self.tensor * WORD) + layers
             branch = read.tail * (read.prompt + read.tail / 2)
             seen = read.prompt**2 / 2 + read.branches * branch + T * read.prefix
-            flops, traffic = _forward(cfg, T, seen, heads_read), weights
+            flops = _forward(passed, T, seen, heads_read)
+            traffic = touched(passed, rows * T) * word / self.tensor
         return Program(
             name=f'{read.role} {read.does}',
             calls=read.calls,
@@ -306,11 +309,15 @@ class _Stage:
             split=self._split(cfg, read.rows, T),
         )
 
+    def _passed(self, cfg: transformer.Config) -> transformer.Config:
+        """The same with as many experts chosen as a token passes (`models.experts`)."""
+        return cfg if self.platform == 'tpu' else replace(cfg, chosen=cfg.experts)
+
     def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, int]:
         """Matrices of all layers, where the mesh splits them, and the logits of every token of these rows."""
         shapes, found = _shapes(cfg), {}
         for name, where in axes.shardings(shapes, self.mesh).items():
-            if name in transformer.FAN_IN and where.shard_shape(shapes[name].shape) != shapes[name].shape:
+            if name in transformer.MATRICES and where.shard_shape(shapes[name].shape) != shapes[name].shape:
                 found[name] = shapes[name].size
         return found | ({'logits_BTV': rows * length * cfg.vocab} if length and self.mesh.size > 1 else {})
 
@@ -410,6 +417,12 @@ def count(cfg: transformer.Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(_shapes(cfg)))
 
 
+def touched(cfg: transformer.Config, tokens: float = 1) -> float:
+    """Of these the parameters that so many tokens pass, where experts are chosen evenly; of one token the active ones."""
+    untouched = cfg.experts and cfg.experts * (1 - cfg.chosen / cfg.experts) ** tokens
+    return count(cfg) - untouched * cfg.layers * 3 * cfg.width * cfg.ffn
+
+
 def _word(cfg: transformer.Config) -> int:
     """Bytes of what layers hand on."""
     return 2 if cfg.dtype == 'bfloat16' else WORD
@@ -421,11 +434,13 @@ def _layer_bytes(cfg: transformer.Config) -> int:
 
 
 def _kept(cfg: transformer.Config, trained: bool = True) -> int:
-    """Numbers that a layer makes of a token: norms and residuals, queries to outputs, gates. Without a backward pass to
+    """Numbers that a layer makes of a token: norms and residuals, queries to outputs, gates. Each expert chosen has gates,
+    and a row of its own, in and out. Without a backward pass to
     keep them for, those of one step give way to those of the next.
     """
     width, heads, ffn = (8, 6, 6) if trained else (2, 4, 2)
-    return width * cfg.width + heads * cfg.heads * cfg.head_dim + ffn * cfg.ffn
+    width += (4 if trained else 2) * cfg.chosen
+    return width * cfg.width + heads * cfg.heads * cfg.head_dim + max(cfg.chosen, 1) * ffn * cfg.ffn
 
 
 def _layer_work(cfg: transformer.Config, rows: int, length: int, tensor: int, trained: bool = True) -> int:
@@ -438,8 +453,8 @@ def _layer_work(cfg: transformer.Config, rows: int, length: int, tensor: int, tr
 
 
 def _forward(cfg: transformer.Config, tokens: float, seen: float, logits: float) -> float:
-    """Operations of a forward over a row: `tokens` pass the layers, queries see `seen` keys in all, and `logits` positions
-    get logits. A product of two matrices counts two for each number that it multiplies.
+    """Operations of a forward over a row: `tokens` pass the layers, of their experts those chosen, queries see `seen` keys
+    in all, and `logits` positions get logits. A product of two matrices counts two for each number that it multiplies.
     """
-    layers = cfg.layers * _layer_bytes(cfg)
+    layers = cfg.layers * _layer_bytes(cfg) - (count(cfg) - touched(cfg))
     return 2 * layers * tokens + 4 * cfg.layers * cfg.heads * cfg.head_dim * seen + 2 * cfg.vocab * cfg.width * logits

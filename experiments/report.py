@@ -63,7 +63,7 @@ def report(
     mesh, world = axes.make_mesh(asdict(cfg.mesh)), source.world
     needed = cfg.task == 'harmless' or not people
     lm = judging.judge_model(cfg.evaluation, cfg.dtype, mesh) if needed else None
-    ranked = rankings.read(people, prompts=prompts) if people else None
+    ranked = rankings.read(people, prompts=prompts, responses=written) if people else None
     # Verdicts of a simulated world's model are simulated, too; those of people are not, whatever they read.
     toy = lm is not None and simulated(lm.tokenizer)
     about = {'simulated': not ranked and (source.simulated or toy)}

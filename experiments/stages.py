@@ -28,7 +28,7 @@ from rlaif_jax.data.records import Pair, Prompt
 from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.statistics import Interval
 from rlaif_jax.folder import finish, finished, lock, open_folder, stage_folder
-from rlaif_jax.labeling import direct, labelers, preference
+from rlaif_jax.labeling import cost, direct, labelers, preference
 from rlaif_jax.labeling.store import Store, store_in
 from rlaif_jax.models import hf
 from rlaif_jax.models.hf import LM
@@ -40,7 +40,7 @@ Sampled = Callable[[], list[Pair]]  # pairs that policies write
 # (stage, folder, start, prompts, mesh) → how often each checkpoint in the folder is preferred to the start. Judges stand
 # above, and are handed in.
 Rates = Callable[['Optimised', Path, LM, Sequence[Prompt], DeviceMesh], Mapping[int, Interval]]
-LABELS = 'labels.parquet'
+LABELS, COST = 'labels.parquet', 'cost.json'  # the second is another each time, and so no part of the result
 ELSEWHERE = same_if(lambda config: labelers.is_address(config.labeler))  # a model that is served at another address
 told: set[Path] = set()  # the stages that this process made, or said to be there: nobody wants to hear it again
 
@@ -167,6 +167,8 @@ class Labelled:
             )  # fmt: skip
             rows = [written(pair, self.labeler, self.label, label) for pair, label in zip(pairs, labels)]
             files.write_rows(folder / LABELS, rows)
+            cost.say({self.title: (spent := cost.counted(labels))})
+            hosts.told(lambda: log.write_whole(folder / COST, log.to_json(spent.record()) + '\n'))
             told = tell_worth(self.labeler, pairs, labels, loader.find(self.source).note)
             counts = {'labels': len(rows), 'unscorable': sum(row['preference_prob'] is None for row in rows)}
             return counts | ({'verdict': told} if told else {})

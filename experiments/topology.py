@@ -216,6 +216,8 @@ def dividing(config: Any, devices: int) -> tuple[Any, dict[str, Any]]:
 
 def show(name: str, config: Any, folder: Path, named: str, price: float | None, out: Path) -> None:
     """Print the plan of an experiment for each slice of 'v5p-32,v6e-64', and keep it in `out` as JSON and Markdown."""
+    if several := plan.runs(config, folder):
+        raise Mistake(f'--topology: {name} is made of runs; plan one of them, such as --experiment={several[0].name}')
     for target in [Target.of(one.strip()) for one in named.split(',')]:
         log.say(target.about, 'bold')
         fitted, changes = dividing(spread(config, target.count), target.count)

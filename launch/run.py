@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import os
 import re
 import shlex
@@ -27,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python launch/run.py` puts launch/, not the root, on the path
 
 RESERVED = ('experiment', 'scale', 'shard')  # bindings that choose what is run rather than change its config
-REPORT = 'report.txt'  # in the run folder: the tables that a finished run ended with
 FILES = {  # of a run folder, the most telling first
     'report.html': 'all of it to look at, for a browser',
     'test_samples.md': 'what each wrote to the same prompts, side by side',
@@ -39,7 +39,7 @@ FILES = {  # of a run folder, the most telling first
     'alignment.csv': 'every figure of the tables, a line a labeler',
     'matrix.png': 'who is preferred to whom',
     'samples.jsonl': 'what the model gives some held-out prompts, while it was trained',
-    REPORT: 'the tables above',
+    'report.txt': 'the tables above',
     'metrics.jsonl': 'every figure of every step',
 }
 SHOWN = 3  # of them
@@ -79,9 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.wandb and hosts.first() and log.wandb_ready():
             os.environ['RLAIF_JAX_WANDB'] = '1'  # read by log.Metrics, so that no config carries it
         axes.ask_for_devices(asdict(config.mesh))
+        from rlaif_jax.labeling.cost import priced
         from rlaif_jax.labeling.wire import counted
 
-        with sharing(stages_of(flags, folder)), counted(flags.price):
+        with sharing(stages_of(flags, folder)), counted(flags.price), priced(flags.price):
             if flags.topology:
                 return plan_for(name, config, folder, flags)
             if flags.dry_run:
@@ -154,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument(
         '--price', type=prices, default=(), metavar='X,…',
-        help='in any currency: with --topology of a chip-hour, else of a million tokens that a server reads, and writes',
+        help='in any currency: of a chip-hour or, of a served labeler, of a million tokens that it reads, and writes',
     )  # fmt: skip
     out.add_argument('--list', action='store_true', help='print what every experiment is and costs')
     out.add_argument(
@@ -237,7 +238,6 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     import experiments
     from experiments.scales import real, scale, suited
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
-    from rlaif_jax.data.loader import contents
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
 
@@ -272,7 +272,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         config = config.sized(given.keys()) if hasattr(config, 'sized') else config
         tell_numbers(model, dump(config), dump(bind(plain, in_files | typed)))
     flags.changed = digest(config) != digest(plain)
-    return name, config, f"experiment = '{name}'\nscale = '{scale_name}'\n{dump(config)}{contents(config)}"
+    return name, config, experiments.text_of(name, scale_name, config)
 
 
 def tell_numbers(model: str, ours: str, micro: str) -> None:
@@ -319,7 +319,9 @@ def show_experiments() -> int:
 
 
 def explain(flags: argparse.Namespace) -> int:
-    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each."""
+    """Print what fields mean, and all below them, in the experiment of the command line or the first that has each; of the
+    name of an experiment what it is, and all its fields.
+    """
     for asked in ','.join(flags.explain).split(','):
         _explain(flags, asked.strip(' .'))
     return 0
@@ -330,10 +332,15 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
     from rlaif_jax import config, log
 
     paths: list[str] = []
-    for name in [flags.experiment] if flags.experiment else experiments.experiments():
+    known = experiments.experiments()
+    if not flags.experiment and asked in known:  # some are fields of others, too
+        flags = argparse.Namespace(**vars(flags) | {'experiment': asked})
+    for name in [flags.experiment] if flags.experiment else known:
         rows = config.explain(read_config(argparse.Namespace(**vars(flags) | {'experiment': name}))[1])
-        if found := [row for row in rows if f'{row[0]}.'.startswith(f'{asked}.')]:
+        if found := [row for row in rows if name == asked or f'{row[0]}.'.startswith(f'{asked}.')]:
             log.say(f'in {name}', 'bold')
+            if name == asked:
+                log.say(f'{inspect.getdoc(known[name])}\n')
             for path, kind, literal, said in found:
                 log.say(f'{path} = {literal}  ({kind})' if literal else f'{path}  ({kind})')
                 for line in said.splitlines():
@@ -361,7 +368,7 @@ def start_jax() -> None:
 
 def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None) -> int:
     """Print everything about the run that can be known without running it."""
-    from experiments import plan
+    from experiments import costs, plan
     from experiments.label import store_of
     from rlaif_jax import log
     from rlaif_jax.models.presets import downloading_nothing
@@ -370,6 +377,8 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
     with downloading_nothing():
         plan.check(config, folder)
         plan.show(name, config, folder)
+        for told in costs.foretold(config, folder):
+            log.say(told)
         if shard:
             of = ', '.join(dict.fromkeys(one.title for one in ahead(name, config, shard)))
             log.say(
@@ -433,7 +442,7 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
     from experiments import pages, plan
     from rlaif_jax import hosts, log, stopping
     from rlaif_jax.config import Mistake, same
-    from rlaif_jax.folder import finish, finished, lock, open_folder
+    from rlaif_jax.folder import finished, lock, open_folder
 
     if hosts.count() > 1:
         there = f'{hosts.count()} processes, {jax.local_device_count()} devices each, {jax.device_count()} in all'
@@ -452,15 +461,11 @@ def run(name: str, config: Any, text: str, folder: Path) -> int:
             log.say(f'{name}: already finished, in {folder}')
             if hosts.told(lambda: (folder / pages.MADE).exists() and not (folder / pages.PAGE).exists()):
                 pages.of_run(name, config, folder)  # which is all that was missing
-            report = folder / REPORT
+            report = folder / pages.REPORT
             log.say(report.read_text(encoding='utf-8').rstrip() if report.exists() else log.to_json(result))
             return 0
         plan.show(name, config, folder)
-        pages.begin(folder)
-        with log.ending(folder / REPORT):
-            result = config.run(folder)
-        finish(folder, result)
-        pages.of_run(name, config, folder)
+        result = pages.make(name, config, folder)
     took = timedelta(seconds=round(time.monotonic() - began))
     log.say(f'done in {took}; {result["output"]} is written' if 'output' in result else f'done in {took}')
     look(name, config, folder, result)
@@ -523,7 +528,8 @@ def begin_again() -> None:
     on_cpu = os.environ.get('JAX_PLATFORMS') == 'cpu' or not accelerated
     if sys.platform == 'linux' and on_cpu and 'GLIBC_TUNABLES' not in os.environ:
         keep = 2**34  # bytes: hand no memory back to the system between two steps
-        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep}
+        # One arena: of a thread's own, which is small, whatever is large goes back all the same.
+        tunables = {'hugetlb': 1, 'mmap_threshold': keep, 'trim_threshold': keep, 'arena_max': 1}
         early['GLIBC_TUNABLES'] = ':'.join(f'glibc.malloc.{name}={value}' for name, value in tunables.items())
     if early:
         os.environ |= early

@@ -24,15 +24,16 @@ ALPHABET: Mapping[str, str] = {
     'B': 'batch', 'T': 'time', 'S': 'cache slot', 'L': 'layer', 'D': 'embed', 'N': 'query head', 'K': 'key-value head',
     'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
     'R': 'rating', 'J': 'sampled rationale', 'A': 'way to write an answer', 'M': 'token of a way',
-    'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter',
+    'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter', 'E': 'expert',
 }  # fmt: skip
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+MOST_CORES = 8  # of a CPU that are devices of their own by -1: batches of 64 still divide
 Rules = Mapping[str, str | tuple[str, ...]]
 
-# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, ffn and
-# vocabulary.
-RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', 'N': 'tensor', 'K': 'tensor', 'F': 'tensor', 'V': 'tensor'}
+# Rows are split over data and fsdp; parameters over fsdp along the embedding and over tensor along heads, experts,
+# ffn and vocabulary; of experts whole ones, where it divides them.
+RULES: Rules = {'B': ('data', 'fsdp'), 'D': 'fsdp', **dict.fromkeys('NKFVE', 'tensor')}
 
 # Where tokens are looked up, and where the next ones are read off, rows are whole along fsdp: they are few numbers, V x D
 # are many, which so never gather on one device. D, or V, is split over it instead.
@@ -43,12 +44,14 @@ HEAD: Rules = {'B': 'data', 'V': ('tensor', 'fsdp')}
 def ask_for_devices(sizes: Mapping[str, int]) -> None:
     """Makes JAX see as many CPU devices as a mesh of these sizes needs; where a size is -1, one for each core.
 
-    By itself a CPU is one device, and a core waits between two operations. Several devices keep all cores busy. The
-    number of accelerators does not change. Call this before JAX first looks for devices.
+    By itself a CPU is one device, and a core waits between two operations. Several devices keep all cores busy. For -1
+    that axis has a power of two, so that it divides batches: 4 of 6 cores, and `MOST_CORES` at most. The number of
+    accelerators does not change. Call this before JAX first looks for devices.
     """
     fixed = math.prod(size for size in sizes.values() if size > 0)
     # Of all processes, each of which has cores of its own; then of this one.
-    count = fixed * max(1, cores() * hosts.count() // fixed) if -1 in sizes.values() else fixed
+    left = max(1, min(cores(), MOST_CORES) * hosts.count() // fixed)
+    count = fixed * (1 << left.bit_length() - 1 if -1 in sizes.values() else 1)
     count = -(-count // hosts.count())
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         with contextlib.suppress(RuntimeError):  # JAX has looked already; `make_mesh` says what there is
@@ -63,7 +66,8 @@ def cores() -> int:
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp` and `tensor`. `make_mesh()` is one device, of this process.
 
-    sizes: devices along each axis. An axis that is not named has size 1; one may be -1, all devices that are left.
+    sizes: devices along each axis. An axis that is not named has size 1; one may be -1, all devices that are left; where
+    two are, `data` is 1.
     devices: which ones; by default all. Raises `Mistake` where the sizes do not fit the devices, and where a mesh of
     several processes would leave some of their devices out.
     """
@@ -92,6 +96,8 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
     if unknown := set(sizes) - set(MESH_AXES):
         raise Mistake(f'mesh: no axis {sorted(unknown)[0]!r}; the axes are {", ".join(MESH_AXES)}')
     shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+    if shape.count(-1) == 2 and shape[0] == -1:  # a scale's data, most likely, beside what somebody wants
+        shape[0] = 1
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
         raise Mistake(f'mesh: sizes are positive, at most one is -1 (the devices that are left); got {sizes}')
     fixed = int(np.prod([size for size in shape if size != -1]))

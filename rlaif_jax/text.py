@@ -68,7 +68,9 @@ class Tokenizer:
             raise Mistake(
                 f'{folder}: the tokenizer names no end-of-sequence token; set eos_token in tokenizer_config.json'
             )
-        vocab = said['config.json'].get('vocab_size')
+        config = said['config.json']
+        text = config.get('text_config')  # of a model of images and text
+        vocab = (text if isinstance(text, dict) else config).get('vocab_size')
         found = cls(hf, tuple(ends), vocab if type(vocab) is int else None)
         found = replace(found, ends=tuple(dict.fromkeys([*ends, *_listed(found.closes)])))
         found._check_rows(folder)

@@ -1,5 +1,6 @@
 """Small checkpoints of every family, for tests: what config.json says, and weights that numpy makes from their names."""
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -59,6 +60,13 @@ CASES: dict[str, tuple[str, dict]] = {
         'rope_parameters': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4, 'partial_rotary_factor': 0.5},
     }),
     'olmo2': ('olmo2', SMALL | SIX | {'num_key_value_heads': 2, 'attention_bias': True}),
+    'olmo3': ('olmo3', SMALL | SIX | {
+        'num_hidden_layers': 5, 'num_key_value_heads': 2, 'sliding_window': 4,
+        'rope_parameters': {
+            'full_attention': YARN | {'rope_theta': 5e5, 'attention_factor': 1.2},
+            'sliding_attention': {'rope_type': 'default', 'rope_theta': 5e5},
+        },
+    }),
     'phi3': ('phi3', SMALL | SIX | {
         'num_key_value_heads': 3, 'hidden_size': 48, 'sliding_window': 7,
         'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4, 'partial_rotary_factor': 0.75},
@@ -79,6 +87,20 @@ CASES: dict[str, tuple[str, dict]] = {
     }),
     'dynamic': ('llama', SMALL | SIX | {
         'num_key_value_heads': 6, 'rope_parameters': {'rope_type': 'dynamic', 'factor': 4.0},
+    }),
+    # Experts that no small mesh divides, and that one divides; torch's products by groups want multiples of 16 bytes.
+    'mixtral': ('mixtral', SMALL | SIX | {
+        'num_key_value_heads': 2, 'num_local_experts': 5, 'num_experts_per_tok': 2, 'sliding_window': 5,
+        'hidden_size': 44, 'intermediate_size': 28,
+    }),
+    'olmoe': ('olmoe', WHOLE | SIX | {
+        'hidden_size': 48, 'intermediate_size': 28, 'num_key_value_heads': 2, 'num_experts': 4,
+        'num_experts_per_tok': 3, 'norm_topk_prob': False,
+    }),
+    'qwen3_moe': ('qwen3_moe', SMALL | {
+        'num_experts': 8, 'num_experts_per_tok': 3, 'norm_topk_prob': True, 'moe_intermediate_size': 12,
+        'hidden_size': 44,
+        'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
     }),
     'smollm3': ('smollm3', SMALL | {
         'num_hidden_layers': 5, 'use_sliding_window': True, 'sliding_window': 6, 'mlp_bias': True,
@@ -108,11 +130,12 @@ def weight(name: str, shape: list[int], seed: str = '') -> np.ndarray:
 def write(folder: Path, config: dict, shapes: dict[str, list[int]], seed: str = '') -> Path:
     """A checkpoint as transformers writes one, without a tokenizer."""
     folder.mkdir()
+    experts = config.get('num_experts') or config.get('num_local_experts') or 0
     (folder / 'config.json').write_text(json.dumps(config), encoding='utf-8')
     names = {
-        name.format(i): shape
+        name.format(*index): shape
         for name, shape in shapes.items()
-        for i in range(config['num_hidden_layers'] if '{}' in name else 1)
+        for index in itertools.product(*map(range, (config['num_hidden_layers'], experts)[: name.count('{}')]))
     }
     stored = {name: weight(name, shape, seed) for name, shape in names.items()}
     safetensors.numpy.save_file(stored, folder / 'model.safetensors', metadata={'format': 'pt'})

@@ -95,6 +95,7 @@ def test_the_state_of_an_optimizer_follows_its_parameters(mesh, name):
 def test_a_mesh_takes_the_devices_that_are_left():
     assert dict(axes.make_mesh().shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
     assert dict(axes.make_mesh({'data': -1, 'tensor': 2}).shape) == {'data': 4, 'fsdp': 1, 'tensor': 2}
+    assert dict(axes.make_mesh({'data': -1, 'fsdp': -1, 'tensor': 2}).shape) == {'data': 1, 'fsdp': 4, 'tensor': 2}
     assert dict(axes.make_mesh({'fsdp': 3}).shape) == {'data': 1, 'fsdp': 3, 'tensor': 1}
     mesh = axes.make_mesh({'data': -1}, devices=jax.devices()[:2])
     assert set(mesh.devices.flat) == set(jax.devices()[:2])
@@ -108,7 +109,7 @@ def test_a_mesh_takes_the_devices_that_are_left():
         ({'data': 16}, "'data': 16, .* 16 devices .* 8$"),
         ({'data': -1, 'fsdp': 3}, "'fsdp': 3, .* 8$"),
         ({'data': -1, 'fsdp': 16}, "'fsdp': 16, .* 16 devices .* 8$"),
-        ({'data': -1, 'fsdp': -1}, "one is -1 .*'data': -1, 'fsdp': -1"),
+        ({'tensor': -1, 'fsdp': -1}, "one is -1 .*'tensor': -1, 'fsdp': -1"),
         ({'data': 0}, "positive, .*'data': 0"),
         ({'tensor': -2}, "positive, .*'tensor': -2"),
     ],
@@ -143,7 +144,7 @@ def test_constrain_is_nothing_without_a_mesh(mesh):
     [
         ({'data': 1, 'fsdp': 1}, '', 1),
         ({'data': 3, 'fsdp': 2}, '', 6),
-        ({'data': -1, 'fsdp': 1}, '', axes.cores()),
+        ({'data': -1, 'fsdp': 1}, '', 1 << axes.cores().bit_length() - 1),
         ({'data': 2}, '--xla_force_host_platform_device_count=4', 4),  # whoever says it otherwise is heard
     ],
 )
@@ -198,13 +199,16 @@ def test_slices_that_no_axis_goes_over():
         axes.make_mesh({'data': 8}, [Chip(i, i % 3) for i in range(8)])
 
 
-@pytest.mark.parametrize('processes, sizes, wanted', [
-    (1, {'data': -1}, 6), (8, {'data': -1}, 6), (2, {'data': -1, 'tensor': 4}, 6), (2, {'data': 2, 'fsdp': 2}, 2),
+@pytest.mark.parametrize('cores, processes, sizes, wanted', [
+    (2, 1, {'data': -1}, 2), (6, 1, {'data': -1}, 4), (64, 1, {'data': -1}, 8), (6, 8, {'data': -1}, 4),
+    (6, 2, {'data': -1, 'tensor': 4}, 4), (6, 1, {'data': -1, 'fsdp': 3}, 6), (1, 1, {'data': -1, 'tensor': 2}, 2),
+    (6, 2, {'data': 2, 'fsdp': 2}, 2), (4, 1, {'data': -1, 'fsdp': -1}, 4),
 ])  # fmt: skip
-def test_each_process_is_as_many_devices_as_its_own_cores_or_its_share(processes, sizes, wanted, monkeypatch):
+def test_each_process_is_as_many_devices_as_its_own_cores_or_its_share(cores, processes, sizes, wanted, monkeypatch):
+    """Of cores, of which -1 takes a power of two."""
     asked = {}
     monkeypatch.setenv('XLA_FLAGS', '')
-    monkeypatch.setattr(axes, 'cores', lambda: 6)
+    monkeypatch.setattr(axes, 'cores', lambda: cores)
     monkeypatch.setattr(axes.hosts, 'count', lambda: processes)
     monkeypatch.setattr(jax.config, 'update', asked.__setitem__)
     axes.ask_for_devices(sizes)

@@ -32,12 +32,17 @@ LADDER = (
     ('experiments.plan',),
     ('experiments.topology',),
     ('experiments.label',),
+    ('experiments.costs',),
     ('experiments.stages',),
     ('experiments.judging', 'experiments.arms'),
     ('experiments.report',),
-    tuple(f'experiments.{name}' for name in ('policies', 'reward_models', 'compare', 'labeling', 'apply', 'micro')),
+    tuple(
+        f'experiments.{name}'
+        for name in ('policies', 'reward_models', 'compare', 'labeling', 'agreement', 'apply', 'micro')
+    ),
     tuple(f'experiments.{name}' for name in ('tldr', 'helpful', 'harmless')),
-    ('experiments.pages',),
+    ('experiments.statements', 'experiments.pages'),
+    ('experiments.paper',),
     ('launch',),
 )
 # A reward is a function handed in, and what is trained does not know how it is judged, nor the other way round.

@@ -142,7 +142,7 @@ STUBS = {
 }
 SHORT = (
     'sft.steps=1 sft.batch=8 reinforce.steps=1 reinforce.batch=8 reinforce.eval_every=1 reinforce.eval_prompts=8 '
-    'evaluation.prompts=16 data.train=64'
+    'evaluation.prompts=16 data.train=64 mesh.data=1'
 ).split()
 PLACES = {
     'ASCII, no home, a user that nobody knows, no width': {

@@ -3,11 +3,12 @@
     for entry in pairs('pairs.jsonl', 'summarization'):
         entry.row, entry.record, entry.problem       # every column; a Pair, or None and the reason
 
-A pair's row has its two responses as `chosen`, `rejected` (the first is the better one), as `response_1`, `response_2`
-(with `label`, 0 where the first is better, 1 where the second is), or as `first`, `second`; `preference`, P(the first is
-better), may stand for `label`. The prompt is in `prompt`, or the responses are whole dialogues that share it. Each is
-text or a list of messages, `[{'role': 'user', 'content': …}, …]`, which may be written as text, in parts of text, or with
-ShareGPT's `from` and `value`. A row may have an `id`.
+A pair's row has its two responses as `chosen`, `rejected` (the first is the better one), as `response_1`, `response_2`, or
+as `first`, `second`. Of the latter two `label` is what people say: 0 or `A` where the first is better, 1 or `B` where the
+second is, a half or `tie` where neither, or a list of these, one of each rater; `preference`, P(the first is better), may
+stand for it. The prompt is in `prompt`, or the responses are whole dialogues that share it. Each is text or a list of
+messages, `[{'role': 'user', 'content': …}, …]`, which may be written as text, in parts of text, or with ShareGPT's `from`
+and `value`. A row may have an `id`.
 
 Text stands as it is, but for what `chat.dialogue` puts right. Messages become text as in Anthropic's HH files,
 `\\n\\nHuman: …\\n\\nAssistant: …`, system messages in front of it; only a summary's lone user message is its content. So
@@ -36,6 +37,7 @@ from rlaif_jax.chat import MARKERS, SPEAKERS
 from rlaif_jax.config import Mistake
 from rlaif_jax.data.files import Row, Rows, read, short
 from rlaif_jax.data.records import Pair, Prompt
+from rlaif_jax.data.votes import listed, word
 
 RESPONSES = ('chosen', 'rejected'), ('response_1', 'response_2'), ('first', 'second')  # where several are: the first
 ASSISTANT = SPEAKERS['assistant']
@@ -338,11 +340,21 @@ def _preference(row: Mapping[str, Any], where: str) -> float | None:
     value, label = row.get('preference'), row.get('label')
     if value is not None:
         return probability(value, f"{where}: column 'preference'")
-    if label is not None:
-        if not _number(label) or label not in (0, 1):
-            raise Mistake(f"{where}: column 'label' is {short(label)}; wants 0 (the first is better), 1 or null")
-        return 1.0 - float(label)
-    return None
+    if label is None:
+        return None
+    votes = [_vote(one, where) for one in listed(label) if one is not None]
+    return sum(votes) / len(votes) if votes else None
+
+
+def _vote(label: Any, where: str) -> float:
+    """What one rater says: 1 for the first, 0 for the second, ½ for a tie."""
+    if (said := word(label)) is not None:
+        return said
+    if not _number(label) or label not in (0, 0.5, 1):
+        raise Mistake(
+            f"{where}: column 'label' is {short(label)}; wants 0 (the first is better), 1 (the second), 'tie' or a list"
+        )
+    return 1.0 - float(label)
 
 
 def _number(value: Any) -> bool:

@@ -159,10 +159,14 @@ def comparisons(found: Mapping[str, Sequence[WinRate]], published: Published | N
     return _section('Who is preferred', 'comparisons', **shown, matrices=_matrices(first) if len(first) > 1 else [])
 
 
-def outcome(rate: Interval, percent: float) -> str:
-    """What becomes of the paper's figure, in per cent, beside our rate, by `RULE`."""
-    ours, papers = side(rate), (percent > 50 + SESSIONS) - (percent < 50 - SESSIONS)
+def outcome(rate: Interval, percent: float, even: float = 50, near: float = SESSIONS) -> str:
+    """What becomes of the paper's figure, in per cent, beside ours, by `RULE`. Of what is no win rate, `even` takes the
+    place of 50, and the paper sees a difference where it is further than `near` from there. It is infinite where the
+    paper has no number, and says only which way.
+    """
     low, high = 100 * rate.low, 100 * rate.high
+    ours = 0 if getattr(rate, 'humps', False) else (low > even) - (high < even)
+    papers = (percent > even + near) - (percent < even - near)
     if not rate.n or getattr(rate, 'extrapolated', False) or (not ours and (papers or high - low > WIDEST)):
         return 'not shown'
     if ours != papers:
@@ -209,6 +213,29 @@ def _rate_plot(one: WinRate, raw: float | None, even: float | None) -> Plot:
             plot.mark(100 * rate.value, y, kind, 0, f'{tables.within(rate)} %')
         if percent:
             plot.mark(percent, y, 'diamond', 1, f'paper: {percent}')
+    return plot
+
+
+def results(title: str, rows: Sequence[Mapping[str, Any]], told: Sequence[str] = ()) -> Section:
+    """What a paper says, a statement a row, and ours beside it. Of a row: `says`; `paper` and `ours` as texts; `rate`, ours
+    as an interval or None, `percent`, the paper's or None, and the `span` on which both are drawn, its middle what is
+    even; `of`, what ours is of; `becomes`, by `outcome`; `links` to where ours is from, name and relative address.
+    """
+    return _section(title, 'results', rows=[{**row, 'plot': _beside(row)} for row in rows], told=told)
+
+
+def _beside(row: Mapping[str, Any]) -> Plot | None:
+    """Ours and the paper's on one scale; None where ours is not there."""
+    rate, percent, (low, high) = row['rate'], row['percent'], row['span']
+    if rate is None or not rate.n or low == high:
+        return None
+    plot = Plot((low, high), (0, 1), width=230, height=30, margins=(4, 6, 2, 6), label=f'{row["says"]}: {row["ours"]}')
+    plot.rule((low + high) / 2)
+    if not getattr(rate, 'humps', False):
+        plot.across(100 * rate.low, 100 * rate.high, 0.5, 0)
+    plot.mark(100 * rate.value, 0.5, 'disc', 0, row['ours'])
+    if percent is not None and math.isfinite(percent):
+        plot.mark(percent, 0.5, 'diamond', 1, f'paper: {row["paper"]}')
     return plot
 
 

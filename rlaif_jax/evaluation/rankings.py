@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_jax.config import Mistake, nearest
-from rlaif_jax.data import files, trl
+from rlaif_jax.data import annotated, files, trl
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation.statistics import FEWEST, Interval, bootstrap, bounded_interval, resampled
 from rlaif_jax.evaluation.versus import Judge
@@ -187,10 +187,17 @@ def by_scores(
 # Files
 
 
-def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Sequence[Prompt] = ()) -> Rankings:
+def read(
+    path: PathLike | str,
+    *,
+    policies: Collection[str] = (),
+    prompts: Sequence[Prompt] = (),
+    responses: Mapping[str, Sequence[str]] = {},
+) -> Rankings:
     """Reads a file of rankings, one a row, as JSON lines or what else `data.files` reads. `policies` and `prompts` are
     those that there are, where they are known: one misspelt would be a vote that is missing. Prompts then come by their
-    ids, however they were named.
+    ids, however they were named. `responses`, policy -> what it wrote to each of the prompts, say whose the items of an
+    export are that names them otherwise: by their texts, so that equal texts are tied.
 
     Mistake, which names file and line: a column is missing, a ranking is not a list of at least two policies (or lists
     of tied ones), names one twice, or one that there is not, or is the rater's second for the prompt; a prompt's text
@@ -205,7 +212,9 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
         ids.setdefault(one.text, []).append(one.id)
     ids |= {one.id: [one.id] for one in prompts}
     text_of = {one.id: one.text for one in prompts}
-    for where, row in files.read(path).located:
+    written = {one.id: {name: texts[i] for name, texts in responses.items()} for i, one in enumerate(prompts)}
+    located = [(at, one) for at, row in files.read(path).located for one in _own(row, at, ids, written, policies)]
+    for where, row in located:
         prompt, rater = _prompt(row, where), str(trl.name_of(_column(row, 'rater', where)))
         if prompts and prompt not in ids:
             near = nearest(prompt, ids)[:80]
@@ -241,6 +250,48 @@ def read(path: PathLike | str, *, policies: Collection[str] = (), prompts: Seque
             if all(name in axis for axis, name in zip(axes, names)):  # asked again of what was skipped at first
                 table_BMN[tuple(axis[name] for axis, name in zip(axes, names))] = place
     return Rankings(*map(tuple, axes), rank_BMN, again_BMN, skipped)
+
+
+def _own(
+    row: Mapping[str, Any],
+    where: str,
+    ids: Mapping[str, Sequence[str]],
+    written: Mapping[str, Mapping[str, str]],
+    policies: Collection[str],
+) -> list[Mapping[str, Any]]:
+    """A row of ours as it is, and one of an export as rows of ours, a rater each."""
+    if (ranked := annotated.rankings(row, where)) is None:
+        return [row]
+    found, likely = [], {key.strip(): key for key in ids}
+    for one in ranked:
+        prompt = next(
+            (likely[name.strip()] for name in one.prompts if name.strip() in likely), next(iter(one.prompts), '')
+        )
+        own: dict[str, Any] = {'prompt_id': prompt, 'rater': one.rater}
+        if one.places is None:
+            found.append(own | {'skipped': 'by the export'})
+            continue
+        theirs = written.get(next(iter(ids.get(prompt, ())), ''), {})
+        places: list[list[str]] = []
+        for names in one.places:
+            of = [policy for name in names for policy in _whose(name, one, theirs, policies, where)]
+            places.append([name for name in dict.fromkeys(of) if not any(name in before for before in places)])
+        found.append(own | {'ranking': [names for names in places if names]})
+    return found
+
+
+def _whose(
+    name: str, one: annotated.Ranked, theirs: Mapping[str, str], policies: Collection[str], where: str
+) -> list[str]:
+    """The policies that wrote what an export calls by a name."""
+    if name in theirs or not theirs:
+        return [name]
+    text = one.texts.get(name, '').strip()
+    if found := [policy for policy, written in theirs.items() if name in one.texts and written.strip() == text]:
+        return found
+    if policies:
+        raise Mistake(f'{where}: {name!r} is no policy, and no policy wrote {text[:80]!r} to this prompt')
+    return [name]
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> str:

@@ -108,6 +108,16 @@ def mean_interval(values_B: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half), n)
 
 
+def difference(a: Interval, b: Interval) -> Interval:
+    """a − b of two estimates that know nothing of each other: their distances to their own ends, squared and added
+    (Newcombe 1998, method 10). Where they are of the same prompts it is wider than need be. n is the lesser one's.
+    """
+    value = a.value - b.value
+    low = value - sqrt((a.value - a.low) ** 2 + (b.high - b.value) ** 2)
+    high = value + sqrt((a.high - a.value) ** 2 + (b.value - b.low) ** 2)
+    return Interval(value, low, high, min(a.n, b.n))
+
+
 def bootstrap(values_B: np.ndarray, *, resamples: int = 1000, confidence: float = 0.95) -> Interval:
     """Percentile bootstrap over prompts of the mean. The same values have the same interval. Mistake: no values,
     resamples < 1.

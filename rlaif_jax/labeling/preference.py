@@ -10,9 +10,10 @@ samples their distributions are averaged (self-consistency, App. M). The verdict
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from hashlib import blake2b
 from numbers import Real
@@ -89,7 +90,10 @@ class Label:
     rationales: tuple[str, ...] = ()  # as given, then swapped; of each sample
     neutralised: int = 0  # places in its texts that looked like the prompt's structure
     shortened: int = 0  # characters of the context left out
-    tokens: int = 0  # of all prompts for the verdict, rationales included, as if each were read whole
+    tokens: int = 0  # of all prompts, for rationales and for verdicts, as if each were read whole
+    written: int = 0  # tokens of its rationales, as the verdict reads them
+    seconds: float = field(default=0.0, compare=False)  # its share of the work, by the clock; 0: nobody counted
+    devices: int = field(default=0, compare=False)  # that were at it; 0: a server's
     labeler: str = ''  # who said so: the digest of its weights, where it went through a store
     template: str = ''  # and that of what it was asked
 
@@ -120,8 +124,9 @@ class Label:
     @classmethod
     def of(cls, record: Record) -> Label:
         """The label that a store has."""
-        own = {name: math.nan if record[name] is None else record[name] for name in cls.__dataclass_fields__}
-        return cls(**own | {'rationales': tuple(own['rationales'])})
+        known = [one.name for one in fields(cls) if one.name in record or one.default is MISSING]  # of any version
+        own = {name: math.nan if record[name] is None else record[name] for name in known}
+        return cls(**own | {'rationales': tuple(own.get('rationales', ()))})
 
     def columns(self, labeler: str, technique: str) -> dict[str, Any]:
         """What a label adds to its row of a file. `preference_prob` is P(the row's first response is better), null where
@@ -154,12 +159,37 @@ def ask(tokenizer: Tokenizer, cfg: Config) -> Asked:
     return templates.pair(cfg.task, cfg.technique, folder, tokenizer.turn)
 
 
+class Prompter:
+    """What a labeler is shown of pairs, in both orders."""
+
+    def __init__(self, tokenizer: Tokenizer, cfg: Config, asked: Asked, max_length: int, depth: int = 0) -> None:
+        """max_length: tokens of a whole prompt; depth: those that an answer adds to it. Raises `Mistake` where not even an
+        empty pair would fit.
+        """
+        self.tokenizer, self.first = tokenizer, asked.rationale or asked.verdict
+        self.preamble = asked.verdict.encode_preamble(tokenizer)
+        # A rationale is written behind its prompt, and the verdict is asked for behind both.
+        (self.ending,) = tokenizer.encode([asked.verdict.parts[-1]], control=True, behind=True)
+        behind = max_length - len(self.preamble) - depth
+        self.room = behind - (cfg.max_rationale + len(self.ending) if asked.rationale else 0)
+        if self.room < 1:
+            raise Mistake(
+                f'max_rationale = {cfg.max_rationale} leaves no room for a pair: a prompt may have {max_length} tokens, '
+                f'{len(self.preamble)} of which the preamble and its exemplars take'
+            )
+
+    def encode(self, pairs: Sequence[Pair]) -> list[list[Encoded]]:
+        """The prompts of each pair behind the preamble, in both orders: of the rationale, or of the verdict without one."""
+        prompts = self.first.encode(self.tokenizer, [sample for pair in pairs for sample in _orders(pair)], self.room)
+        return [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
+
+
 class _Asking(NamedTuple):
-    """How a labeler is asked, who answers, and how many tokens of a pair fit in front of the verdict."""
+    """How a labeler is asked, who answers, and what is shown."""
 
     asked: Asked
     scorer: Answerer  # of two answers, the one that prefers the response shown first before the other
-    room: int
+    prompter: Prompter
 
 
 def _asking(lm: Model, cfg: Config, mesh: Mesh | None) -> _Asking:
@@ -170,15 +200,8 @@ def _asking(lm: Model, cfg: Config, mesh: Mesh | None) -> _Asking:
     preamble = asked.verdict.encode_preamble(tokenizer)
     answers = read_answers(tokenizer, better)
     scorer = answerer(lm, preamble, answers, mesh, batch=cfg.batch, max_length=cfg.max_length)
-    # A rationale is written behind its prompt, and the verdict is asked for behind both.
-    (ending,) = tokenizer.encode([asked.verdict.parts[-1]], control=True, behind=True)
-    room = scorer.room - (cfg.max_rationale + len(ending) if asked.rationale else 0)
-    if room < 1:
-        raise Mistake(
-            f'max_rationale = {cfg.max_rationale} leaves no room for a pair: a prompt may have {scorer.max_length} tokens, '
-            f'{len(preamble)} of which the preamble and its exemplars take'
-        )
-    return _Asking(asked, scorer, room)
+    prompter = Prompter(tokenizer, cfg, asked, scorer.max_length, answers.depth)
+    return _Asking(asked, scorer, prompter)
 
 
 def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
@@ -188,8 +211,8 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
     A pair that does not fit the model even without its context is unscorable. Raises `Mistake` where not even an empty
     one would fit, or the template is missing.
     """
-    one = _asking(lm, cfg, mesh)
-    asked, tokenizer, scorer, room = one.asked, lm.tokenizer, one.scorer, one.room
+    (asked, scorer, prompter), tokenizer = _asking(lm, cfg, mesh), lm.tokenizer
+    room = prompter.room
 
     def reason(rows: Sequence[Sequence[int]]) -> list[str | None]:
         """A rationale behind each prompt; None where the labeler refuses to write one."""
@@ -202,24 +225,25 @@ def make_labeler(lm: Model, cfg: Config, mesh: Mesh | None = None) -> Labeler:
         return [None if text is None else text.partition(mark)[0].strip() for text in written]
 
     def labeler(pairs: Sequence[Pair]) -> list[Label]:
-        shown = [sample for pair in pairs for sample in _orders(pair)]
-        prompts = (asked.rationale or asked.verdict).encode(tokenizer, shown, room)
-        both = [prompts[i : i + ORDERS] for i in range(0, len(prompts), ORDERS)]
+        both = prompter.encode(pairs)
         fits = [max(len(one.tokens) for one in orders) <= room for orders in both]
         # Sample by sample both orders of a pair are neighbours, so that the scorer computes their context once.
         todo = [one for orders, fit in zip(both, fits) if fit for one in orders * cfg.samples]
         each = cfg.samples * ORDERS
         rationales: list[str] = []
+        before: list[Encoded] = []  # of which the rationales were written
         explained = [True] * sum(fits)
         if asked.rationale:
             written = reason([one.tokens for one in todo])
             explained = [None not in written[i : i + each] for i in range(0, len(written), each)]
             todo = [one for i, one in enumerate(todo) if explained[i // each]]
             rationales = [text for i, text in enumerate(written) if text is not None and explained[i // each]]
-            todo = asked.conclude(tokenizer, todo, rationales, scorer.room)
+            before, todo = todo, asked.conclude(tokenizer, todo, rationales, scorer.room)
         prob_BJOC = scorer([one.tokens for one in todo], group=ORDERS).reshape(-1, cfg.samples, ORDERS, 2)
         made = (
-            _label(prob_JOC, todo[i : i + each], rationales[i : i + each], len(scorer.preamble), cfg.least_mass)
+            _label(
+                prob_JOC, todo[i : i + each], before[i : i + each], rationales[i : i + each], prompter, cfg.least_mass
+            )
             for prob_JOC, i in zip(prob_BJOC, range(0, len(todo), each))
         )
         fitting = iter([next(made) if yes else _unscorable(0.0, NO_RATIONALE) for yes in explained])
@@ -234,13 +258,12 @@ def instead(
     """The likeliest tokens where the verdict on each pair should stand, as its label knows it, in the order given, and how
     likely each is; none where it was not asked for.
     """
-    one, tokenizer = _asking(lm, cfg, mesh), lm.tokenizer
+    asked, scorer, prompter = _asking(lm, cfg, mesh)
     known = [i for i, label in enumerate(labels) if label.tokens]
-    shown = [_orders(pairs[i])[0] for i in known]
-    prompts = (one.asked.rationale or one.asked.verdict).encode(tokenizer, shown, one.room)
-    if one.asked.rationale:
-        prompts = one.asked.conclude(tokenizer, prompts, [labels[i].rationale for i in known], one.scorer.room)
-    found = dict(zip(known, one.scorer.likeliest([prompt.tokens for prompt in prompts])))
+    prompts = [orders[0] for orders in prompter.encode([pairs[i] for i in known])]
+    if asked.rationale:
+        prompts = asked.conclude(lm.tokenizer, prompts, [labels[i].rationale for i in known], scorer.room)
+    found = dict(zip(known, scorer.likeliest([prompt.tokens for prompt in prompts])))
     return [found.get(i, ()) for i in range(len(pairs))]
 
 
@@ -260,16 +283,24 @@ def answered(lm: Model, cfg: Config, pairs: Sequence[Pair], mesh: Mesh | None = 
 
 
 def _label(
-    prob_JOC: np.ndarray, prompts: Sequence[Encoded], rationales: Sequence[str], preamble: int, least_mass: float
+    prob_JOC: np.ndarray,
+    prompts: Sequence[Encoded],
+    before: Sequence[Encoded],
+    rationales: Sequence[str],
+    prompter: Prompter,
+    least_mass: float,
 ) -> Label:
-    """The label that the answers' probabilities amount to; `prompts` and `rationales` are sample by sample."""
+    """The label that the answers' probabilities amount to; sample by sample, `before` are the prompts of `rationales`."""
     mass_JO = prob_JOC.sum(-1)
     mass = float(mass_JO.mean(0).min())
     about = {
         'rationales': tuple(rationales),
         'neutralised': max(one.neutralised for one in prompts),
         'shortened': max(one.shortened for one in prompts),
-        'tokens': sum(preamble + len(one.tokens) for one in prompts),
+        'tokens': sum(len(prompter.preamble) + len(one.tokens) for one in (*before, *prompts)),
+        'written': sum(
+            len(one.tokens) - len(first.tokens) - len(prompter.ending) for first, one in zip(before, prompts)
+        ),
     }
     if not mass >= max(least_mass, 1e-12):  # for NaN too
         return _unscorable(mass, f'the two answers hold {mass:.3f} of the probability', **about)
@@ -356,9 +387,13 @@ def label_all(
     def labeler() -> Labeler:
         return make_labeler(model(), cfg, mesh)
 
+    devices = 0 if labelers.is_address(name) else mesh.size if mesh else 1
+
     def make(indices: list[int]) -> list[Record]:
-        labels = labeler()([pairs[i] for i in indices])
-        return [replace(label, labeler=provenance[0], template=asked.digest).record() for label in labels]
+        ask_all, began = labeler(), time.monotonic()  # reading a model is no labelling
+        labels = ask_all([pairs[i] for i in indices])
+        spent = {'seconds': (time.monotonic() - began) / len(indices), 'devices': devices}
+        return [replace(label, labeler=provenance[0], template=asked.digest, **spent).record() for label in labels]
 
     def advise(bad: list[int]) -> str:
         """What the labeler says in the place of an answer, and what would make it answer, tried on examples."""

@@ -263,6 +263,13 @@ def read(folder: Path, task: str, purpose: str) -> str:
     return path.read_text(encoding='utf-8').strip('\n')
 
 
+def rationales(task: str, folder: Path = FOLDER) -> list[str]:
+    """Those of the exemplars of a task, as many as there are."""
+    path = folder / task / 'exemplars.jsonl'
+    lines = [line for line in path.read_text(encoding='utf-8').split('\n') if line.strip()] if path.exists() else []
+    return [one['rationale'].strip() for one in _exemplars(folder, task, len(lines))]
+
+
 def _parts(folder: Path, task: str, purpose: str) -> tuple[str, ...]:
     """Literal, field, literal, …; a space before a field belongs to the field: tokenizers join it to the word behind."""
     text = read(folder, task, purpose)

@@ -5,74 +5,24 @@
     slots = slots_of(cfg)                    # where each parameter lies in the files
 
 A family is a row of `FAMILIES`: where its parameters lie, what all its models have in common, and its `Trait`s, of which
-each reads and writes what takes more than another name. Whatever nobody takes from a config.json is an error that names
-it, for it may change the mathematics.
+each reads and writes what takes more than another name (`fields.py`; rotary positions in `rotary.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
-import os
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
-from rlaif_jax import log
 from rlaif_jax.config import MOST, Mistake
-from rlaif_jax.models.transformer import Config, Rope
+from rlaif_jax.models.fields import Fields, Raw, Trait, cycle, flag, optional, unused
+from rlaif_jax.models.rotary import STILL, one_rope, two_ropes
+from rlaif_jax.models.transformer import Config
 
-Raw = dict[str, Any]  # what config.json holds
-
-# Fields that do not change the mathematics of inference, whatever they hold: what a model is called and was trained with,
-# what transformers writes of every model, how to sample, and notes of tools.
-HARMLESS = {
-    'architectures', 'model_type', 'bos_token_id', 'eos_token_id', 'pad_token_id', 'sep_token_id', 'unk_token_id',
-    'dtype', 'torch_dtype', 'transformers_version', 'transformers.js_config', 'initializer_range', 'use_cache',
-    'cache_implementation', 'pretraining_tp', 'attention_dropout', 'hidden_dropout', 'classifier_dropout', 'embd_pdrop',
-    'resid_pdrop', '_name_or_path', 'id2label', 'label2id', 'auto_map', 'chunk_size_feed_forward', 'is_encoder_decoder',
-    'is_decoder', 'output_attentions', 'output_hidden_states', 'problem_type', 'return_dict', 'tokenizer_class',
-    'is_llama_config', '_attn_implementation_autoset', 'attn_implementation', '_attn_implementation', '_commit_hash',
-    'num_labels', 'torchscript', 'use_bfloat16', 'tf_legacy_loss', 'finetuning_task', 'gradient_checkpointing',
-    'tie_encoder_decoder', 'task_specific_params', 'vocab_size_or_config_json_file', 'keys_to_ignore_at_inference',
-    'pad_to_multiple_of', 'bos_token', 'eos_token', 'pad_token', 'sep_token', 'unk_token', 'mask_token_id', 'prefix',
-    'rms_norm_eps', 'layer_norm_eps', 'layer_norm_epsilon',  # of the norm that the family does not have
-    # sampling
-    'max_length', 'min_length', 'max_new_tokens', 'min_new_tokens', 'do_sample', 'early_stopping', 'num_beams',
-    'num_beam_groups', 'num_return_sequences', 'diversity_penalty', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p',
-    'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size', 'encoder_no_repeat_ngram_size', 'bad_words_ids',
-    'suppress_tokens', 'begin_suppress_tokens', 'forced_bos_token_id', 'forced_eos_token_id', 'decoder_start_token_id',
-    'remove_invalid_values', 'exponential_decay_length_penalty', 'return_dict_in_generate', 'output_scores',
-    'penalty_alpha',
-    # tools
-    'model_name', 'base_model_name_or_path', 'license', 'neftune_noise_alpha', 'ignore_index', 'max_sequence_length',
-    'use_flash_attn', 'use_flash_attention', 'use_flash_attention_2', 'fused_bias_dropout', 'value_head_prefix',
-    'trust_remote_code', 'language', 'tags',
-}  # fmt: skip
-NOTES = ('unsloth_',)  # beginnings of more of them
-# Fields that are fine at some values only, for every family that has no other use for them.
-ONLY: Mapping[str, tuple[Any, ...]] = {
-    'attention_bias': (False, None),
-    'mlp_bias': (False, None),
-    'partial_rotary_factor': (1, None),
-    'rope_interleaved': (False, None),
-    'sliding_window': (None,),
-    'use_mrope': (False, None),
-    'use_bidirectional_attention': (False, None),
-    'quantization_config': (None, {}),
-    'quantization': (None, {}),
-    'pruned_heads': ({}, None),
-    'add_cross_attention': (False, None),
-    'cross_attention_hidden_size': (None,),
-    'output_router_logits': (False, None),
-    # A reward model whose scores go out as (score - mean) / std.
-    'normalize_reward': (False, None),
-    'mean': (0, None),
-    'std': (1, None),
-}
 MANY = 10_000  # layers: more than any model has, and few enough to be listed
-IGNORED = 'RLAIF_IGNORE_FIELDS'  # names of fields, with commas between, that the user takes on their own account
 # theirs -> ours, taken as they are
 NUMBERS = {
     'vocab_size': 'vocab', 'num_hidden_layers': 'layers', 'hidden_size': 'width', 'num_attention_heads': 'heads',
@@ -85,88 +35,27 @@ DEFAULTS: Raw = {
 }  # fmt: skip
 
 
-class Fields:
-    """A config.json of which every field has to be taken by somebody."""
-
-    def __init__(self, raw: Raw, where: str) -> None:
-        self.raw, self.left, self.where = raw, dict(raw), where
-
-    def take(self, name: str, default: Any) -> Any:
-        """The value, or the default where the field is not there at all (null is a value: None)."""
-        self.left.pop(name, None)
-        return self.raw.get(name, default)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.take(name, default)
-        if value not in (True, False, None):  # a word, which would be true whatever it says
-            raise self.unsupported(name, value, 'true, false')
-        return bool(value)
-
-    def positive(self, name: str, value: Any) -> float:
-        """A number above 0 that a float can hold. Raises `Mistake` for what is none: text, true, infinity."""
-        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-            raise self.unsupported(name, value, 'a number above 0')
-        return float(value)
-
-    def whole(self, name: str, value: Any, most: int = MOST) -> int:
-        """A whole number, 1 at least. Raises `Mistake` for what is none, also for 2.0."""
-        if type(value) is not int or not 1 <= value <= most:
-            raise self.unsupported(name, value, f'a whole number, 1 to {most:,}')
-        return value
-
-    def unsupported(self, name: str, value: Any, supported: str) -> Mistake:
-        return Mistake(f'{self.where}: {name} = {value!r} is not supported; supported: {supported}')
-
-    def refuse(self, name: str, value: Any, why: str) -> None:
-        """Raises `Mistake` for a field, unless the user takes it on their own account."""
-        if not name or name not in os.environ.get(IGNORED, '').replace(' ', '').split(','):
-            raise Mistake(f'{self.where}: {why}; {IGNORED}={name} in the environment ignores it, on your own account')
-        log.say_once(f'{self.where}: {name} = {value!r} is ignored, as {IGNORED} says')
-
-    def unknown(self, name: str, value: Any) -> None:
-        self.refuse(name, value, f'unknown field {name!r}; it may change the mathematics, so it is not ignored')
-
-    def finish(self) -> None:
-        """Raises `Mistake` for a field that nobody took and that is not known to be harmless."""
-        for name, value in self.left.items():
-            if name in ('quantization_config', 'quantization') and value not in ONLY[name]:
-                how = f'{name} = {value!r} is not supported: it is quantized {_quantized(value)}'
-                raise Mistake(f'{self.where}: {how}; fetch the model in bfloat16 or float32')
-            if name in ONLY and value not in ONLY[name]:
-                self.refuse(name, value, f'{name} = {value!r} is not supported (only {ONLY[name][0]!r})')
-            elif name not in HARMLESS | set(ONLY) and not name.startswith(NOTES):
-                self.unknown(name, value)
-
-
-def _quantized(value: Any) -> str:
-    """By what, as far as the field says it."""
-    known = value if isinstance(value, dict) else {}
-    loading = 'bitsandbytes' if any(key.startswith('load_in_') for key in known) else None
-    method = known.get('quant_method') or loading or ('MLX' if 'group_size' in known else 'a tool it does not name')
-    bits = known.get('bits') or known.get('w_bit')
-    return f'by {method}' + f' to {bits} bits' * bool(bits)
-
-
-class Trait(NamedTuple):
-    """`read(fields, known)` gives more fields of our `Config`, of which some are `known` already; `write(cfg)` gives
-    theirs.
-    """
-
-    read: Callable[[Fields, Raw], Raw]
-    write: Callable[[Config], Raw]
-
-
 class Slot(NamedTuple):
     """Where a parameter lies in their files.
 
+    name: of a tensor; '{}' is the layer, which they store apart, and a second one the expert.
     layout: the letters of its axes, grouped as they are flattened: 'NH D'. Where one tensor holds several parameters,
     `part` says which this is: of those one behind another along the first axis ('NH+KH+KH D'), or of those stacked at
     the digit ('N3H D').
     """
 
-    name: str  # '{}' is the layer, which they store apart
+    name: str
     layout: str
     part: int = 0
+
+    @property
+    def apart(self) -> str:
+        """Of which axes, the first ones of the parameter, each index is a tensor of its own: '', 'L' or 'LE'."""
+        return 'LE'[: self.name.count('{}')]
+
+    def names(self, spans: Mapping[str, Sequence[int]]) -> list[str]:
+        """Of the tensors within these spans of `apart`, the last one changing fastest."""
+        return [self.name.format(*index) for index in itertools.product(*(spans[c] for c in self.apart))]
 
 
 class Family(NamedTuple):
@@ -179,15 +68,26 @@ class Family(NamedTuple):
     ignored: tuple[str, ...] = ('rotary_emb.inv_freq',)  # endings of tensors that hold no parameters
 
 
+class Part(NamedTuple):
+    """The text part of a model of images and text, which is a language model of a family."""
+
+    family: str
+    kind: str  # its own model_type
+    defaults: Raw = {}  # fields of theirs that files leave out
+    theta: float | None = None  # of rotary positions, where the files do not say it and it is not the family's
+
+
 def read(raw: Raw, where: str, dtype: str = 'float32') -> Config:
     """`config.json` as our `Config`. An unknown field, or a known one at a value that we do not compute, is a `Mistake`
-    that names it.
+    that names it. Of a model of images and text it is that of its text part.
     """
+    raw, where = _text_part(raw, where)
     kind = raw.get('model_type')
     if not isinstance(kind, str) or kind not in FAMILIES:
         near = difflib.get_close_matches(str(kind), FAMILIES, 3, 0.65)
         hint = f'; nearest: {", ".join(near)}' if near else ''
-        raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {", ".join(FAMILIES)}')
+        known = ', '.join([*FAMILIES, *PARTS])
+        raise Mistake(f'{where}: model_type = {kind!r} is not supported{hint}; supported: {known}')
     family, fields = FAMILIES[kind], Fields(raw, where)
     defaults = DEFAULTS | family.defaults
     ours = {'family': kind, 'dtype': dtype} | family.common
@@ -252,31 +152,45 @@ def slots_of(cfg: Config) -> dict[str, Slot]:
     return {name: slots[name] for name in cfg.names if name in slots}
 
 
+def part_of(raw: Raw) -> Part | None:
+    """The text part of a model of images and text, as far as it is known; None of a language model."""
+    kind = raw.get('model_type')
+    return PARTS.get(kind) if isinstance(kind, str) else None
+
+
+def _text_part(raw: Raw, where: str) -> tuple[Raw, str]:
+    """What a config.json says of a language model, and where; fields beside it that nobody knows are an error, too."""
+    part = part_of(raw)
+    if part is None:
+        return raw, where
+    top = Fields(raw, where)
+    text, tied = top.take('text_config', None), top.take('tie_word_embeddings', None)
+    if not isinstance(text, dict):
+        raise top.unsupported('text_config', text, 'a table')
+    if (kind := text.get('model_type', part.kind)) != part.kind:
+        raise top.unsupported('text_config.model_type', kind, part.kind)
+    for name in IMAGES:
+        top.take(name, None)
+    top.finish()
+    text = {**part.defaults, **text, 'model_type': part.family}
+    text |= {} if tied is None else {'tie_word_embeddings': tied}
+    tables = {
+        name: dict(text[name]) for name in ('rope_parameters', 'rope_scaling') if isinstance(text.get(name), dict)
+    }
+    for table in tables.values():
+        for word in SPACE:
+            table.pop(word, None)
+    if part.theta and not any('rope_theta' in table for table in (text, *tables.values())):
+        text['rope_theta'] = part.theta
+    return text | tables, f'{where}: text_config'
+
+
 def _numbers(family: Family) -> list[tuple[str, str]]:
     named = [(family.rename.get(theirs, theirs), mine) for theirs, mine in NUMBERS.items()]
     return [(theirs, mine) for theirs, mine in named if theirs is not None]
 
 
 # Traits
-
-
-def _flag(theirs: str, default: bool, *ours: str) -> Trait:
-    """A switch of theirs for one or several of ours, which go together."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        return dict.fromkeys(ours, f.flag(theirs, default))
-
-    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours[0])})
-
-
-def _optional(theirs: str, default: float | None, ours: str) -> Trait:
-    """A number of theirs that may be null, as ours may be None."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        value = f.take(theirs, default)
-        return {ours: None if value is None else f.positive(theirs, value)}
-
-    return Trait(read, lambda cfg: {theirs: getattr(cfg, ours)})
 
 
 _ACTIVATIONS = {
@@ -315,214 +229,21 @@ def _scale_write(cfg: Config) -> Raw:
     return {'query_pre_attn_scalar': int(scalar) if scalar == int(scalar) else scalar}
 
 
-# Rotary positions
-
-USUAL = {  # words of some files
-    'type': 'rope_type', 'rotary_emb_base': 'rope_theta', 'rope_local_base_freq': 'rope_theta',
-    'rotary_pct': 'partial_rotary_factor',
-}  # fmt: skip
-
-
-NUMBERED = {
-    'rope_theta', 'partial_rotary_factor', 'factor', 'low_freq_factor', 'high_freq_factor',
-    'original_max_position_embeddings', 'attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim',
-}  # fmt: skip
-KINDS = {'su': 'longrope'} | {kind: kind for kind in ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')}
-FAST, SLOW = 32.0, 1.0  # turns, where YaRN's files do not say them
-LENGTH = 'original_max_position_embeddings'  # that the model was made with, before it was stretched
-
-
-def _rotary(f: Fields, theta: float, fraction: float | None, max_length: int, *tables: tuple[str, Raw]) -> Rope:
-    """What several tables of rotary parameters, each with the name that it has in the file, say together in the words of
-    any version of transformers; where two contradict each other, a `Mistake` names both. `theta` and `fraction` are
-    what holds where none says it; without a fraction the family turns whole heads.
-    """
-    raw, names = {}, {}
-    for where, table in tables:
-        for word, value in table.items():
-            usual, name = USUAL.get(word, word), f'{where}.{word}'.lstrip('.')
-            if value is None:
-                continue
-            if usual == 'rope_type':
-                if not isinstance(value, str) or value not in KINDS:
-                    raise f.unsupported(f'{where}: rope_type', value, ', '.join(KINDS))
-                value = KINDS[value]
-            if usual in raw and raw[usual] != value:
-                raise Mistake(f'{f.where}: {names[usual]} = {raw[usual]!r}, but {name} = {value!r}; say it once')
-            raw[usual], names[usual] = value, name
-            if usual in NUMBERED:
-                f.positive(name, value)
-    kind, more = raw.pop('rope_type', 'default'), {}
-    part, theta = raw.pop('partial_rotary_factor', 1.0 if fraction is None else fraction), raw.pop('rope_theta', theta)
-    if fraction is None and part != 1:
-        raise f.unsupported('partial_rotary_factor', part, '1')
-    if kind in ('linear', 'dynamic', 'llama3'):
-        more['factor'] = float(raw.pop('factor'))
-    if kind in ('llama3', 'yarn', 'longrope'):
-        beside = f.take(LENGTH, None)
-        length = int(raw.pop(LENGTH, None) or (f.positive(LENGTH, beside) if beside else max_length))
-        if kind == 'llama3':
-            more['spared'] = float(raw.pop('low_freq_factor')), float(raw.pop('high_freq_factor')), length
-        else:
-            more = (_yarn if kind == 'yarn' else _longrope)(f, raw, length, max_length)
-    if kind == 'dynamic':  # which turns no slower in texts of up to max_length
-        more = {'beyond': (('rope_type', kind), ('factor', more['factor']))}
-    for word, value in raw.items():
-        f.unknown(names[word], value)
-    return Rope(float(theta), float(part), **more)
-
-
-def _yarn(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
-    """YaRN (arXiv 2309.00071)."""
-    factor = float(raw.pop('factor', max_length / length))
-    grown = lambda by: 0.1 * by * math.log(max(factor, 1.0)) + 1.0  # noqa: E731
-    one, other, scale = (raw.pop(name, None) for name in ('mscale', 'mscale_all_dim', 'attention_factor'))
-    if scale is None:
-        scale = grown(one) / grown(other) if one and other else grown(1.0)
-    fast, slow, whole = raw.pop('beta_fast', FAST), raw.pop('beta_slow', SLOW), raw.pop('truncate', True)
-    if type(whole) is not bool:
-        raise f.unsupported('truncate', whole, 'true, false')
-    return {'factor': factor, 'ramp': (float(fast), float(slow), length, whole), 'scale': float(scale)}
-
-
-def _longrope(f: Fields, raw: Raw, length: int, max_length: int) -> Raw:
-    """LongRoPE (arXiv 2402.13753), for texts as long as the model was made with; in longer ones all turns otherwise."""
-    each = [raw.pop(name) for name in ('short_factor', 'long_factor')]
-    for name, found in zip(('short_factor', 'long_factor'), each):
-        if not isinstance(found, list) or not found:
-            raise f.unsupported(name, found, 'a list of numbers')
-    short, long = (tuple(f.positive('short_factor, long_factor', one) for one in found) for found in each)
-    beyond = {LENGTH: length, 'long_factor': long, 'max_position_embeddings': max_length}
-    beyond |= {'factor': float(raw.pop('factor'))} if 'factor' in raw else {}
-    scale = raw.pop('attention_factor', None) or _longrope_scale(beyond)
-    return {'each': short, 'scale': float(scale), 'beyond': tuple(beyond.items())}
-
-
-def _longrope_scale(said: Raw) -> float:
-    """What LongRoPE's attention is scaled by where its files do not say it."""
-    length, factor = said[LENGTH], said.get('factor', said['max_position_embeddings'] / said[LENGTH])
-    return math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
-
-
-def _lengths(f: Fields, max_length: int, rope: Rope) -> Raw:
-    """The rope, and the longest text that it is for."""
-    length = min(dict(rope.beyond).get(LENGTH, max_length), max_length)
-    if length < max_length:
-        log.say_once(
-            f'{f.where}: is read for texts of up to {length} tokens; in longer ones all positions turn otherwise'
-        )
-    return {'ropes': (rope,), 'max_length': length}
-
-
-def _tables(f: Fields) -> list[tuple[str, Raw]]:
-    """The tables of rotary parameters: today's, and that of transformers before version 5."""
-    tables = [(name, f.take(name, None) or {}) for name in ('rope_parameters', 'rope_scaling')]
-    if wrong := [(name, table) for name, table in tables if not isinstance(table, dict)]:
-        raise f.unsupported(*wrong[0], 'a table')
-    return tables
-
-
-def _scaling(rope: Rope, max_length: int) -> Raw:
-    """The words that every version of transformers reads."""
-    beyond = dict(rope.beyond)
-    if rope.each:
-        usual, top = _longrope_scale(beyond), {name: beyond.pop(name) for name in (LENGTH, 'max_position_embeddings')}
-        table = {'type': 'longrope', 'short_factor': rope.each} | beyond
-        table |= {} if rope.scale == usual else {'attention_factor': rope.scale}
-        return {'rope_scaling': {word: list(x) if isinstance(x, tuple) else x for word, x in table.items()}} | top
-    if beyond:
-        return {'rope_scaling': beyond}
-    if rope.ramp:
-        fast, slow, length, whole = rope.ramp
-        table = {'rope_type': 'yarn', 'factor': rope.factor, 'attention_factor': rope.scale}
-        table |= {'beta_fast': fast, 'beta_slow': slow} | ({} if whole else {'truncate': False})
-        return {'rope_scaling': table | ({} if length == max_length else {LENGTH: length})}
-    if rope.spared:
-        low, high, length = rope.spared
-        more = {'low_freq_factor': low, 'high_freq_factor': high, 'original_max_position_embeddings': length}
-        return {'rope_scaling': {'rope_type': 'llama3', 'factor': rope.factor} | more}
-    return {'rope_scaling': {'rope_type': 'linear', 'factor': rope.factor}} if rope.factor != 1 else {}
-
-
-def _rope(theta: float = 10_000.0, base: str = 'rope_theta', part: str = '', fraction: float | None = None) -> Trait:
-    """The same in all layers. `base` and `part` are where a config.json says theta and the fraction of a head that turns;
-    `fraction` is the family's default, of a family that has one.
-    """
-
-    def read(f: Fields, known: Raw) -> Raw:
-        words = [base, 'rope_theta', *([part, 'partial_rotary_factor'] if part else [])]
-        by_themselves = {word: f.take(word, None) for word in words}  # in words of the family's own, and the usual
-        found = _rotary(f, theta, fraction, known['max_length'], *_tables(f), ('', by_themselves))
-        return _lengths(f, known['max_length'], found)
-
-    def write(cfg: Config) -> Raw:
-        rope = next((rope for rope in cfg.each(cfg.ropes) if rope.factor < math.inf), cfg.ropes[0])
-        return {base: rope.theta} | ({part: rope.fraction} if part else {}) | _scaling(rope, cfg.max_length)
-
-    return Trait(read, write)
-
-
-def _unused(*names: str) -> Trait:
-    """What a family's files say and nothing that we support depends on."""
-
-    def read(f: Fields, known: Raw) -> Raw:
-        for name in names:
-            f.take(name, None)
-        return {}
-
-    return Trait(read, lambda cfg: {})
-
-
-def _still_read(f: Fields, known: Raw) -> Raw:
-    """SmolLM 3, whose every fourth layer knows no positions."""
-    every, (rope,) = f.whole('no_rope_layer_interval', f.take('no_rope_layer_interval', 4)), known['ropes']
-    turns = f.take('no_rope_layers', None) or [(i + 1) % every for i in range(known['layers'])]
-    if not isinstance(turns, list) or len(turns) < known['layers']:
-        raise f.unsupported('no_rope_layers', turns, f'one number for each of {known["layers"]} layers')
-    still = Rope(rope.theta, rope.fraction, math.inf)
-    return {'ropes': _cycle([rope if turn else still for turn in turns[: known['layers']]])}
-
-
-def _still_write(cfg: Config) -> Raw:
-    return {
-        'no_rope_layers': [int(rope.factor < math.inf) for rope in cfg.each(cfg.ropes)],
-        'no_rope_layer_interval': 4,
-    }
-
-
-def _two_ropes_read(f: Fields, known: Raw) -> Raw:
-    """Gemma 3: layers with a window, which are read already, have rotary positions of their own."""
-    (name, new), old = _tables(f)
-    for unknown in set(new) - {'full_attention', 'sliding_attention'}:
-        f.unknown(f'{name}.{unknown}', new[unknown])
-
-    def rope(theta: float, kind: str, base: str, *more: tuple[str, Raw]) -> Rope:
-        within = (f'{name}.{kind}', new.get(kind) or {})
-        return _rotary(f, theta, None, known['max_length'], within, *more, ('', {base: f.take(base, None)}))
-
-    far = rope(1_000_000.0, 'full_attention', 'rope_theta', old)
-    near = rope(10_000.0, 'sliding_attention', 'rope_local_base_freq')
-    windows = [known['windows'][i % len(known['windows'])] for i in range(known['layers'])]
-    return {'ropes': _cycle([near if window else far for window in windows])}
-
-
-def _two_ropes_write(cfg: Config) -> Raw:
-    kinds = dict(zip(map(bool, cfg.each(cfg.windows)), cfg.each(cfg.ropes)))
-    far, near = kinds.get(False, Rope(1_000_000.0)), kinds.get(True, Rope())
-    return {'rope_theta': far.theta, 'rope_local_base_freq': near.theta} | _scaling(far, cfg.max_length)
-
-
 # Windows
 
 
-def _window(default: int | None) -> Trait:
-    """The same in all layers; null is none."""
+def _window(default: int | None, switched: bool = False) -> Trait:
+    """The same in all layers; null is none. `switched`: none unless `use_sliding_window` says so."""
 
     def read(f: Fields, known: Raw) -> Raw:
         window = f.take('sliding_window', default) or 0
+        window = window if not switched or f.flag('use_sliding_window', False) else 0
         return {'windows': (window and f.whole('sliding_window', window),)}
 
-    return Trait(read, lambda cfg: {'sliding_window': cfg.windows[0] or None})
+    def write(cfg: Config) -> Raw:
+        return {'sliding_window': cfg.windows[0] or None} | ({'use_sliding_window': cfg.windowed} if switched else {})
+
+    return Trait(read, write)
 
 
 def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False) -> Trait:
@@ -541,7 +262,7 @@ def _windows(slides: Callable[[Fields, Raw], list[bool]], switched: bool = False
             raise f.unsupported('layer_types', types, f'{" or ".join(KINDS)}, one for each of {layers} layers')
         if KINDS[1] in types and not window:
             raise f.unsupported('sliding_window', window, 'a number, where layer_types has sliding_attention')
-        return {'windows': _cycle([window if kind == KINDS[1] else 0 for kind in types])}
+        return {'windows': cycle([window if kind == KINDS[1] else 0 for kind in types])}
 
     def write(cfg: Config) -> Raw:
         windows = cfg.each(cfg.windows)
@@ -572,10 +293,32 @@ def _where_still(f: Fields, known: Raw) -> list[bool]:
     return [known['ropes'][i % len(known['ropes'])].factor == math.inf for i in range(known['layers'])]
 
 
-def _cycle(values: list) -> tuple:
-    """The shortest tuple that, repeated, is these values."""
-    n = next(n for n in range(1, len(values) + 1) if all(x == values[i % n] for i, x in enumerate(values)))
-    return tuple(values[:n])
+# Experts
+
+
+def _experts(name: str, *others: str) -> Trait:
+    """How many, under that name or one of the others, and how many of them a token passes."""
+
+    def read(f: Fields, known: Raw) -> Raw:
+        found = {one: value for one in (name, *others) if (value := f.take(one, None)) is not None}
+        if len(set(map(repr, found.values()))) > 1:
+            raise Mistake(
+                f'{f.where}: {" and ".join(f"{one} = {value!r}" for one, value in found.items())}; say it once'
+            )
+        experts, chosen = f.whole(name, *found.values() or [None]), f.take('num_experts_per_tok', None)
+        for told in ('router_aux_loss_coef', 'router_jitter_noise'):  # of training elsewhere
+            f.take(told, None)
+        return {'experts': experts, 'chosen': f.whole('num_experts_per_tok', chosen, experts)}
+
+    return Trait(read, lambda cfg: {name: cfg.experts, 'num_experts_per_tok': cfg.chosen})
+
+
+def _everywhere(f: Fields, known: Raw) -> Raw:
+    """Experts in all layers; some models of Qwen may have an MLP of the usual kind in some."""
+    for name, usual in (('decoder_sparse_step', (1, None)), ('mlp_only_layers', ([], None))):
+        if (value := f.take(name, None)) not in usual:
+            raise f.unsupported(name, value, f'{usual[0]!r}: experts in every layer')
+    return {}
 
 
 # Families
@@ -611,6 +354,19 @@ OUT_NORMS = {
     'mlp_norm_LD': Slot(LAYER + 'pre_feedforward_layernorm.weight', 'D'),
     'mlp_out_norm_LD': Slot(LAYER + 'post_feedforward_layernorm.weight', 'D'),
 }
+
+
+def _slots_of_experts(within: str, gate: str, up: str, down: str) -> Mapping[str, Slot]:
+    expert = LAYER + within + '.experts.{}.'
+    return {
+        'router_LDE': Slot(LAYER + within + '.gate.weight', 'E D'),
+        'gate_LEDF': Slot(f'{expert}{gate}.weight', 'F D'),
+        'up_LEDF': Slot(f'{expert}{up}.weight', 'F D'),
+        'down_LEFD': Slot(f'{expert}{down}.weight', 'D F'),
+    }
+
+
+EXPERTS = _slots_of_experts('mlp', 'gate_proj', 'up_proj', 'down_proj')
 PHI3 = {
     'query_LDNH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 0),
     'key_LDKH': Slot(LAYER + 'self_attn.qkv_proj.weight', 'NH+KH+KH D', 1),
@@ -643,8 +399,10 @@ NEOX: Mapping[str, Slot] = {
 }
 
 SILU = _activation('silu')
-ATTENTION_BIAS = _flag('attention_bias', False, 'qkv_bias', 'out_bias')
-MLP_BIAS = _flag('mlp_bias', False, 'mlp_bias')
+ATTENTION_BIAS = flag('attention_bias', False, 'qkv_bias', 'out_bias')
+MLP_BIAS = flag('mlp_bias', False, 'mlp_bias')
+MANY_EXPERTS = _experts('num_experts', 'num_local_experts')
+EVENED = flag('norm_topk_prob', False, 'shared')
 LATE_WINDOWS = _windows(_late, switched=True)
 GELU_TANH = Trait(_gemma_read, lambda cfg: dict.fromkeys(('hidden_act', 'hidden_activation'), 'gelu_pytorch_tanh'))
 QUERY_SCALE = Trait(_scale_read, _scale_write)
@@ -654,8 +412,8 @@ GEMMA_DEFAULTS = {'max_position_embeddings': 8192, 'tie_word_embeddings': True, 
 
 def _caps(attention: float | None, final: float | None) -> tuple[Trait, Trait]:
     return (
-        _optional('attn_logit_softcapping', attention, 'attention_cap'),
-        _optional('final_logit_softcapping', final, 'logit_cap'),
+        optional('attn_logit_softcapping', attention, 'attention_cap'),
+        optional('final_logit_softcapping', final, 'logit_cap'),
     )
 
 
@@ -664,47 +422,85 @@ def _classes(name: str) -> tuple[str, str]:
 
 
 FAMILIES: Mapping[str, Family] = {
-    'llama': Family(_classes('Llama'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, MLP_BIAS)),
-    'mistral': Family(_classes('Mistral'), LLAMA, (SILU, _rope(), _window(4096))),
-    'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, _rope(), LATE_WINDOWS), {'qkv_bias': True}),
+    'llama': Family(_classes('Llama'), LLAMA, (SILU, one_rope(), ATTENTION_BIAS, MLP_BIAS)),
+    'mistral': Family(_classes('Mistral'), LLAMA, (SILU, one_rope(), _window(4096))),
+    'qwen2': Family(_classes('Qwen2'), LLAMA, (SILU, one_rope(), LATE_WINDOWS), {'qkv_bias': True}),
+    'mixtral': Family(
+        _classes('Mixtral'), {**LLAMA, **_slots_of_experts('block_sparse_moe', 'w1', 'w3', 'w2')},
+        (SILU, one_rope(1_000_000.0), _window(None), _experts('num_local_experts', 'num_experts')),
+        defaults={'max_position_embeddings': 131_072, 'rms_norm_eps': 1e-5},
+    ),
+    'olmoe': Family(
+        _classes('Olmoe'), {**LLAMA, **EXPERTS},
+        (SILU, one_rope(), ATTENTION_BIAS, MANY_EXPERTS, EVENED),
+        {'qk_norm': 'all'}, defaults={'max_position_embeddings': 4096, 'rms_norm_eps': 1e-5},
+    ),
+    'qwen3_moe': Family(
+        _classes('Qwen3Moe'), {**LLAMA, **EXPERTS},
+        (SILU, one_rope(), ATTENTION_BIAS, _window(4096, switched=True), MANY_EXPERTS, EVENED,
+         Trait(_everywhere, lambda cfg: {}), unused('intermediate_size', 'max_window_layers')),
+        {'qk_norm': 'head'}, rename={'intermediate_size': 'moe_intermediate_size'},
+        defaults={'max_position_embeddings': 32_768},
+    ),
     'qwen3': Family(
-        _classes('Qwen3'), LLAMA, (SILU, _rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
+        _classes('Qwen3'), LLAMA, (SILU, one_rope(), ATTENTION_BIAS, LATE_WINDOWS), {'qk_norm': 'head'},
         defaults={'head_dim': 128},
     ),
-    'gemma': Family(_classes('Gemma'), LLAMA, (GELU_TANH, _rope(), ATTENTION_BIAS), GEMMA, defaults=GEMMA_DEFAULTS),
+    'gemma': Family(_classes('Gemma'), LLAMA, (GELU_TANH, one_rope(), ATTENTION_BIAS), GEMMA, defaults=GEMMA_DEFAULTS),
     'gemma2': Family(
         _classes('Gemma2'), {**LLAMA, **OUT_NORMS},
-        (GELU_TANH, _rope(), ATTENTION_BIAS, QUERY_SCALE, *_caps(50.0, 30.0), _windows(_all_but_every(2))),
+        (GELU_TANH, one_rope(), ATTENTION_BIAS, QUERY_SCALE, *_caps(50.0, 30.0), _windows(_all_but_every(2))),
         GEMMA | {'norm_at': 'around'}, defaults=GEMMA_DEFAULTS,
     ),
     'gemma3_text': Family(
         ('Gemma3ForCausalLM', 'Gemma3TextForSequenceClassification'), {**LLAMA, **OUT_NORMS},
         (GELU_TANH, ATTENTION_BIAS, QUERY_SCALE, *_caps(None, None), _windows(_all_but_every(6)),
-         Trait(_two_ropes_read, _two_ropes_write)),
+         two_ropes(1_000_000.0, 10_000.0, 'rope_local_base_freq')),
         GEMMA | {'norm_at': 'around', 'qk_norm': 'head'}, defaults=GEMMA_DEFAULTS | {'max_position_embeddings': 131_072},
     ),
     'gpt_neox': Family(
         _classes('GPTNeoX'), NEOX,
-        (_activation('gelu'), _rope(base='rotary_emb_base', part='rotary_pct', fraction=0.25),
-         _flag('attention_bias', True, 'qkv_bias', 'out_bias'), _flag('use_parallel_residual', True, 'parallel')),
+        (_activation('gelu'), one_rope(base='rotary_emb_base', part='rotary_pct', fraction=0.25),
+         flag('attention_bias', True, 'qkv_bias', 'out_bias'), flag('use_parallel_residual', True, 'parallel')),
         {'norm': 'layer', 'gated': False, 'mlp_bias': True},
         rename={'rms_norm_eps': 'layer_norm_eps', 'num_key_value_heads': None, 'head_dim': None},
         ignored=('rotary_emb.inv_freq', 'attention.bias', 'attention.masked_bias'),  # the last two are causal masks
     ),
     'olmo2': Family(
-        _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, _rope(), ATTENTION_BIAS),
+        _classes('Olmo2'), {**LLAMA, **OUT_NORMS}, (SILU, one_rope(), ATTENTION_BIAS),
+        {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
+    ),
+    'olmo3': Family(
+        _classes('Olmo3'), {**LLAMA, **OUT_NORMS},
+        (SILU, ATTENTION_BIAS, _windows(_all_but_every(4)), two_ropes(500_000.0, 500_000.0, 'rope_theta')),
         {'norm_at': 'after', 'qk_norm': 'all'}, defaults={'rms_norm_eps': 1e-5},
     ),
     'phi3': Family(
         _classes('Phi3'), {**LLAMA, **PHI3},
-        (SILU, _rope(part='partial_rotary_factor', fraction=1.0), _window(None),
-         _unused('original_max_position_embeddings')),
+        (SILU, one_rope(part='partial_rotary_factor', fraction=1.0), _window(None),
+         unused('original_max_position_embeddings')),
         defaults={'rms_norm_eps': 1e-5},
     ),
     'smollm3': Family(
         _classes('SmolLM3'), LLAMA,
-        (SILU, _rope(2_000_000.0), ATTENTION_BIAS, MLP_BIAS, Trait(_still_read, _still_write),
-         _windows(_where_still, switched=True), _unused('max_window_layers')),
+        (SILU, one_rope(2_000_000.0), ATTENTION_BIAS, MLP_BIAS, STILL,
+         _windows(_where_still, switched=True), unused('max_window_layers')),
         defaults={'tie_word_embeddings': True},
     ),
 }  # fmt: skip
+
+PARTS: Mapping[str, Part] = {
+    'gemma3': Part('gemma3_text', 'gemma3_text', {
+        'vocab_size': 262_208, 'num_attention_heads': 8, 'num_key_value_heads': 4,
+    }),
+    'mistral3': Part('mistral', 'mistral'),
+    'qwen3_vl': Part('qwen3', 'qwen3_vl_text', theta=500_000.0),
+}  # fmt: skip
+# What files say of images, beside text_config; and, of rotary positions, of where in an image a token stands, which for
+# text is the same in all directions.
+IMAGES = {
+    'vision_config', 'image_token_index', 'image_token_id', 'boi_token_index', 'eoi_token_index', 'boi_token_id',
+    'eoi_token_id', 'mm_tokens_per_image', 'projector_hidden_act', 'vision_feature_layer', 'multimodal_projector_bias',
+    'spatial_merge_size', 'video_token_id', 'vision_start_token_id', 'vision_end_token_id',
+}  # fmt: skip
+SPACE = {'mrope_section', 'mrope_interleaved'}

@@ -6,6 +6,7 @@ What a config.json says and what the tensors are called is the families' to know
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from jax.sharding import Mesh
 
 from rlaif_jax import axes, foreign, hosts, paths
 from rlaif_jax.config import Mistake, refusal
-from rlaif_jax.models import families, heads, lora, transformer
+from rlaif_jax.models import cards, families, heads, lora, transformer
 from rlaif_jax.models.families import Slot
 from rlaif_jax.models.presets import Absent, resolve
 from rlaif_jax.models.stored import SCORE, VALUE, Sizes, find_tensors, order_of, read_params, shape_of, untied
@@ -35,15 +36,6 @@ NAMED = (  # what makes a model besides its weights
     'config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja',
 )  # fmt: skip
 WRITTEN = 'float32', 'bfloat16', 'float16'
-CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-tags: [rlaif]
----
-{about}
-
-Weights in {dtype}, written by [rlaif_jax](https://arxiv.org/abs/2309.00267), read by `transformers`, TRL and vLLM.
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +137,7 @@ def save(
     config = write_config(lm.config, lm.tokenizer, dtype, score=score)
     generation = {name: config[name] for name in ('pad_token_id', 'eos_token_id')}
     task = 'text-classification' if score else 'text-generation'
-    card = CARD.format(about=about or f'A copy of `{lm.name}`.', dtype=dtype, task=task)
+    card = cards.card(lm.name, about or f'A copy of `{lm.name}`.', dtype, task)
     tensors = _tensors(lm.config, lm.params, shard_bytes / 3)
     adapters = hosts.to_host(transformer.adapters(adapted.params))
     if adapters and score:
@@ -340,10 +332,12 @@ def _tensors(cfg: Config, params: Params, most: float) -> Iterator[tuple[str, np
     for name, members in _together(cfg).items():
         arrays = {ours: params[ours] for ours in members}
         arrays = {ours: hosts.to_host(x) if x.nbytes <= most else x for ours, x in arrays.items()}
-        for i in range(cfg.layers if '{}' in name else 1):
-            layer = {ours: hosts.to_host(x[i] if '{}' in name else x) for ours, x in arrays.items()}
-            parts = [(slots[ours], axes.letters(ours).replace('L', ''), x) for ours, x in layer.items()]
-            yield name.format(i), _join(parts, cfg.sizes)
+        apart = slots[members[0]].apart
+        for layer in itertools.product(*(range(cfg.sizes[c]) for c in apart[:1])):
+            held = {ours: hosts.to_host(x[layer] if layer else x) for ours, x in arrays.items()}
+            for expert in itertools.product(*(range(cfg.sizes[c]) for c in apart[1:])):
+                parts = [(slots[ours], axes.letters(ours).removeprefix(apart), x[expert]) for ours, x in held.items()]
+                yield name.format(*layer, *expert), _join(parts, cfg.sizes)
     for ours, name in ({'score_D': SCORE} | VALUE).items():
         if ours in params:
             yield name, hosts.to_host(params[ours])[None]

@@ -34,8 +34,8 @@ def _pythia(vocab: int, layers: int, width: int, heads: int, head_dim: int) -> C
     return Config(vocab, layers, width, heads, heads, head_dim, 4 * width, max_length=2048, **biased)
 
 
-# Of the hub's models that the scales name, as their config.json says: a plan knows them before they are downloaded. Sizes
-# alone; what else tells these families apart is read with the files.
+# Of the hub's models those that the scales name, and some others, as their config.json says: a plan knows them before they
+# are downloaded. Sizes alone; what else tells these families apart is read with the files.
 HUB: dict[str, Config] = {
     'HuggingFaceTB/SmolLM2-135M': Config(49_152, 30, 576, 9, 3, 64, 1536, max_length=8_192),
     'HuggingFaceTB/SmolLM2-360M': Config(49_152, 32, 960, 15, 5, 64, 2560, max_length=8_192),
@@ -53,6 +53,18 @@ HUB: dict[str, Config] = {
     'google/gemma-2-2b': Config(256_000, 26, 2304, 8, 4, 256, 9216, max_length=8_192, norm_at='around'),
     'google/gemma-2-9b': Config(256_000, 42, 3584, 16, 8, 256, 14_336, max_length=8_192, norm_at='around'),
     'google/gemma-2-27b': Config(256_000, 46, 4608, 32, 16, 128, 36_864, max_length=8_192, norm_at='around'),
+    'google/gemma-3-4b': Config(262_208, 34, 2560, 8, 4, 256, 10_240, max_length=131_072, norm_at='around'),
+    'google/gemma-3-12b': Config(262_208, 48, 3840, 16, 8, 256, 15_360, max_length=131_072, norm_at='around'),
+    'google/gemma-3-27b': Config(262_208, 62, 5376, 32, 16, 128, 21_504, max_length=131_072, norm_at='around'),
+    'Qwen/Qwen3-30B-A3B': Config(
+        151_936, 48, 2048, 32, 4, 128, 768, max_length=40_960, tied=False, experts=128, chosen=8
+    ),
+    'allenai/OLMoE-1B-7B-0924': Config(
+        50_304, 16, 2048, 16, 16, 128, 1024, max_length=4_096, tied=False, experts=64, chosen=8
+    ),
+    'mistralai/Mixtral-8x7B-v0.1': Config(
+        32_000, 32, 4096, 32, 8, 128, 14_336, max_length=32_768, tied=False, experts=8, chosen=2
+    ),
 }
 # The files of a repository that a model is made of; some repositories hold the same weights twice, or other formats.
 WANTED = [
@@ -63,10 +75,11 @@ WANTED = [
     '*.model',
     '*.jinja',
     '*tokens*.json',
+    'README.md',  # its licence
 ]
 TOKENIZER = [name for name in WANTED if not name.startswith('*.safetensors')]  # of those, what a prompt hangs on
 UNWANTED = ['*/*', 'consolidated*']
-TUNED = ('-Instruct', '-it', '-Base')  # endings of checkpoints that are of another one's sizes
+TUNED = ('-Instruct', '-it', '-pt', '-Base')  # endings of checkpoints that are of another one's sizes
 
 _downloads = ContextVar('downloads', default=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,9 +44,9 @@ def find_tensors(folder: Path, cfg: Config, *, score: bool = False) -> dict[str,
     """
     files, family = _open(folder), families.of(cfg)
     stored = {
-        slot.name.format(i): shape_of(slot, cfg.sizes)
+        name: shape_of(slot, cfg.sizes)
         for slot in families.slots_of(cfg).values()
-        for i in range(cfg.layers if '{}' in slot.name else 1)
+        for name in slot.names({c: range(n) for c, n in cfg.sizes.items()})
     }
     if score:
         stored[SCORE] = (1, cfg.width)
@@ -241,11 +242,10 @@ def _read(
         cuts.append(slice(start + span[own[0]].start * rest, start + span[own[0]].stop * rest))
     order = order_of(slot)
     shape = [int(c) if c.isdigit() else len(span[c]) for c in order]
-    turned = ''.join(c for c in order if not c.isdigit()) != letters.removeprefix('L')
+    turned = ''.join(c for c in order if not c.isdigit()) != letters.removeprefix(slot.apart)
     out = _pages([len(cut) for cut in spans], dtype)
 
-    def fill(target: np.ndarray, layer: int | str) -> None:
-        name = slot.name.format(layer)
+    def fill(target: np.ndarray, name: str) -> None:
         found = _float32(files[name][tuple(cuts)], folder, name).astype(dtype, copy=False).reshape(shape)
         found = found[tuple(slot.part if c.isdigit() else slice(None) for c in order)]
         if turned:
@@ -257,7 +257,8 @@ def _read(
         else:
             target[...] = found
 
-    list(pool.map(fill, *((out, span['L']) if 'L' in span else ([out], ['']))))  # which raises what one of them raised
+    targets = out.reshape(-1, *out.shape[len(slot.apart) :])
+    list(pool.map(fill, targets, slot.names(span)))  # which raises what one of them raised
     return out
 
 
@@ -312,4 +313,22 @@ def _open(folder: Path) -> dict[str, Stored]:
             raise Mistake(f'{folder / name}: {what}') from None
         # A tensor that is in two files is the one that the index names.
         files |= {tensor: file.get_slice(tensor) for tensor in file.keys() if where.get(tensor, name) == name}
-    return files
+    part = families.part_of(foreign.read_json(folder / 'config.json'))
+    return files if part is None else _text_part(files, folder, families.FAMILIES[part.family])
+
+
+IMAGES = re.compile(r'(model\.)?(vision_tower|multi_modal_projector|visual)\.')  # how tensors of images are called
+
+
+def _text_part(files: dict[str, Stored], folder: Path, family: families.Family) -> dict[str, Stored]:
+    """The tensors of a model of images and text that are not of images, as they are called in a model of text alone."""
+    found = {}
+    for name, stored in files.items():
+        if not IMAGES.match(name):
+            text = re.sub(r'^(model\.)?language_model\.(model\.)?', 'model.', name)
+            found[text.replace('model.lm_head.', 'lm_head.')] = stored
+    log.say_once(
+        f'{folder}: a model of images and text. Its text part is read, {len(files) - len(found)} tensors of images are '
+        f'left aside; what is saved of it is a model of text alone, {family.classes[0]}'
+    )
+    return found

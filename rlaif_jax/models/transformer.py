@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlaif_jax.axes import TABLE, constrain
+from rlaif_jax.models import experts
 from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Text, Window, attention, look_back
 
 Params = dict[str, jax.Array]
@@ -29,12 +30,13 @@ Params = dict[str, jax.Array]
 Cache = dict[str, Any]
 
 ACTIVATIONS = {'silu': jax.nn.silu, 'gelu': lambda x: jax.nn.gelu(x, approximate=False), 'gelu_tanh': jax.nn.gelu}
-# The matrices of a layer, and over which axes each sums.
+# The matrices of a layer, and over which axes each sums. Those of experts stand by themselves: they get no adapters.
 FAN_IN = {
     'query_LDNH': 'D', 'key_LDKH': 'D', 'value_LDKH': 'D', 'out_LNHD': 'NH', 'gate_LDF': 'D', 'up_LDF': 'D',
     'down_LFD': 'F',
 }  # fmt: skip
-PRODUCTS = {*FAN_IN, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
+MATRICES = FAN_IN | experts.FAN_IN  # all of them
+PRODUCTS = {*MATRICES, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Config:
     heads: int  # N
     kv_heads: int  # K, divides N
     head_dim: int  # H, even
-    ffn: int  # F
+    ffn: int  # F, of each expert where there are several
     max_length: int = 2048  # positions the model was made for
     tied: bool = True  # the unembedding is the embedding
     embed_scale: float = 1.0  # what enters the first layer is the embedding times this; Gemma: √D
@@ -92,6 +94,9 @@ class Config:
 
     activation: Literal['silu', 'gelu', 'gelu_tanh'] = 'silu'
     gated: bool = True  # down(activation(gate(x)) · up(x)); else down(activation(up(x)))
+    experts: int = 0  # E, MLPs in the place of one, all with gates; 0: one
+    chosen: int = 0  # of them, by each token
+    shared: bool = True  # what the chosen ones have of the router's probabilities is scaled to sum to 1
     parallel: bool = False  # the MLP reads what attention reads; else what attention leaves
     qkv_bias: bool = False
     out_bias: bool = False
@@ -125,6 +130,10 @@ class Config:
             raise ValueError(f'head_dim = {self.head_dim} must be even for rotary positions')
         if self.norm == 'layer' and self.qk_norm != 'none':
             raise ValueError(f"qk_norm = {self.qk_norm!r} goes with norm = 'rms' only")
+        if not 0 <= self.chosen <= self.experts or bool(self.chosen) != bool(self.experts):
+            raise ValueError(f'chosen = {self.chosen} of experts = {self.experts}: at least one, where there are any')
+        if self.experts and (self.mlp_bias or not self.gated):
+            raise ValueError('experts have gates and no biases')
         if not self.ropes or not self.windows or min(self.windows) < 0:
             raise ValueError('ropes and windows hold at least one each, and no window is negative')
         turned = {int(self.head_dim * rope.fraction) for rope in self.ropes}
@@ -145,6 +154,7 @@ class Config:
             'K': self.kv_heads,
             'H': self.head_dim,
             'F': self.ffn,
+            'E': self.experts,
         }
 
     @property
@@ -157,8 +167,9 @@ class Config:
             (before, 'attention_norm_LD'),
             (True, 'query_LDNH key_LDKH value_LDKH out_LNHD'),
             (before, 'mlp_norm_LD'),
-            (self.gated, 'gate_LDF'),
-            (True, 'up_LDF down_LFD'),
+            (self.gated and not self.experts, 'gate_LDF'),
+            (not self.experts, 'up_LDF down_LFD'),
+            (self.experts, 'router_LDE gate_LEDF up_LEDF down_LEFD'),
             (self.qkv_bias, 'query_bias_LNH key_bias_LKH value_bias_LKH'),
             (self.out_bias, 'out_bias_LD'),
             (self.mlp_bias and self.gated, 'gate_bias_LF'),
@@ -328,8 +339,15 @@ def attend(
 
 
 def mlp(cfg: Config, p: Params, h_BTD: jax.Array) -> jax.Array:
-    """down(activation(gate(h)) · up(h)), or down(activation(up(h))) where there is no gate."""
+    """down(activation(gate(h)) · up(h)), or down(activation(up(h))) where there is no gate; where there are experts the
+    sum of some of them.
+    """
     activation = ACTIVATIONS[cfg.activation]
+    if cfg.experts:
+        weight_BTE = experts.routed(h_BTD, p['router_LDE'], chosen=cfg.chosen, shared=cfg.shared)
+        given = {'h_BTD': h_BTD, 'weight_BTE': weight_BTE}
+        given |= {name.replace('_L', '_'): p[name].astype(cfg.dtype) for name in experts.FAN_IN}
+        return experts.mixture(given, activation, cfg.chosen)
     if cfg.gated:
         gate_BTF = activation(linear(cfg, p, 'gate_LDF', 'gate_bias_LF', h_BTD))
         up_BTF = gate_BTF * linear(cfg, p, 'up_LDF', 'up_bias_LF', h_BTD)
@@ -353,8 +371,8 @@ def drawn(cfg: Config, name: str) -> tuple[nn.initializers.Initializer, tuple[in
         return nn.initializers.zeros, shape
     if 'norm' in name:
         return nn.initializers.constant(1.0 - cfg.norm_offset), shape
-    std = math.prod(cfg.sizes[letter] for letter in FAN_IN.get(name, 'D')) ** -0.5
-    if name in ('out_LNHD', 'down_LFD'):
+    std = math.prod(cfg.sizes[letter] for letter in MATRICES.get(name, 'D')) ** -0.5
+    if name in ('out_LNHD', 'down_LFD', 'down_LEFD'):
         std *= (2 * cfg.layers) ** -0.5  # each of the 2L residual branches adds its share
     return nn.initializers.normal(std), shape
 

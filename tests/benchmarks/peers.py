@@ -4,8 +4,8 @@
 
 Both sides have the same random weights, a Llama that `hf.save` wrote, and inputs of as many tokens; they are processes
 that take turns, a step each, on all cores. The first step of each, which compiles, is not counted. A figure is the median
-of `--repeats` steps. Ours has the settings of its stages and, on `micro`, one device, on `135m` one a core, as its scales
-have; `--devices` says otherwise. The others run in float32, without recomputation, with as many threads as cores, each in
+of `--repeats` steps. Ours has the settings of its stages and one device a core, as its scales have; `--devices` says
+otherwise. The others run in float32, without recomputation, with as many threads as cores, each in
 the fastest of its settings, which are tried beforehand and printed.
 
 rollouts      responses of full length, `generation.sample` beside `transformers.generate`; no token ends them
@@ -78,7 +78,7 @@ def spread(rows: int, shortest: int, longest: int) -> tuple[int, ...]:
 
 
 SHAPES = {
-    'micro': Shape('micro_xs', 128, 40, 64, 64, 64, 40, spread(64, 48, 168), 1),
+    'micro': Shape('micro_xs', 128, 40, 64, 64, 64, 40, spread(64, 48, 168), 0),
     '135m': Shape('llama_135m', 256, 53, 32, 16, 4, 48, spread(8, 128, 512), 0),
     'accelerator': Shape('llama_135m', 512, 128, 128, 64, 32, 128, spread(32, 128, 640), 1),
 }

@@ -656,7 +656,8 @@ def test_every_shape_is_the_same_pair():
     same(voted, prompt=turns, first=a, second=b, preference=1)
     for unknown in {}, {'label': None}, {'preference': None}:
         same(Pair(voted.prompt, ' a', ' b', None), prompt=context, first=' a', second=' b', **unknown)
-    same(Pair(voted.prompt, ' a', ' b', 0.0), prompt=context, response_1=' a', response_2=' b', label=1.0)
+    for label, vote in (1.0, 0.0), ('tie', 0.5), (0.5, 0.5), ('model_b', 0.0), ([0, 'A', 'tie', 1, None], 0.625):
+        same(Pair(voted.prompt, ' a', ' b', vote), prompt=context, response_1=' a', response_2=' b', label=label)
 
 
 def test_a_post_to_summarize_is_the_same_as_text_and_as_a_message():

@@ -100,6 +100,25 @@ def hostile():
     return texts, page.html(shown(texts, HOSTILE, HOSTILE[1]))
 
 
+def test_of_what_is_no_win_rate_something_else_is_even():
+    assert page.outcome(Interval(0.02, 0.01, 0.03, 400), 1.9, 0, 1) == 'reproduced'
+    assert page.outcome(Interval(0.02, 0.01, 0.03, 400), 0.9, 0, 1) == 'otherwise'  # less than a point is no difference
+    assert page.outcome(Interval(1.24, 1.22, 1.26, 400), 132, 100) == 'same direction'
+    assert page.outcome(Interval(0.02, 0.01, 0.03, 400), np.inf, 0, 1) == 'same direction'  # more, and no number
+    assert page.outcome(Interval(0.02, 0.01, 0.03, 400), -np.inf, 0, 1) == 'otherwise'
+
+
+def test_a_row_of_results_has_its_links_and_its_texts_are_texts():
+    row = {
+        'says': HOSTILE[0], 'paper': '71', 'percent': 71.0, 'ours': '68', 'rate': Interval(0.68, 0.6, 0.7, 9),
+        'span': (0, 100), 'of': 'n=9', 'becomes': 'reproduced', 'links': [('seed 0', 'parts/a-s0/report.html')],
+    }  # fmt: skip
+    lacking = row | {'rate': None, 'percent': float('inf'), 'links': []}
+    read = Reader(page.html(page.Page('x', sections=[page.results('Table 1', [row, lacking], [HOSTILE[1]])])))
+    assert [one['href'] for tag, one in read.tags if tag == 'a'] == ['#part-1', 'parts/a-s0/report.html']
+    assert sum(tag == 'script' for tag, _ in read.tags) == 2 and sum(tag == 'svg' for tag, _ in read.tags) == 1
+
+
 def test_whatever_a_text_says_it_is_a_text(hostile):
     texts, html = hostile
     read = Reader(html)

@@ -258,3 +258,125 @@ def test_a_rater_agrees_with_itself_and_with_others_as_often_as_it_gives_their_o
         read(write(tmp_path / 'k.jsonl', [rows[80], rows[80]]))
     with pytest.raises(Mistake, match='k.jsonl: nobody has ranked anything'):
         read(write(tmp_path / 'k.jsonl', [rows[-2]]))
+
+
+# Exports of other tools
+
+
+POLICIES = ('rl', 'sft', 'human')
+
+
+@pytest.fixture(scope='module')
+def ranked():
+    """Responses of three policies to twelve prompts, the last of which two policies answer alike, and three raters."""
+    rng = np.random.default_rng(3)
+    prompts = [Prompt(f'Question {i}?\n\nTL;DR:', f'q{i}') for i in range(12)]
+    written = {name: [f' answer {name} {i}' for i in range(12)] for name in POLICIES}
+    written['sft'][11] = written['rl'][11]
+    rows = []
+    for i in range(12):
+        for rater in ('ann', 'bob', 'eve'):
+            a, b, c = rng.permutation(POLICIES).tolist()
+            ranking = [['rl', 'sft'], 'human'] if i == 11 else [a, [b, c]] if rng.random() < 0.4 else [a, b, c]
+            rows.append({'prompt_id': f'q{i}', 'rater': rater, 'ranking': ranking})
+    rows.append({'prompt_id': 'q0', 'rater': 'max', 'skipped': 'I cannot judge this'})
+    return prompts, written, rows
+
+
+def places(row):
+    return [[one] if isinstance(one, str) else one for one in row['ranking']]
+
+
+def by_task(rows, prompts):
+    return [(prompt, [row for row in rows if row['prompt_id'] == prompt.id]) for prompt in prompts]
+
+
+def label_studio(prompts, written, rows, buckets):
+    """Tasks as its JSON export has them; where there are no ties, one list, else a bucket a place."""
+    tasks = []
+    for number, (prompt, theirs) in enumerate(by_task(rows, prompts)):
+        ids = dict(zip(POLICIES, 'cab'))  # which say nothing
+        items = [{'id': ids[name], 'title': '', 'body': written[name][number]} for name in POLICIES]
+        annotations = []
+        for row in theirs:
+            about = {'id': len(annotations), 'completed_by': {'id': 7, 'email': row['rater']}, 'lead_time': 3.2}
+            if 'skipped' in row:
+                annotations.append(about | {'was_cancelled': True, 'result': []})
+                continue
+            named = [[ids[name] for name in names] for names in places(row)]
+            value = {'_': [], **{f'place {k}': names for k, names in enumerate(named)}}
+            if not buckets and max(map(len, named)) == 1:
+                value = {'_': [name for (name,) in named]}
+            result = {'from_name': 'rank', 'to_name': 'prompt', 'type': 'ranker', 'value': {'ranker': value}}
+            annotations.append(about | {'was_cancelled': False, 'result': [result]})
+        data = {'prompt': prompt.text.strip(), 'items': items}
+        tasks.append({'id': number, 'data': data, 'annotations': annotations, 'predictions': []})
+    return tasks
+
+
+def argilla(prompts, written, rows, kind):
+    """Records: as 1.x put them on the hub, as `to_list` of 2.x has them, whose ranks are a list of names without ties or
+    ranks, and flat ones.
+    """
+    records = []
+    for number, (prompt, theirs) in enumerate(by_task(rows, prompts)):
+        fields = {
+            'prompt': prompt.text,
+            **{f'response{k}': written[name][number] for k, name in enumerate(POLICIES, 1)},
+        }
+        of = {name: f'response{k}' for k, name in enumerate(POLICIES, 1)}
+        users = [row['rater'] for row in theirs]
+        status = ['discarded' if 'skipped' in row else 'submitted' for row in theirs]
+        values = [
+            [{'value': of[name], 'rank': k} for k, names in enumerate(places(row), 1) for name in names]
+            if 'ranking' in row else None for row in theirs
+        ]  # fmt: skip
+        if kind == 'table':
+            values = [one and {key: [each[key] for each in one] for key in ('rank', 'value')} for one in values]
+        answers = [{'user_id': u, 'value': v, 'status': s} for u, v, s in zip(users, values, status)]
+        if kind == 'nested':
+            comment = [{'user_id': users[0], 'value': 'well said', 'status': 'submitted'}]
+            records.append({'id': number, 'fields': fields, 'responses': {'why': comment, 'order': answers}})
+        elif kind == 'flat':
+            flat = {'order.responses': values, 'order.responses.users': users, 'order.responses.status': status}
+            records.append({'id': number, **fields, **flat})
+        else:
+            records.append({**fields, 'order': answers, 'external_id': prompt.id, 'metadata': '{}'})
+    return records
+
+
+@pytest.mark.parametrize('kind', ['buckets', 'lists', 'hub', 'table', 'nested', 'flat'])
+def test_the_same_rankings_are_the_same_whatever_tool_they_come_from(ranked, kind, tmp_path):
+    prompts, written, rows = ranked
+    tool = (
+        (lambda *of: label_studio(*of, kind == 'buckets'))
+        if kind in ('buckets', 'lists')
+        else partial(argilla, kind=kind)
+    )
+    known = {'policies': POLICIES, 'prompts': prompts, 'responses': written}
+    ours = read(write(tmp_path / 'ours.jsonl', rows), **known)
+    (tmp_path / 'export.json').write_text(json.dumps(tool(prompts, written, rows)), encoding='utf-8')
+    theirs = read(tmp_path / 'export.json', **known)
+    assert (theirs.raters, theirs.skipped, set(theirs.policies)) == (ours.raters, 1, set(POLICIES))
+    assert concordance(theirs.rank_BMN) == concordance(ours.rank_BMN)
+    for a, b in combinations(POLICIES, 2):
+        found, expected = (dict(zip(one.prompts, votes(one, a, b))) for one in (theirs, ours))
+        assert found == expected
+    said = {name: dict(zip([prompt.id for prompt in prompts], texts)) for name, texts in written.items()}
+    one, other = (raters(found, responses=said) for found in (theirs, ours))
+    assert [(name, who.prompts, who.others) for name, who in one.items()] == [
+        (name, who.prompts, who.others) for name, who in other.items()
+    ]
+
+
+def test_a_choice_of_two_is_a_ranking_of_two(tmp_path):
+    prompts, written = [Prompt('Why?', 'q')], {'rl': ['Because.'], 'sft': ['No.']}
+    task = {'data': {'prompt': 'Why?', 'text1': 'No.', 'text2': 'Because.'}}
+    for side, expected in ('left', 0.0), ('right', 1.0):
+        result = {'from_name': 'pw', 'to_name': 'txt-1,txt-2', 'type': 'pairwise', 'value': {'selected': side}}
+        rows = [task | {'annotations': [{'completed_by': 1, 'result': [result]}]}]
+        found = read(write(tmp_path / 'in.jsonl', rows), policies=written, prompts=prompts, responses=written)
+        assert votes(found, 'rl', 'sft').tolist() == [expected] and found.raters == ('1',)
+    rows[0]['data']['text1'] = 'Of another run.'
+    with pytest.raises(Mistake, match="'text1'.*'Of another run.'"):
+        read(write(tmp_path / 'in.jsonl', rows), policies=written, prompts=prompts, responses=written)

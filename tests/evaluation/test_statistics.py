@@ -13,6 +13,7 @@ from rlaif_jax.evaluation.statistics import (
     bootstrap,
     bounded_interval,
     central,
+    difference,
     draws,
     mean_interval,
     t_quantile,
@@ -46,6 +47,13 @@ def test_wilson_is_symmetric_bounded_and_wide_at_the_ends():
     assert wilson(50, 100, 0.99).low < wilson(50, 100, 0.9).low
     nothing = wilson(0, 0)
     assert np.isnan(nothing.value) and (nothing.low, nothing.high, nothing.n) == (0, 1, 0)
+
+
+def test_the_difference_of_two_shares_is_newcombes():
+    found = difference(wilson(56, 70), wilson(48, 80))  # his first example, method 10
+    assert (found.low, found.high, found.n) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5), 70)
+    turned = difference(wilson(48, 80), wilson(56, 70))
+    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
 
 
 def test_t_quantiles_are_those_of_the_tables():

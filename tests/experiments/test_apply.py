@@ -64,7 +64,7 @@ def made(monkeypatch):
 def command(experiment, folder, *more):
     return [
         f'--experiment={experiment}', f'--workdir={folder / experiment}', f'input={folder / "in.jsonl"}',
-        f'output={folder / "out.jsonl"}', 'batch=8', *more,
+        f'output={folder / "out.jsonl"}', 'batch=8', 'mesh.data=1', *more,
     ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_pairs_are_those_that_the_labels_prefer(tmp_path, labeler, suffix, capsy
         assert run(
             '--experiment=label', f'--workdir={tmp_path / write}', f'--stages={tmp_path / "stages"}', f'labeler={labeler}',
             f'input={tmp_path / "in.jsonl"}', f'output={out}', 'technique=base_0shot', 'label.least_mass=0.0',
-            f'write={write}', 'label.batch=8',
+            f'write={write}', 'label.batch=8', 'mesh.data=1',
         ) == 0  # fmt: skip
         found[write] = files.read_rows(out)
     labels = {row['id']: row['preference_prob'] for row in found['labels'][:3]}
@@ -216,7 +216,13 @@ def test_at_a_terminal_it_asks(tmp_path, labeler, monkeypatch, capsys):
         except StopIteration:
             raise EOFError from None
 
-    asked = ['--experiment=generate', f'--workdir={tmp_path / "run"}', f'policy={labeler}', 'max_new_tokens=4']
+    asked = [
+        '--experiment=generate',
+        f'--workdir={tmp_path / "run"}',
+        f'policy={labeler}',
+        'max_new_tokens=4',
+        'mesh.data=1',
+    ]
     assert run(*asked) == 2 and 'input=prompts.jsonl' in capsys.readouterr().err  # no terminal
     monkeypatch.setattr(sys.stdin, 'isatty', lambda: True, raising=False)
     monkeypatch.setattr(builtins, 'input', ask)

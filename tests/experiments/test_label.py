@@ -34,7 +34,8 @@ def labelled(folder, labeler, source, target, *more):
     assert run(
         '--experiment=label', f'--workdir={folder / "runs" / target}', f'--stages={folder / "stages"}',
         f'labeler={labeler}', f'input={folder / source}',
-        f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+        f'output={folder / target}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+        'mesh.data=1', *more,
     ) == 0  # fmt: skip
     return folder / target
 
@@ -131,6 +132,7 @@ def test_a_file_comes_back_with_its_labels(tmp_path, labeler, calls, suffix, cap
     command = [
         '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={source}',
         f'output={target}', 'task=summarization', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+            'mesh.data=1',
     ]  # fmt: skip
     assert run(*command) == 0
     printed = capsys.readouterr().out
@@ -176,6 +178,7 @@ def test_swapped_files_have_complementary_labels(tmp_path, labeler):
         assert run(
             '--experiment=label', f'--workdir={tmp_path / name}', f'labeler={labeler}', f'input={tmp_path / name}.jsonl',
             f'output={tmp_path / name}.out.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+            'mesh.data=1',
         ) == 0  # fmt: skip
         found.append([row['preference_prob'] for row in files.read_rows(tmp_path / f'{name}.out.jsonl')])
     np.testing.assert_allclose(found[0], [1 - p for p in found[1]], atol=1e-6)
@@ -215,7 +218,8 @@ def test_an_output_where_the_run_keeps_its_own_is_refused_before_anything_is_ask
 def command(folder, name, labeler, *more):
     return [
         '--experiment=label', f'--workdir={folder / name}', f'labeler={labeler}', f'input={folder / "in.jsonl"}',
-        f'output={folder / name}.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', *more,
+        f'output={folder / name}.jsonl', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8',
+        'mesh.data=1', *more,
     ]  # fmt: skip
 
 
@@ -322,3 +326,26 @@ def test_shards_of_a_study_are_those_of_each_cell(tmp_path, labeler, calls):
         )
     assert len(calls) == 12
     assert run('labeling_techniques', f'--workdir={tmp_path}', 'tasks=["helpful"]', *bindings) == 0 and len(calls) == 12
+
+
+def test_what_labels_cost_is_said_before_and_behind_in_the_result_and_on_the_page(tmp_path, labeler, capsys):
+    """The tokens of a plan are those of the run; a plan writes nothing."""
+    rows = [ROWS[0] | {'prompt': f'POST: my boss lies {"again " * n}.\n\nTL;DR:'} for n in range(9)]
+    files.write_rows(tmp_path / 'in.jsonl', rows)
+    command = [
+        '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={tmp_path / "in.jsonl"}',
+        f'output={tmp_path / "out.jsonl"}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', '--price=4',
+    ]  # fmt: skip
+    said = lambda: re.search(r'9 labels: (.+?) tokens read(.*)', capsys.readouterr().out)  # noqa: E731
+    assert run(*command, '--dry_run') == 0 and not (tmp_path / 'run').exists()
+    before = said()
+    assert run(*command) == 0
+    behind = said()
+    assert before[1] == behind[1] and all(
+        'at --price=4' in one[2] and 'chip-hours' in one[2] for one in (before, behind)
+    )
+    (spent,) = json.loads((tmp_path / 'run' / 'result.json').read_text(encoding='utf-8'))['cost'].values()
+    assert spent['money'] == pytest.approx(4 * spent['chip-hours']) and spent['labels'] == 9
+    assert spent['per 1000']['tokens read'] == pytest.approx(spent['tokens read'] * 1000 / 9)
+    assert 'What the labels cost' in (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
+    assert run(*command, '--dry_run') == 0 and 'earlier labels' in said()[2]

@@ -21,7 +21,7 @@ def run(*arguments):
 
 def test_a_study_shares_its_labels_with_the_next(tmp_path, labeler, calls):
     few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
-    few += [f'labelers=["{labeler}"]', 'label.max_rationale=4']
+    few += [f'labelers=["{labeler}"]', 'label.max_rationale=4', 'mesh.data=1']
     assert run('--experiment=labeling_swap', f'--workdir={tmp_path / "swap"}', *few) == 0
     assert len(calls) == 24  # two techniques
     result = json.loads((tmp_path / 'swap' / 'result.json').read_text(encoding='utf-8'))
@@ -42,7 +42,7 @@ def test_a_study_counts_its_own_labels_beside_another_process(tmp_path, labeler,
 
     monkeypatch.setattr(preference, 'label_all', beside)
     few = [f'--stages={tmp_path / "stages"}', 'pairs=12', 'label.batch=8', 'label.least_mass=0.0']
-    few += [f'labelers=["{labeler}"]', 'techniques=["base_0shot"]']
+    few += [f'labelers=["{labeler}"]', 'techniques=["base_0shot"]', 'mesh.data=1']
     for name, hits in (('one', 0), ('again', 100)):
         assert run('--experiment=labeling_swap', f'--workdir={tmp_path / name}', *few) == 0
         (cell,) = json.loads((tmp_path / name / 'result.json').read_text(encoding='utf-8'))['cells'].values()

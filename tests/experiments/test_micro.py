@@ -118,7 +118,7 @@ def test_a_pair_row_is_what_the_labeler_reads_token_for_token(rows, micro_tokeni
 def test_the_command_leaves_a_package_that_labels(tmp_path):
     command = [
         '--experiment=micro_pretrain_xs', f'--workdir={tmp_path / "run"}', 'sft.steps=2', 'sft.batch=4',
-        'evaluation_pairs=4', 'curriculum.length=256',
+        'evaluation_pairs=4', 'curriculum.length=256', 'mesh.data=1',
     ]  # fmt: skip
     assert launcher.main(command) == 0
     lm = hf.load(tmp_path / 'run' / 'package')

@@ -235,7 +235,7 @@ def test_nobody_judges_what_was_trained_to_please_him(scale, bare):
             assert plan.circular(find(name)(row).lines(bare / 'run')) == ''
 
 
-@pytest.mark.parametrize('name', experiments())
+@pytest.mark.parametrize('name', sorted({*experiments()} - {'paper'}))  # which has the batches of its runs
 def test_every_batch_is_a_field_that_the_mesh_has_to_divide(name, tmp_path):
     """Whatever is called a batch, in parts or whole; and of variants, too."""
     cfg = find(name)(SCALES['micro'])

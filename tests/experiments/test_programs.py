@@ -115,3 +115,15 @@ def test_operations_are_those_of_the_products():
 def test_a_count_is_that_of_the_parameters():
     params = transformer.init(PRESETS['micro_l'], jax.random.key(0))
     assert module.count(PRESETS['micro_l']) == sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def test_of_experts_a_token_passes_those_that_it_chooses():
+    model = replace(MODEL, experts=8, chosen=2)
+    expert = 3 * model.width * model.ffn * model.layers
+    assert module.count(model) - module.touched(model) == 6 * expert
+    assert module.count(model) - module.touched(model, 1000) < 1
+    # On a CPU it passes all of them, and that is what the program does.
+    line = replace(LINES['sft'], training=sft.Config(batch=16), length=64)
+    one, all_of_them = (replace(model, layers=1, experts=n, chosen=n) for n in (1, 8))
+    few, many = (programs(line, {'policy': cfg}, axes.make_mesh())[0] for cfg in (one, replace(all_of_them, chosen=2)))
+    assert many.flops - few.flops == pytest.approx(3 * 2 * 16 * 64 * 7 * expert / model.layers, rel=0.01)

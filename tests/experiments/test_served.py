@@ -40,7 +40,7 @@ def command(folder, labeler, *more):
     files.write_rows(folder / 'in.jsonl', rows)
     return [
         '--experiment=label', f'--workdir={folder / "run"}', f'labeler={labeler}', f'input={folder / "in.jsonl"}',
-        f'output={folder / "out.jsonl"}', *more,
+        f'output={folder / "out.jsonl"}', 'mesh.data=1', *more,
     ]  # fmt: skip
 
 

@@ -341,8 +341,8 @@ def test_shards_come_before_the_run_that_puts_them_together(queue, stub):
 SMALL = [
     '--experiment=tldr_direct', 'sft.steps=2', 'sft.batch=8', 'rating.least_mass=0.0', 'rating.batch=8',
     'reinforce.steps=3', 'reinforce.batch=8', 'reinforce.eval_every=3', 'reinforce.eval_prompts=8',
-    'reinforce.save_every=1', 'reinforce.max_new_tokens=8', 'mesh.fsdp=2', 'evaluation.prompts=8', 'evaluation.batch=8',
-    'evaluation.resamples=0',
+    'reinforce.save_every=1', 'reinforce.max_new_tokens=8', 'mesh.data=1', 'mesh.fsdp=2', 'evaluation.prompts=8',
+    'evaluation.batch=8', 'evaluation.resamples=0',
 ]  # fmt: skip
 
 

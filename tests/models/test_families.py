@@ -114,7 +114,7 @@ def test_make_the_golden_numbers(theirs, tmp_path, case):
     config = json.loads((tmp_path / 'random' / 'config.json').read_text(encoding='utf-8'))
     del config['transformers_version']
     stored = safetensors.numpy.load_file(tmp_path / 'random' / 'model.safetensors')
-    shapes = {re.sub(r'layers\.\d+\.', 'layers.{}.', name): list(x.shape) for name, x in stored.items()}
+    shapes = {re.sub(r'(layers|experts)\.\d+\.', r'\1.{}.', name): list(x.shape) for name, x in stored.items()}
     logit_BTV = their_logits(theirs(small.write(tmp_path / 'theirs', config, shapes)))
     some = [logit_BTV[b, 2:length:5, ::8].round(5).tolist() for b, length in enumerate((small.LENGTH, small.SHORT))]
     text = json.dumps({'config': config, 'shapes': shapes, 'logits': some})
@@ -247,7 +247,7 @@ def test_transformers_says_the_same_before_and_after(checkpoint, ours, theirs, m
 
 
 @pytest.mark.filterwarnings('ignore')  # of other people's code
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', [case for case in CASES if case != 'olmoe'])  # transformers has none of its family
 def test_a_reward_model_goes_out_in_the_words_of_its_family(ours, theirs, micro_tokenizer, tmp_path, case):
     from transformers import AutoModelForSequenceClassification
 
@@ -303,8 +303,8 @@ def truncated(folder):
 
 def other_type(folder):
     raw = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-    (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_moe'}), encoding='utf-8')
-    return rf"'{raw['model_type']}_moe'.* nearest: [^;]*\b{raw['model_type']}\b"
+    (folder / 'config.json').write_text(json.dumps(raw | {'model_type': raw['model_type'] + '_mlp'}), encoding='utf-8')
+    return rf"'{raw['model_type']}_mlp'.* nearest: [^;]*\b{raw['model_type']}\b"
 
 
 def spoilt(x):
@@ -353,7 +353,7 @@ def test_a_spoilt_checkpoint_is_named(checkpoint, tmp_path, case, bad):
         ('gemma2', {'use_bidirectional_attention': True}, 'use_bidirectional_attention = True .* RLAIF_IGNORE_FIELDS='),
         ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'three'}}}, "rope_type = 'three' .* llama3"),
         ('pythia', {'hidden_act': 'relu'}, "hidden_act = 'relu' .* silu, swish, gelu,"),
-        ('olmo2', {'clip_qkv': 8.0}, "'clip_qkv'.* RLAIF_IGNORE_FIELDS=clip_qkv"),
+        ('olmo2', {'clip_qkv': 8.0}, 'clip_qkv = 8.0 .* RLAIF_IGNORE_FIELDS=clip_qkv'),
         ('smollm3', {'quantization_config': {'bits': 4}}, r"quantization_config = \{'bits': 4\} .* 4 bits.*bfloat16"),
     ],
 )  # fmt: skip

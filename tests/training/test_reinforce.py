@@ -547,7 +547,9 @@ def test_a_run_trains_and_exports_a_policy_and_leaves_the_reference_as_it_was(sp
 
 @pytest.mark.slow
 def test_without_kl_a_policy_takes_what_scores_for_what_is_good(spelling, tmp_path, monkeypatch):
-    """A scorer that wants ever more of what is good once: the score rises, quality falls, and the log can tell."""
+    """A scorer that wants ever more of what is good once or twice: the score rises, quality falls, and the log can tell.
+    Who stays near the reference, which seldom writes it, gets better.
+    """
     slow, told = training.Optimizer(name='adafactor', learning_rate=2e-3), {}
     how = {'batch': 16, 'missing_end_penalty': 0.0, 'policy_optimizer': slow}
     for beta, here in {beta: world(beta=beta, **how) for beta in (0.0, 0.8)}.items():
@@ -557,14 +559,14 @@ def test_without_kl_a_policy_takes_what_scores_for_what_is_good(spelling, tmp_pa
             cfg, tmp_path / str(beta), spelling, lambda step: PROMPTS * 2,
             lambda prompts, texts, ended_B: np.array([float(text.count('c')) for text in texts]),
             PROMPTS * 6, axes.make_mesh(),
-            quality=lambda prompts, texts: [-abs(text.count('c') - 1.0) for text in texts],
+            quality=lambda prompts, texts: [-abs(text.count('c') - 1.5) for text in texts],
         )  # fmt: skip
         rows = [row for row in log.read_metrics(tmp_path / str(beta)) if 'eval/score' in row]
         told[beta] = over_optimised(rows), rows[-1]['eval/score'] - rows[0]['eval/score'], rows[-1]['eval/kl']
         assert [row['step'] for row in rows] == [-1, 19, 39, 59]
     (said, rise, kl), (nothing, _, near) = told.values()
     assert said.startswith('over-optimised') and 'quality fell' in said and rise > 1 and kl > 3
-    assert not nothing.startswith('over-optimised') and near < 0.5
+    assert nothing == '' and near < 0.5
 
 
 @pytest.mark.parametrize('baseline', ['value', 'shared_value'])

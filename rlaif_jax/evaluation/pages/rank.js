@@ -1,9 +1,9 @@
 'use strict';
 const task = JSON.parse(document.getElementById('data').textContent);
 const byId = id => document.getElementById(id);
-const HIDDEN = /^[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]$/;
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/;
 const AGAIN = 1 / 15, LATER = 10; // of the prompts are asked again, so many later
-let rater = '', queue = [], said = {}, at = 0, order = [], places = [], tie = false, began = 0;
+let rater = '', queue = [], said = {}, at = 0, order = [], places = [], tie = false, began = 0, kept = true;
 
 function make(tag, name, ...inside) {
   const found = document.createElement(tag);
@@ -12,10 +12,16 @@ function make(tag, name, ...inside) {
   return found;
 }
 
+// Texts go into the page as texts, never as HTML; what cannot be seen of them is written out.
 function write(into, text) {
-  into.replaceChildren(...[...text].map(sign => HIDDEN.test(sign)
-    ? make('span', 'sign', 'U+' + sign.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')) : sign));
-  into.normalize();
+  let plain = '';
+  into.replaceChildren();
+  for (const sign of text) {
+    if (sign.length === 2 || !HIDDEN.test(sign)) { plain += sign; continue; }
+    into.append(plain, make('span', 'sign', 'U+' + sign.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')));
+    plain = '';
+  }
+  into.append(plain);
 }
 
 // A number in [0, 1) that is a hash of a text (FNV-1a, then mixed).
@@ -46,7 +52,7 @@ const name = item => task.rows[item.i].id + (item.again ? '\nagain' : '');
 const store = () => 'rank ' + task.digest + ' ' + rater;
 
 function keep() {
-  try { localStorage.setItem(store(), JSON.stringify(said)); } catch { byId('count').textContent += ' (this browser keeps nothing: save the file)'; }
+  try { localStorage.setItem(store(), JSON.stringify(said)); kept = true; } catch { kept = false; }
 }
 
 function lines() {
@@ -98,19 +104,24 @@ function go() { if (!byId('next').disabled) answer({ranking: ranking()}); }
 
 function show(next) {
   at = next;
-  const done = queue.filter(item => said[name(item)]).length;
-  byId('count').textContent = at < queue.length ? (at + 1) + ' of ' + queue.length + ', ' + done + ' done' : 'All ' + queue.length + ' are done. Save the file.';
+  const done = queue.filter(item => said[name(item)]).length, over = at >= queue.length;
+  byId('count').textContent = (over ? 'All ' + queue.length + ' are done. Save the file.' : (at + 1) + ' of ' + queue.length + ', ' + done + ' done')
+    + (kept ? '' : ' This browser keeps nothing: save the file before you leave.');
   byId('progress').max = queue.length;
   byId('progress').value = done;
-  for (const id of ['asked', 'cards', 'next', 'tie', 'undo']) byId(id).hidden = at >= queue.length;
+  for (const id of ['asked', 'cards', 'next', 'tie', 'undo', 'about']) byId(id).hidden = over;
   byId('back').disabled = at === 0;
-  if (at >= queue.length) return;
+  if (over) return;
   order = cards(queue[at]);
   history = []; tie = false; began = Date.now();
   const before = said[name(queue[at])], given = (before && before.ranking || []).map(names => [].concat(names));
-  places = order.map(card => { const place = given.findIndex(names => names.includes(card.names[0])); return place < 0 ? null : place; });
+  const place = order.map(card => given.findIndex(names => names.includes(card.names[0])));
+  places = order.map(() => null);
+  // What was said before is there again, as if it were chosen one by one, so that it can be taken back.
+  order.map((_, k) => k).filter(k => place[k] >= 0).sort((x, y) => place[x] - place[y]).forEach(k => { history.push([...places]); places[k] = place[k]; });
   byId('comment').value = before && before.comment || '';
-  byId('skip').value = '';
+  byId('skip').value = before && before.skipped || '';
+  byId('leave').disabled = !byId('skip').value;
   write(byId('asked'), task.rows[queue[at].i].prompt.trim());
   byId('cards').replaceChildren(...order.map((card, k) => {
     const text = make('p', 'text'), button = make('button', '', (k + 1) + ': next best');
@@ -125,16 +136,19 @@ function show(next) {
   byId('asked').scrollIntoView({block: 'nearest'});
 }
 
+// With the rows of a saved file, of which this browser may know more: what it keeps is the later.
 function start(rows) {
   queue = asked();
   try { said = JSON.parse(localStorage.getItem(store()) || '{}'); } catch { said = {}; }
-  for (const {prompt_id, rater: _, repeat, ...row} of rows) said[prompt_id + (repeat ? '\nagain' : '')] = row;
+  for (const {prompt_id, rater: _, repeat, ...row} of rows) said[prompt_id + (repeat ? '\nagain' : '')] ??= row;
   keep();
   byId('begin').hidden = true;
   byId('work').hidden = false;
   const first = queue.findIndex(item => !said[name(item)]);
   show(first < 0 ? queue.length : first);
 }
+
+function skip() { if (byId('skip').value && at < queue.length) answer({skipped: byId('skip').value}); }
 
 byId('who').addEventListener('submit', event => {
   event.preventDefault();
@@ -144,16 +158,18 @@ byId('who').addEventListener('submit', event => {
 byId('load').addEventListener('change', async event => {
   try {
     const rows = (await event.target.files[0].text()).split('\n').filter(line => line.trim()).map(line => JSON.parse(line));
-    if (!rows.length || new Set(rows.map(row => row.rater)).size > 1) throw new Error('one rater’s file is wanted');
+    if (!rows.length || !rows[0].rater || new Set(rows.map(row => row.rater)).size > 1) throw new Error('one rater’s file is wanted');
+    if (!rows.some(row => task.rows.some(one => one.id === row.prompt_id))) throw new Error('it is about other prompts');
     rater = String(rows[0].rater);
     start(rows);
-  } catch (error) { byId('begin').append(make('p', 'warning', 'That file cannot be read: ' + error.message)); }
+  } catch (error) { byId('wrong').textContent = 'That file cannot be read: ' + error.message; }
 });
 byId('tie').addEventListener('click', () => { tie = !tie; draw(); });
 byId('undo').addEventListener('click', undo);
 byId('next').addEventListener('click', go);
 byId('back').addEventListener('click', () => show(at - 1));
-byId('skip').addEventListener('change', event => { if (event.target.value && at < queue.length) answer({skipped: event.target.value}); });
+byId('skip').addEventListener('change', () => { byId('leave').disabled = !byId('skip').value; });
+byId('leave').addEventListener('click', skip);
 byId('filters').addEventListener('submit', event => event.preventDefault());
 byId('save').addEventListener('click', () => {
   const link = make('a');
@@ -162,6 +178,8 @@ byId('save').addEventListener('click', () => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 });
+// Enter is for what is ranked, not for the button that a mouse has pressed last.
+addEventListener('click', event => { if (event.detail && event.target.tagName === 'BUTTON') event.target.blur(); });
 addEventListener('keydown', event => {
   if (byId('work').hidden || at >= queue.length || event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA|BUTTON)$/.test(event.target.tagName) && event.key === 'Enter' || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
   if (/^[1-9]$/.test(event.key)) choose(event.key - 1);
