@@ -163,9 +163,10 @@ class FromFile:
         """With a batch, steps and lengths for the pairs of its file: three epochs, as the paper's. What was `given`, by
         path, stays.
         """
-        if not self.input:
+        try:
+            (train, held_out), cfg = self.split(), self.reward_model
+        except Mistake:  # which its plan says
             return self
-        (train, held_out), cfg = self.split(), self.reward_model
         asked = lambda name: f'reward_model.{name}' in given  # noqa: E731
         batch = cfg.batch if asked('batch') else 2 ** (min(cfg.batch, LARGEST, len(train)).bit_length() - 1)
         steps = cfg.steps if asked('steps') else min(cfg.steps, math.ceil(3 * len(train) / batch))

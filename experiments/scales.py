@@ -300,13 +300,14 @@ def real(model: str) -> bool:
 
 def suited(row: Scale, model: str) -> Scale:
     """The row for a real checkpoint: with the learning rates, lengths and batches of the open scales, which are the
-    paper's, and products of the type that the checkpoint is stored in. Models, data and devices stay.
+    paper's, and products of the type that the checkpoint is stored in. Models and data stay. It is for one device, as each
+    of several would hold a copy.
     """
     numbers = {name: getattr(SCALES['smollm2'], name) for name in NUMBERS}
     for name, cfg in numbers.items():
         if hasattr(cfg, 'parts'):  # of whatever batch somebody asks for
             numbers[name] = replace(cfg, parts=1, **({'candidates': 1} if hasattr(cfg, 'candidates') else {}))
-    return replace(row, dtype=stored_in(model), **numbers)
+    return replace(row, dtype=stored_in(model), mesh=Mesh(), **numbers)
 
 
 def stored_in(model: str) -> Dtype:

@@ -57,7 +57,7 @@ def test_a_reward_model_of_a_real_checkpoint_has_the_open_scales_numbers_and_its
     assert (of(got, 'batch'), of(got, 'parts'), of(got, 'remat')) == (32, 8, True)
     assert of(got, 'steps') == -(-3 * 36 // 32)  # epochs of what is not held out
     assert 128 < of(got, 'max_prompt') < 512 and of(got, 'max_response') < 64  # the longest whole, and no padding
-    assert got['dtype'] == 'bfloat16'
+    assert got['dtype'] == 'bfloat16' and got['mesh.data'] == 1  # a copy of it
 
 
 def test_what_is_typed_stays_and_a_named_scale_is_that(checkpoint, pairs):

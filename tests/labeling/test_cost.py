@@ -36,6 +36,9 @@ class Says(Answerer):
     def _score(self, rows, group):
         return [[0.6, 0.4]] * len(rows)
 
+    def likeliest(self, rows):
+        return [[]] * len(rows)
+
     def write(self, rows, how, until):
         return [' I lost my keys.' * (1 + len(row) % 3) for row in rows]
 
