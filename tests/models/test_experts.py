@@ -91,18 +91,40 @@ def loss(cfg, params, token_BT):
 
 
 # Whole experts on each device, shares of each, and experts that the mesh divides in no way.
-@pytest.mark.parametrize('sizes', [{'experts': 4}, {'experts': 5}, {'experts': 5, 'ffn': 11}], ids=str)
+@pytest.mark.parametrize('count, ffn, split', [(4, F, 0), (5, F, 2), (5, 11, None)])
 @pytest.mark.parametrize('mesh', [{'tensor': 4}, {'fsdp': 2, 'tensor': 2}], ids=str)
-def test_over_devices_all_is_as_on_one(random_params, sizes, mesh):
-    cfg = replace(CFG, **sizes)
+def test_over_devices_a_mixture_is_as_on_one(count, ffn, split, mesh):
+    h_BTD, router_DE, matrices = drawn(count)
+    matrices = {name: x[..., :ffn] if name.endswith('F') else x[:, :ffn] for name, x in matrices.items()}
+    given = {'h_BTD': h_BTD, 'router_DE': router_DE} | matrices
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def total(given):
+        weight_BTE = experts.routed(given['h_BTD'], given['router_DE'], chosen=2, shared=True)
+        out_BTD = experts.mixture(
+            {name: given[name] for name in ('h_BTD', *matrices)} | {'weight_BTE': weight_BTE}, jax.nn.silu, 2
+        )
+        return (out_BTD**2).sum(), out_BTD
+
+    mesh = axes.make_mesh(mesh)
+    placed = axes.place(given, mesh)
+    assert [i for i, name in enumerate(placed['gate_EDF'].sharding.spec) if name == 'tensor'] == (
+        [] if split is None else [split]
+    )
+    with jax.set_mesh(mesh):
+        found = total(placed)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, total(given))
+
+
+@pytest.mark.slow
+def test_over_devices_a_model_is_trained_as_on_one(random_params):
+    cfg = replace(CFG, layers=1)
     params, token_BT = random_params(cfg), np.random.default_rng(0).integers(0, 61, (B, T))
     step = jax.jit(jax.value_and_grad(lambda params: loss(cfg, params, token_BT).mean()))
-    mesh = axes.make_mesh(mesh)
-    placed = axes.place(params, mesh)
-    split = placed['gate_LEDF'].sharding.spec
-    assert split[1] == ('tensor' if sizes['experts'] == 4 else None)
+    mesh = axes.make_mesh({'fsdp': 2, 'tensor': 2})
     with jax.set_mesh(mesh):
-        found = step(placed)
+        found = step(axes.place(params, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6), found, step(params))
 
 
