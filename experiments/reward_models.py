@@ -170,11 +170,11 @@ class FromFile:
         asked = lambda name: f'reward_model.{name}' in given  # noqa: E731
         batch = cfg.batch if asked('batch') else 2 ** (min(cfg.batch, LARGEST, len(train)).bit_length() - 1)
         steps = cfg.steps if asked('steps') else min(cfg.steps, math.ceil(3 * len(train) / batch))
-        found = {
-            'batch': batch,
-            'steps': steps,
-            'parts': next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= AT_ONCE),
-        }
+        devices = self.mesh.data, self.mesh.fsdp
+        # All that are left are nobody knows how many yet: as many as there are pairs.
+        rows = 1 if -1 in devices else batch // math.gcd(batch, math.prod(devices))  # of a device
+        parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= AT_ONCE)
+        found = {'batch': batch, 'steps': steps, 'parts': parts}
         found |= dict.fromkeys(('eval_every', 'save_every'), math.ceil(steps / 5))
         with suppress(Absent), downloading_nothing():
             tokenizer, pairs = Tokenizer.load(resolve(self.policy)), [*train, *held_out]

@@ -70,6 +70,18 @@ def test_what_is_typed_stays_and_a_named_scale_is_that(checkpoint, pairs):
 
 
 @pytest.mark.parametrize(
+    ('mesh', 'parts'),
+    [(['data=2'], 4), (['data=8'], 1), (['data=2', 'fsdp=2'], 2), (['data=3'], 8), (['data=64'], 1), (['data=-1'], 1)],
+    ids=str,
+)
+def test_each_device_of_a_mesh_has_its_share_of_a_part(checkpoint, pairs, mesh, parts):
+    got = read(
+        '--experiment=reward_model', f'input={pairs}', f'policy={checkpoint}', *(f'mesh.{size}' for size in mesh)
+    )
+    assert (got['reward_model.batch'], got['reward_model.parts']) == (32, parts)
+
+
+@pytest.mark.parametrize(
     ('experiment', 'role', 'path', 'value'),
     [('label', 'labeler', 'label.batch', 16), ('generate', 'policy', 'max_new_tokens', 128),
      ('score', 'model', 'max_prompt', 1024), ('tldr_sft', 'policy', 'sft.optimizer.learning_rate', 1e-5)],
