@@ -5,6 +5,7 @@ is a row here.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -281,10 +282,14 @@ SCALES = {
 }
 
 
-NUMBERS = (  # what a scale says besides models, data and devices
+# What a scale says besides models, data and devices: how models are trained, and how labelers are asked.
+TRAINED = (
     'sft', 'reward_model', 'reward_model_dialogue', 'reward_model_helpful', 'reinforce', 'reinforce_dialogue',
-    'reinforce_helpful', 'rating', 'label', 'label_helpful', 'label_harmless',
+    'reinforce_helpful',
 )  # fmt: skip
+ASKED = ('rating', 'label', 'label_helpful', 'label_harmless')
+# Whose numbers these are, by the field of a config that names the model. The first one's type is that of products.
+ROLES = {'policy': TRAINED, 'model': TRAINED, 'labeler': ASKED, 'same_size_labeler': ASKED}
 
 
 def real(model: str) -> bool:
@@ -298,16 +303,17 @@ def real(model: str) -> bool:
         return True
 
 
-def suited(row: Scale, model: str) -> Scale:
-    """The row for a real checkpoint: with the learning rates, lengths and batches of the open scales, which are the
-    paper's, and products of the type that the checkpoint is stored in. Models and data stay. It is for one device, as each
-    of several would hold a copy.
+def suited(row: Scale, models: Mapping[str, str]) -> Scale:
+    """The row for real checkpoints, by role: with the learning rates, lengths and batches of the open scales, which are the
+    paper's, for what these roles do, and products of the type that the first of `ROLES` is stored in. Models, data and the
+    numbers of others stay. It is for one device, as each of several would hold a copy.
     """
-    numbers = {name: getattr(SCALES['smollm2'], name) for name in NUMBERS}
+    numbers = {name: getattr(SCALES['smollm2'], name) for role in models for name in ROLES[role]}
     for name, cfg in numbers.items():
         if hasattr(cfg, 'parts'):  # of whatever batch somebody asks for
             numbers[name] = replace(cfg, parts=1, **({'candidates': 1} if hasattr(cfg, 'candidates') else {}))
-    return replace(row, dtype=stored_in(model), mesh=Mesh(), **numbers)
+    first = next(models[role] for role in ROLES if role in models)
+    return replace(row, dtype=stored_in(first), mesh=Mesh(), **numbers)
 
 
 def stored_in(model: str) -> Dtype:

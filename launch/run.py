@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -236,7 +237,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     over files, later files over earlier. What else they say of `flags` is noted there.
     """
     import experiments
-    from experiments.scales import real, scale, suited
+    from experiments.scales import ROLES, real, scale, suited
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.paths import typed
@@ -260,9 +261,10 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         raise Mistake(f'--seed={flags.seed}: a seed is 0 or more')
     experiment, row, seed = experiments.find(name), scale(scale_name), flags.seed or 0
     plain, given = experiment(row, seed), in_files | typed
-    model = next((str(given[role]) for role in ('policy', 'model', 'labeler') if role in given), '')
-    if own := not (flags.scale or chosen['scale']) and real(model):
-        row = suited(row, model)
+    own = {}  # checkpoints by role, whose numbers are none of micro's
+    if not (flags.scale or chosen['scale']):
+        own = {role: model for role in ROLES if real(model := str(given.get(role, '')))}
+    row = suited(row, own) if own else row
     config = experiment(row, seed)
     if flags.seed is not None:  # over a file too, so that the config.gin of a run runs again with another seed
         other = parse(dump(experiment(row, seed + 1)))
@@ -270,18 +272,18 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     config = bind(config, in_files | typed)
     if own:
         config = config.sized(given.keys()) if hasattr(config, 'sized') else config
-        tell_numbers(model, dump(config), dump(bind(plain, in_files | typed)))
+        tell_numbers(own.values(), dump(config), dump(bind(plain, in_files | typed)))
     flags.changed = digest(config) != digest(plain)
     return name, config, experiments.text_of(name, scale_name, config)
 
 
-def tell_numbers(model: str, ours: str, micro: str) -> None:
-    """Says which numbers a checkpoint gets that are not those of the packaged models, where no scale was named."""
+def tell_numbers(models: Iterable[str], ours: str, micro: str) -> None:
+    """Says which numbers checkpoints get that are not those of the packaged models, where no scale was named."""
     from rlaif_jax import log
 
-    before = set(micro.splitlines())
+    before, named = set(micro.splitlines()), ', '.join(dict.fromkeys(models))
     changed = ', '.join(line for line in ours.splitlines() if line not in before)
-    told = f'{model} is none of the packaged models, so its numbers are those of open models, not those of micro: '
+    told = f'{named}: no packaged model, so these numbers are those of open models, and not those of micro: '
     log.say_once(f'{told}{changed}. A binding changes one; --scale names another row of them')
 
 

@@ -92,6 +92,19 @@ def test_so_do_the_other_commands(checkpoint, pairs, experiment, role, path, val
     assert got[path] == value != toy[path] and got['dtype'] == 'bfloat16'
 
 
+@pytest.mark.parametrize(
+    ('experiment', 'roles', 'changed'),
+    [('tldr_rlaif', ['policy'], {'sft', 'reward_model', 'reinforce'}), ('tldr_rlaif', ['labeler'], {'label'}),
+     ('tldr_rlaif', ['labeler', 'policy'], {'sft', 'reward_model', 'reinforce', 'label'}),
+     ('tldr_direct', ['policy'], {'sft', 'reinforce'}), ('tldr_direct', ['same_size_labeler'], {'rating'}),
+     ('helpful_rlaif', ['labeler'], {'label'})],
+)  # fmt: skip
+def test_a_checkpoint_changes_the_numbers_of_its_own_role_alone(checkpoint, experiment, roles, changed):
+    before, got = read(experiment), read(experiment, *(f'{role}={checkpoint}' for role in roles))
+    found = {path.split('.')[0] for path in got if got[path] != before.get(path)}
+    assert found == {*roles, *changed, 'mesh', 'dtype'}
+
+
 def test_what_a_run_was_it_is_again(checkpoint, pairs, tmp_path):
     flags = launcher.read_flags(
         launcher.parser(), ['--experiment=reward_model', f'input={pairs}', f'policy={checkpoint}', 'held_out=0.2']
