@@ -75,8 +75,8 @@ HUB = {  # what the library raises -> what is said; only what is not the hub's l
 def test_a_model_that_the_hub_does_not_give_is_one_sentence(name, tmp_path, monkeypatch, capsys):
     (error, says), final = HUB[name], name in ('gated', 'no repository', 'no file', 'no revision')
 
-    def snapshot_download(*_, **__):
-        raise error
+    def snapshot_download(*_, local_files_only=False, **__):
+        raise errors.LocalEntryNotFoundError('nothing is here') if local_files_only else error
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
     arguments = ['--experiment=tldr_sft', f'--workdir={tmp_path / "run"}', 'policy=someone/model']
