@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from experiments import arms, stages
 from experiments.label import Asking, generation, toy
 from experiments.programs import Line
-from experiments.scales import Data, Dtype, Mesh, Scale
+from experiments.scales import Data, Dtype, Mesh, Scale, described
 from experiments.stages import Rewarded
 from rlaif_jax import axes, log
 from rlaif_jax.batching import padded
@@ -25,7 +24,6 @@ from rlaif_jax.evaluation.statistics import wilson
 from rlaif_jax.folder import link, shared
 from rlaif_jax.labeling import preference
 from rlaif_jax.models import hf
-from rlaif_jax.models.presets import Absent, downloading_nothing, resolve
 from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import reward_model, sft
 
@@ -176,8 +174,8 @@ class FromFile:
         parts = next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= AT_ONCE)
         found = {'batch': batch, 'steps': steps, 'parts': parts}
         found |= dict.fromkeys(('eval_every', 'save_every'), math.ceil(steps / 5))
-        with suppress(Absent), downloading_nothing():
-            tokenizer, pairs = Tokenizer.load(resolve(self.policy)), [*train, *held_out]
+        if folder := described(self.policy):
+            tokenizer, pairs = Tokenizer.load(folder), [*train, *held_out]
             prompts = [pair.prompt.text for pair in pairs]
             responses = [text for pair in pairs for text in (pair.first, pair.second)]
             most = {'max_prompt': (tokenizer.prompts, prompts), 'max_response': (tokenizer.encode, responses)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from rlaif_jax.config import FILE, HOTTEST, MOST, Mistake, check_within, nearest
@@ -15,7 +16,8 @@ from rlaif_jax.evaluation import versus
 from rlaif_jax.evaluation.length import LengthRatio
 from rlaif_jax.labeling import direct, labelers, preference
 from rlaif_jax.labeling.prompts import Technique, simulated
-from rlaif_jax.models.presets import PRESETS, downloading_nothing, resolve
+from rlaif_jax.models.presets import PRESETS, TOKENIZER, Absent, downloading_nothing, downloads, resolve
+from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training.state import Optimizer
 
@@ -296,11 +298,25 @@ def real(model: str) -> bool:
     """Whether a name is that of a checkpoint which is no toy of a simulated world: one whose language is people's."""
     if not model or model in PRESETS or labelers.is_address(model):
         return False
+    folder = described(model)
+    try:
+        return folder is None or not simulated(Tokenizer.load(folder))
+    except Mistake:  # it is no model, which is for others to say
+        return True
+
+
+def described(model: str) -> Path | None:
+    """The folder with a checkpoint's config and tokenizer, which its numbers hang on. They are fetched where they are not
+    there: a run that began without them has to be the same run with them. None where nothing may be fetched, and for a
+    name that leads nowhere, which is for others to say. Raises `Mistake` where a download fails.
+    """
     try:
         with downloading_nothing():
-            return not simulated(labelers.tokenizer(model))
-    except Mistake:  # it is not on this machine, or is none, which is for others to say
-        return True
+            return resolve(model, TOKENIZER)
+    except Absent:
+        return resolve(model, TOKENIZER) if downloads() else None
+    except Mistake:
+        return None
 
 
 def suited(row: Scale, models: Mapping[str, str]) -> Scale:
@@ -317,11 +333,13 @@ def suited(row: Scale, models: Mapping[str, str]) -> Scale:
 
 
 def stored_in(model: str) -> Dtype:
-    """The type of a checkpoint's matrices, where it is on this machine: bfloat16 for any of 16 bits."""
+    """The type of a checkpoint's matrices: bfloat16 for any of 16 bits, and as a guess where it is not `described`."""
+    folder = described(model)
+    if folder is None:
+        return 'bfloat16'
     try:
-        with downloading_nothing():
-            config = json.loads((resolve(model) / 'config.json').read_text(encoding='utf-8'))
-    except (Mistake, OSError, ValueError):
+        config = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
         return 'float32'
     kind = config.get('dtype') or config.get('torch_dtype')
     return 'bfloat16' if kind in ('bfloat16', 'float16') else 'float32'

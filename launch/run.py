@@ -240,8 +240,12 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     from experiments.scales import ROLES, real, scale, suited
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.labeling.store import Shard
+    from rlaif_jax.models.presets import downloading_nothing, downloads
     from rlaif_jax.paths import typed
 
+    if (flags.dry_run or flags.explain) and downloads():
+        with downloading_nothing():
+            return read_config(flags)
     in_files: dict[str, Any] = {}
     for file in flags.bindings:
         try:
@@ -279,12 +283,17 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
 
 def tell_numbers(models: Iterable[str], ours: str, micro: str) -> None:
     """Says which numbers checkpoints get that are not those of the packaged models, where no scale was named."""
+    from experiments.scales import described
     from rlaif_jax import log
 
-    before, named = set(micro.splitlines()), ', '.join(dict.fromkeys(models))
+    before, models = set(micro.splitlines()), dict.fromkeys(models)
     changed = ', '.join(line for line in ours.splitlines() if line not in before)
-    told = f'{named}: no packaged model, so these numbers are those of open models, and not those of micro: '
+    told = (
+        f'{", ".join(models)}: no packaged model, so these numbers are those of open models, and not those of micro: '
+    )
     log.say_once(f'{told}{changed}. A binding changes one; --scale names another row of them')
+    if lacking := [model for model in models if described(model) is None]:
+        log.say_once(f'{lacking[0]}: is not here, so dtype and lengths are guesses until a run fetches what says them')
 
 
 def stages_of(flags: argparse.Namespace, folder: Path) -> Path:

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
+import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 from experiments.scales import real, scale
 from launch import run as launcher
-from rlaif_jax.config import parse
+from rlaif_jax.config import Mistake, parse
 from rlaif_jax.data import files
+from rlaif_jax.models.presets import downloading_nothing
 
 
 @pytest.fixture(scope='module')
@@ -31,13 +35,32 @@ def pairs(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def hub(checkpoint, tmp_path, monkeypatch):
+    """A hub that has the checkpoint, and the folder that what is asked for comes to."""
+    here = tmp_path / 'hub'
+
+    def snapshot_download(_, local_files_only=False, allow_patterns=('*',), **__):
+        for file in [] if local_files_only else checkpoint.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                here.mkdir(exist_ok=True)
+                shutil.copy(file, here)
+        if not here.exists():
+            raise errors.LocalEntryNotFoundError('offline')
+        return str(here)
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+    return here
+
+
 def read(*arguments):
     flags = launcher.read_flags(launcher.parser(), [str(one) for one in arguments])
     return parse(launcher.read_config(flags)[2])
 
 
 def test_who_is_real(models, checkpoint):
-    assert real(str(checkpoint)) and real('somebody/on-the-hub')
+    with downloading_nothing():
+        assert real(str(checkpoint)) and real('somebody/on-the-hub')
     assert not any(map(real, ('', 'micro_xs', str(models / 'policy'), 'http://host:8000/v1#model')))
 
 
@@ -90,6 +113,31 @@ def test_so_do_the_other_commands(checkpoint, pairs, experiment, role, path, val
     given = [f'--experiment={experiment}', *([f'input={pairs}'] if experiment != 'tldr_sft' else [])]
     got, toy = read(*given, f'{role}={checkpoint}'), read(*given)
     assert got[path] == value != toy[path] and got['dtype'] == 'bfloat16'
+
+
+@pytest.mark.parametrize(('experiment', 'role'), [('label', 'labeler'), ('reward_model', 'policy')])
+def test_a_model_of_the_hub_has_the_same_numbers_before_it_is_here_and_after(
+    checkpoint, pairs, hub, experiment, role, capsys
+):
+    model = f'somebody/{role}'
+    asked = experiment, f'input={pairs}', f'{role}={model}'
+    planned = read(*asked, '--dry_run')
+    assert not hub.exists() and planned['dtype'] == 'bfloat16'  # a guess
+    assert f'{model}: is not here' in capsys.readouterr().out
+    before = read(*asked)
+    assert (hub / 'config.json').exists() and not list(hub.glob('*.safetensors'))  # which numbers do not hang on
+    shutil.copytree(checkpoint, hub, dirs_exist_ok=True)
+    assert before == read(*asked) == read(*asked, '--dry_run')
+    assert before | {role: str(checkpoint)} == read(experiment, f'input={pairs}', f'{role}={checkpoint}')
+
+
+def test_numbers_are_not_guessed_where_the_hub_does_not_answer(pairs, monkeypatch):
+    def snapshot_download(*_, **__):
+        raise errors.LocalEntryNotFoundError('offline')
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+    with pytest.raises(Mistake, match='^somebody/model: '):
+        read('label', f'input={pairs}', 'labeler=somebody/model')
 
 
 @pytest.mark.parametrize(
