@@ -15,7 +15,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -276,18 +276,22 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     config = bind(config, in_files | typed)
     if own:
         config = config.sized(given.keys()) if hasattr(config, 'sized') else config
-        tell_numbers(own.values(), dump(config), dump(bind(plain, in_files | typed)))
+        tell_numbers(own.values(), dump(config), dump(plain), given.keys())
     flags.changed = digest(config) != digest(plain)
     return name, config, experiments.text_of(name, scale_name, config)
 
 
-def tell_numbers(models: Iterable[str], ours: str, micro: str) -> None:
-    """Says which numbers checkpoints get that are not those of the packaged models, where no scale was named."""
+def tell_numbers(models: Iterable[str], ours: str, micro: str, given: Set[str]) -> None:
+    """Says which numbers checkpoints get that are not those of the packaged models, where no scale was named. Those that
+    were `given`, by path, everybody knows.
+    """
     from experiments.scales import described
     from rlaif_jax import log
 
     before, models = set(micro.splitlines()), dict.fromkeys(models)
-    changed = ', '.join(line for line in ours.splitlines() if line not in before)
+    changed = ', '.join(
+        line for line in ours.splitlines() if line not in before and line.partition(' = ')[0] not in given
+    )
     told = (
         f'{", ".join(models)}: no packaged model, so these numbers are those of open models, and not those of micro: '
     )

@@ -104,6 +104,14 @@ def test_each_device_of_a_mesh_has_its_share_of_a_part(checkpoint, pairs, mesh, 
     assert (got['reward_model.batch'], got['reward_model.parts']) == (32, parts)
 
 
+def test_what_is_typed_has_to_fit_the_numbers_that_it_changes_and_not_those_of_micro(checkpoint, capsys):
+    parts = 2 * scale('micro').reinforce.batch
+    got = read('tldr_rlaif', f'policy={checkpoint}', f'reinforce.parts={parts}', 'sft.steps=7')
+    assert (got['reinforce.parts'], got['sft.steps']) == (parts, 7)
+    told = capsys.readouterr().out
+    assert 'sft.optimizer.learning_rate = ' in told and 'sft.steps' not in told and 'reinforce.parts' not in told
+
+
 @pytest.mark.parametrize(
     ('experiment', 'role', 'path', 'value'),
     [('label', 'labeler', 'label.batch', 16), ('generate', 'policy', 'max_new_tokens', 128),
