@@ -101,9 +101,13 @@ class Recorded:
                 near = nearest(name, columns)
                 raise Mistake(f'{self.input}: nothing stands in a column {name!r}; did you mean {near!r}?')
         vote: dict[str, Vote] = {}
-        for name in (*voted, *said, *self.swapped):
+        alike = {name: [name] for name in (*voted, *said)}  # columns of which one says what stands in the other
+        for name, other in zip(said, self.swapped):
+            alike[name] = [*alike[name], other]
+        for name, them in alike.items():
             given = () if name in said and generation(name) else self.values  # what `label` wrote is P(first)
-            vote[name] = reader(name, [one for row in rows for one in listed(look(row, name))], given)
+            values = [one for row in rows for column in them for one in listed(look(row, column))]
+            vote |= dict.fromkeys(them, reader(name, values, given))
         pairs = [self._pair(row) for row in rows]
         texts: dict[Any, Any] = {}  # of the first row of each pair
         entries = []

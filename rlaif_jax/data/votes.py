@@ -62,9 +62,10 @@ def reader(column: str, values: Iterable[Any], given: Sequence[str] = ()) -> Vot
     """What the values of a column mean, read from all that stand in it.
 
     `given` are the values for the first response, the second and, where there is one, a tie. Without: words are what they
-    say. Of numbers 0 and 1, or 1 and 2, are the first and the second; other numbers in [0, 1], and all in a column of
-    probabilities (`preference`, `preference_prob`), are P(the first is better). Raises `Mistake`, which names the column
-    and the value, for all else, as for 0, 1 and 2, of which any may be the tie.
+    say. Of numbers 0 and 1, or 1 and 2, are the first and the second, and ½ a tie in `label`; other numbers in [0, 1], and
+    all in a column of probabilities (`preference`, `preference_prob`), are P(the first is better). Raises `Mistake`, which
+    names the column and the value, for all else, as for 0, 1 and 2, of which any may be the tie, for 1 alone, which is
+    either, and for 0, ½ and 1 elsewhere, which may be P or not.
     """
     there = [value for value in values if not _missing(value)]
     if given:
@@ -97,6 +98,12 @@ def _numbers(column: str, values: Sequence[Any]) -> dict[str, float]:
         raise Mistake(
             f'column {column!r} has {sorted(map(int, numbers))}: which is the first response, the second, a tie? '
             "values=\"['1','2','0']\" or \"['0','1','2']\""
+        )
+    halves = name != 'label' and 0.5 in numbers and len(numbers) > 1 and numbers <= {0.0, 0.5, 1.0}
+    if not probable and (numbers == {1.0} or halves):
+        raise Mistake(
+            f'column {column!r} has no numbers but {", ".join(f"{x:g}" for x in sorted(numbers))}: is 1 the first response '
+            "or the second? values=\"['0','1','0.5']\" for the second, \"['1','0','0.5']\" or \"['1','2']\" for the first"
         )
     if not probable and numbers and numbers <= {1.0, 2.0} and 2.0 in numbers:
         return {key: 2.0 - number for key, number in found.items()}

@@ -38,6 +38,10 @@ def test_where_nobody_can_tell_whoever_asks_says_what_is_what():
     assert [vote(value) for value in values] == [0.5, 1, 0]
     vote = reader('label', values, ['0', '1', '2'])  # Auto-J's
     assert [vote(value) for value in values] == [1, 0, 0.5]
+    for column, values in (('winner', [0, 0.5, 1]), ('votes', [0.5, 1]), ('human', ['0', '0.5']), ('label', [1, None])):
+        with pytest.raises(Mistake, match=f"'{column}'.*values="):  # a tie, or which side comes, never turns the others
+            reader(column, values)
+    assert reader('winner', [0, 1, 0.5], ['0', '1', '0.5'])(1) == 0 and reader('winner', [0.5])(0.5) == 0.5
     for wrong in (3, 'model_c', True, 1.5, [1]):
         with pytest.raises(Mistake, match="'winner'"):
             reader('winner', ['A', wrong])

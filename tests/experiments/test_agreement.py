@@ -76,6 +76,12 @@ def test_votes_are_the_same_in_columns_in_lists_and_in_rows(votes, tmp_path):
     np.testing.assert_allclose(read.orders['p'][0], p_B)
 
 
+def test_a_verdict_and_the_one_of_the_other_order_are_read_alike(tmp_path):
+    files.write_rows(tmp_path / 'in.jsonl', [{'label': 0, 'a': 2, 'b': 1}, {'label': 1, 'a': 1, 'b': 1}])
+    read = Recorded(input=str(tmp_path / 'in.jsonl'), verdicts=('a',), swapped=('b',)).read()
+    np.testing.assert_array_equal(read.orders['a'], [[0, 1], [1, 1]])
+
+
 @pytest.mark.parametrize(
     ('more', 'told'),
     [
