@@ -93,7 +93,10 @@ def priced(price: Sequence[float] = ()) -> Iterator[None]:
 
 
 def counted(labels: Sequence[Label]) -> Cost:
-    """What labels cost that were made, by whatever run: each knows its tokens, and what share of the work it was."""
+    """What labels cost that were made, by whatever run: each knows its tokens, and what share of the work it was. A label
+    that stands for several pairs, as `label_all` has it, was made once.
+    """
+    labels = [*{id(label): label for label in labels}.values()]
     known = all(label.seconds for label in labels)  # not of labels by a version that did not count
     return Cost(
         labels=len(labels),
@@ -109,7 +112,9 @@ def predict(
 ) -> Cost:
     """Tokens that labels will read and write, seconds unknown: counted of `SAMPLE` pairs, evenly by length, for all. most:
     tokens of a prompt that the model allows; rationale: tokens of one, where some are known; else as those of exemplars.
+    Equal pairs are asked about once.
     """
+    pairs = [*{(pair.prompt.text, pair.first, pair.second): pair for pair in pairs}.values()]
     order = sorted(pairs, key=lambda pair: len(pair.prompt.text) + len(pair.first) + len(pair.second))
     step = max(1, len(order) // SAMPLE)
     sample = order[step // 2 :: step] or order

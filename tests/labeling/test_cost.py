@@ -119,6 +119,13 @@ def test_what_a_run_took_is_known_to_whoever_finds_its_labels(labelled):
     assert store.read_bytes() == before and not store.with_name('none.jsonl').exists()
 
 
+def test_a_pair_that_stands_there_twice_is_paid_for_once(labelled, micro_tokenizer):
+    store, name, labels = labelled
+    twice = [*PAIRS, *(dataclasses.replace(pair, prompt=Prompt(pair.prompt.text, 'again')) for pair in PAIRS[:3])]
+    assert counted(label_all(name, PLAIN, twice, Store(store))) == counted(labels)
+    assert predict(micro_tokenizer, PLAIN, twice).read == predict(micro_tokenizer, PLAIN, PAIRS).read
+
+
 def test_a_label_of_an_earlier_version_is_read(labelled):
     _, _, labels = labelled
     record = {key: value for key, value in labels[0].record().items() if key not in ('seconds', 'devices', 'written')}
