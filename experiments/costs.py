@@ -46,10 +46,10 @@ def foretell(config: Any, one: Asking, folder: Path) -> str:
     except Absent:  # a plan downloads nothing
         tokenizer, who = Words(), 'absent'
     told = ', tokens counted by words' if isinstance(tokenizer, Words) else ''
-    template = preference.ask(tokenizer, one.label).digest
-    rationale, speed, before, there = cost.earlier(store_of(folder), who, template)
+    asked = preference.ask(tokenizer, one.label)
+    rationale, speed, before, there = cost.earlier(store_of(folder), who, asked.digest)
     if there:  # what the store holds costs nothing
-        keys = preference.keys_of(one.labeler, one.label, pairs, config.dtype)
+        keys = preference.keys_of(one.labeler, one.label, asked, pairs, config.dtype)
         missing = [pair for key, pair in zip(keys, pairs) if key not in there]
         if not missing:
             return f'{one.title}: all {len(pairs):,} labels are there'

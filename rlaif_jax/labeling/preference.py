@@ -374,7 +374,7 @@ def label_all(
     Raises `Mistake` where more than `cfg.most_unscorable` of the labels are unscorable; those made until then are kept.
     """
     asked, who = ask(labelers.tokenizer(name), cfg), labelers.fingerprint(name)
-    keys = keys_of(name, cfg, pairs, dtype)
+    keys = keys_of(name, cfg, asked, pairs, dtype)
     load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
 
     @cache
@@ -420,9 +420,8 @@ def label_all(
     return [made[key] for key in keys]
 
 
-def keys_of(name: str | Path, cfg: Config, pairs: Sequence[Pair], dtype: str) -> list[str]:
-    """What the labels of pairs are called in a store: all that they depend on."""
-    asked = ask(labelers.tokenizer(name), cfg)
+def keys_of(name: str | Path, cfg: Config, asked: Asked, pairs: Sequence[Pair], dtype: str) -> list[str]:
+    """What the labels of pairs are called in a store, by all that they depend on; asked: of `ask`."""
     limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
     who = labelers.fingerprint(name), labelers.products(name, dtype)
     provenance = *who, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits

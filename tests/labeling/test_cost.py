@@ -111,11 +111,12 @@ def test_what_a_run_took_is_known_to_whoever_finds_its_labels(labelled):
     assert spent.seconds > 0 and spent.devices == 1 and spent.labels == 5
     again = label_all(name, PLAIN, PAIRS, Store(store))
     assert counted(again) == spent and again == labels
-    digest = preference.ask(hf.load(name).tokenizer, PLAIN).digest
+    asked = preference.ask(hf.load(name).tokenizer, PLAIN)
+    digest = asked.digest
     before = store.read_bytes()
     rationale, speed, devices, keys = earlier(store, hf.fingerprint(name), digest)
     assert rationale is None and devices == 1 and speed * spent.read == pytest.approx(spent.seconds, rel=2)
-    assert keys == {*preference.keys_of(name, PLAIN, PAIRS, 'float32')}
+    assert keys == {*preference.keys_of(name, PLAIN, asked, PAIRS, 'float32')}
     assert (
         earlier(store, 'another', digest) == earlier(store.with_name('none.jsonl'), 'x', 'y') == (None, None, 0, set())
     )
