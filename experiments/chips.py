@@ -159,7 +159,8 @@ def find(name: str, flag: str = '--topology') -> Slice:
         near = sorted(own, key=lambda one: abs(math.log(int(one.partition('-')[2]) / max(int(count), 1))))[:2]
     else:
         near = own or ([f'{kind}-8'] if kind in CHIPS else difflib.get_close_matches(typed, known, 3, 0.0))
-    raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}?')
+    gpus = ', '.join(f'{one}-8' for one, chip in CHIPS.items() if not chip.shapes)
+    raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}? GPUs: {gpus}')
 
 
 def of_device(device: jax.Device) -> Chip | None:

@@ -16,7 +16,7 @@ TASK = 'harmless'
 
 
 def harmless_rlhf(scale: Scale, seed: int = 0) -> Policies:
-    """RLHF on harmless dialogue (§4.1; Table 2).
+    """RLHF on harmless dialogue (§4.1; Table 1).
 
     Command: python launch/run.py --experiment=harmless_rlhf
     Cost at micro scale: about 5 minutes on 2 cores.
@@ -26,7 +26,7 @@ def harmless_rlhf(scale: Scale, seed: int = 0) -> Policies:
 
 
 def harmless_rlaif(scale: Scale, seed: int = 0) -> Policies:
-    """RLAIF on harmless dialogue, and RLHF beside it (§4.1; Table 2).
+    """RLAIF on harmless dialogue, and RLHF beside it (§4.1; Table 1).
 
     Command: python launch/run.py --experiment=harmless_rlaif
     Cost at micro scale: 8 to 10 minutes on one core, about 6 on 2.

@@ -182,7 +182,7 @@ def needed(config: Any, folder: Path) -> list[str]:
     """What a run would fetch and write, in words."""
     lacking = absent(config, folder)
     found = ['\n'.join(['not on this machine; a run would fetch', *lacking])] if lacking else []
-    return [*found, f'on disk, once all is made: {gib(disk(config.lines(folder), config))}']
+    return [*found, f'on disk, besides what is fetched, once all is made: {gib(disk(config.lines(folder), config))}']
 
 
 def verdict(large: Sequence[tuple[Line, Program]], usable: float) -> str:

@@ -229,7 +229,12 @@ def check_batch(name: str, size: int, mesh: Mesh) -> None:
     if size < 1 or size % parts:
         low, high = size // parts * parts, max(size // parts + 1, 1) * parts
         near = f'{low} or {high}' if low > 0 else f'{high}'
-        raise Mistake(f'{name} = {size}: the mesh splits a batch into {parts}; the nearest sizes that fit are {near}')
+        data, others = mesh.shape['data'], parts // mesh.shape['data']
+        less = next((n for n in range(data - 1, 0, -1) if size % (n * others) == 0), 0)
+        hint = f'mesh.data={less} fits; ' * bool(less)
+        raise Mistake(
+            f'{name} = {size}: {hint}the mesh splits a batch into {parts}; the nearest sizes that fit are {near}'
+        )
 
 
 def constrain(x: jax.Array, axes: str, rules: Rules | None = None) -> jax.Array:

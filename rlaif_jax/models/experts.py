@@ -94,4 +94,5 @@ def grouped(
     # Products leave anything in rows of no group, and hand back anything for them: nothing goes in or out there.
     x = jnp.where(share > 0, h[token], 0)
     out = product(activation(product(x, gate_EDF)) * product(x, up_EDF), down_EFD)
-    return jnp.zeros(h.shape, jnp.float32).at[token].add(jnp.where(share > 0, share * out, 0)).astype(h.dtype)
+    out = jnp.where(share > 0, out, 0)  # before its share: 0 times anything may be no number, backwards too
+    return jnp.zeros(h.shape, jnp.float32).at[token].add(share * out).astype(h.dtype)
