@@ -18,7 +18,7 @@ from rlaif_jax.config import FILE, SAME, Mistake, nearest
 from rlaif_jax.data import files, trl
 from rlaif_jax.data.files import Row
 from rlaif_jax.data.records import Pair
-from rlaif_jax.data.votes import Vote, gather, listed, look, reader
+from rlaif_jax.data.votes import Vote, gather, listed, look, missing, reader
 from rlaif_jax.evaluation import alignment, people, report, tables
 from rlaif_jax.evaluation.figures import figure_labelers
 from rlaif_jax.labeling import labelers
@@ -101,15 +101,27 @@ class Recorded:
                 near = nearest(name, columns)
                 raise Mistake(f'{self.input}: nothing stands in a column {name!r}; did you mean {near!r}?')
         vote: dict[str, Vote] = {}
-        for name in (*voted, *said, *self.swapped):
+        alike = {name: [name] for name in (*voted, *said)}  # columns of which one says what stands in the other
+        for name, other in zip(said, self.swapped):
+            alike[name] = [*alike[name], other]
+        for name, them in alike.items():
             given = () if name in said and generation(name) else self.values  # what `label` wrote is P(first)
-            vote[name] = reader(name, [one for row in rows for one in listed(look(row, name))], given)
+            values = [one for row in rows for column in them for one in listed(look(row, column))]
+            vote |= dict.fromkeys(them, reader(name, values, given))
         pairs = [self._pair(row) for row in rows]
-        texts: dict[Any, Any] = {}  # of the first row of each pair
+        texts: dict[Any, tuple[int, tuple[str, ...]]] = {}  # of the first row of each pair, and which it is
         entries = []
         for i, (row, pair) in enumerate(zip(rows, pairs)):
-            key, shown = self._key(row, pair, i), pair and (pair.first, pair.second)
-            turned = shown is not None and texts.setdefault(key, shown) not in (None, shown)
+            key, turned = self._key(row, pair, i), False
+            if pair:
+                shown = tuple(' '.join(text.split()) for text in (pair.first, pair.second))
+                j, before = texts.setdefault(key, (i, shown))
+                if shown != before and shown != before[::-1]:
+                    raise Mistake(
+                        f'{self.input}: rows {j + 1} and {i + 1} are of one pair by {[*self.pair]}, and have other '
+                        'responses; name the columns that tell them apart in pair=, too, or leave it out: then texts say it'
+                    )
+                turned = shown != before
             entries.append((key, turned, self._votes(row, voted, vote)))
         first, raters, vote_BM = gather(entries)
 
@@ -129,14 +141,15 @@ class Recorded:
             return trl.pair_of({key: row[key] for key in row if key not in ('label', 'preference')}, self.task, '')
         return None
 
-    def _votes(self, row: Row, voted: Sequence[str], vote: Mapping[str, Vote]) -> dict[str, float]:
-        """Rater -> vote in a row; of `chosen` and `rejected` nobody's for the first."""
-        found: dict[str, float] = {} if voted else {'': 1.0}
-        who = str(look(row, self.rater)) if self.rater else ''
+    def _votes(self, row: Row, voted: Sequence[str], vote: Mapping[str, Vote]) -> list[tuple[str, float]]:
+        """(rater, vote) in a row, each one's; of `chosen` and `rejected` one for the first."""
+        said = look(row, self.rater) if self.rater else None
+        who = '' if missing(said) else str(said)
+        found = [] if voted else [(who, 1.0)]
         for name in voted:
             values = [vote[name](one) for one in listed(look(row, name))]
-            many = {f'rater {n}': one for n, one in enumerate(values, 1)}
-            found |= many if len(values) > 1 else {name if len(voted) > 1 else who: one for one in values}
+            called = '' if len(values) > 1 else name if len(voted) > 1 else who
+            found += [(called, one) for one in values]
         return found
 
     def _key(self, row: Row, pair: Pair | None, i: int) -> Any:

@@ -46,8 +46,15 @@ def foretell(config: Any, one: Asking, folder: Path) -> str:
     except Absent:  # a plan downloads nothing
         tokenizer, who = Words(), 'absent'
     told = ', tokens counted by words' if isinstance(tokenizer, Words) else ''
-    template = preference.ask(tokenizer, one.label).digest
-    rationale, speed, before = cost.earlier(store_of(folder), who, template)
+    asked = preference.ask(tokenizer, one.label)
+    rationale, speed, before, there = cost.earlier(store_of(folder), who, asked.digest)
+    if there:  # what the store holds costs nothing
+        keys = preference.keys_of(one.labeler, one.label, asked, pairs, config.dtype)
+        missing = [pair for key, pair in zip(keys, pairs) if key not in there]
+        if not missing:
+            return f'{one.title}: all {len(pairs):,} labels are there'
+        told += f', beside {len(pairs) - len(missing):,} that are there' if len(missing) < len(pairs) else ''
+        pairs = missing
     known = sizes_in(labels_line('labels', folder, len(pairs), one.labeler, one.label), config).get('labeler')
     spent = cost.predict(tokenizer, one.label, pairs, most=known.max_length if known else MOST, rationale=rationale)
     mesh = axes.make_mesh(asdict(config.mesh))
@@ -67,7 +74,7 @@ def bound(
     config: Any, one: Asking, tokenizer: Tokenizer | Words, pairs: Sequence[Pair], spent: Cost, folder: Path, mesh: Mesh
 ) -> float:
     """Seconds that labels take at least, by the products and the memory traffic of what is called."""
-    calls = 2 * one.label.samples * len(pairs)
+    calls = 2 * one.label.samples * spent.labels
     preamble = len(preference.ask(tokenizer, one.label).verdict.encode_preamble(tokenizer))
     rationale = spent.written / calls
     row = spent.read / calls / (2 if rationale else 1) - preamble - rationale / 2  # of one order, without a rationale
@@ -75,7 +82,7 @@ def bound(
     share = sum(context for context, _ in chars) / max(1, sum(map(sum, chars)))
     lengths = {'context': row * share, 'responses': row * (1 - share), 'preamble': preamble, 'rationale': rationale}
     line = labels_line(
-        'labels', folder, len(pairs), one.labeler, one.label, **{k: max(1, round(x)) for k, x in lengths.items()}
+        'labels', folder, spent.labels, one.labeler, one.label, **{k: max(1, round(x)) for k, x in lengths.items()}
     )
     flops, bandwidth = speed_of(config.dtype, mesh)
     each = programs(line, sizes_in(line, config), mesh)

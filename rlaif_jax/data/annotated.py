@@ -36,12 +36,20 @@ class Ranked:
 
 def rankings(row: Row, where: str) -> list[Ranked] | None:
     """What people ranked in a row; None of a row that is no export's. Raises `Mistake`, which starts with `where`, for an
-    export without rankings.
+    export without rankings, or with what these do not write.
     """
-    if isinstance(row.get('data'), Mapping) and isinstance(row.get('annotations'), list):
-        return list(_label_studio(row, where))
-    if (answers := _argilla_answers(row)) is not None:
-        return list(_argilla(row, answers, where))
+    tool = 'Label Studio'
+    try:
+        if isinstance(row.get('data'), Mapping) and isinstance(row.get('annotations'), list):
+            return list(_label_studio(row, where))
+        tool = 'Argilla'
+        if (answers := _argilla_answers(row)) is not None:
+            return list(_argilla(row, answers, where))
+    except (AttributeError, TypeError, KeyError) as error:  # of whatever stands where another kind of value should
+        raise Mistake(
+            f'{where}: begins as an export of {tool}, and goes on as none ({error}); export it whole, as JSON, with its '
+            'annotations'
+        ) from error
     return None
 
 
@@ -89,7 +97,9 @@ def _argilla_answers(row: Row) -> list[tuple[Any, Any, Any]] | None:
         if isinstance(told, list):  # as its server has them: of a user all questions
             each = [(one, part) for one in told for part in (one.get('values') or {}).values()]
             return [(one.get('user_id'), part.get('value'), one.get('status')) for one, part in each]
-        return [(one.get('user_id'), one.get('value'), one.get('status')) for part in told.values() for one in part]
+        return [
+            (one.get('user_id'), one.get('value'), one.get('status')) for part in told.values() for one in part or ()
+        ]
     if flat := [name for name in row if name.endswith(_FLAT)]:
         return [
             answer

@@ -2,7 +2,7 @@
 
     vote = reader('winner', values)               # of all values of a column
     vote('model_a'), vote('tie'), vote(None)      # 1.0, 0.5, nan
-    first_row_B, raters, vote_BM = gather([('pair 1', False, {'ann': 1.0}), ('pair 1', True, {'bob': 0.0}), …])
+    first_row_B, raters, vote_BM = gather([('pair 1', False, [('ann', 1.0)]), ('pair 1', True, [('bob', 0.0)]), …])
 
 A vote is 1 where a rater prefers the first response, 0 where the second, ½ where neither, nan where nobody said. Axes: B
 pair, M rater.
@@ -11,6 +11,7 @@ pair, M rater.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,11 +63,12 @@ def reader(column: str, values: Iterable[Any], given: Sequence[str] = ()) -> Vot
     """What the values of a column mean, read from all that stand in it.
 
     `given` are the values for the first response, the second and, where there is one, a tie. Without: words are what they
-    say. Of numbers 0 and 1, or 1 and 2, are the first and the second; other numbers in [0, 1], and all in a column of
-    probabilities (`preference`, `preference_prob`), are P(the first is better). Raises `Mistake`, which names the column
-    and the value, for all else, as for 0, 1 and 2, of which any may be the tie.
+    say. Of numbers 0 and 1, or 1 and 2, are the first and the second, and ½ a tie in `label`; other numbers in [0, 1], and
+    all in a column of probabilities (`preference`, `preference_prob`), are P(the first is better). Raises `Mistake`, which
+    names the column and the value, for all else, as for 0, 1 and 2, of which any may be the tie, for 1 alone, which is
+    either, and for 0, ½ and 1 elsewhere, which may be P or not.
     """
-    there = [value for value in values if not _missing(value)]
+    there = [value for value in values if not missing(value)]
     if given:
         if not 2 <= len(given) <= 3:
             raise Mistake(f'values are those of the first response, the second and a tie, not {[*given]}')
@@ -80,7 +82,7 @@ def reader(column: str, values: Iterable[Any], given: Sequence[str] = ()) -> Vot
                 f'column {column!r} has {short(value)}, which is no vote that is known here (the nearest is {near!r}); '
                 "say what stands for the first response, the second and a tie: values=\"['1','2','0']\""
             )
-    return lambda value: math.nan if _missing(value) else known[_folded(value)]
+    return lambda value: math.nan if missing(value) else known[_folded(value)]
 
 
 def _numbers(column: str, values: Sequence[Any]) -> dict[str, float]:
@@ -98,6 +100,12 @@ def _numbers(column: str, values: Sequence[Any]) -> dict[str, float]:
             f'column {column!r} has {sorted(map(int, numbers))}: which is the first response, the second, a tie? '
             "values=\"['1','2','0']\" or \"['0','1','2']\""
         )
+    halves = name != 'label' and 0.5 in numbers and len(numbers) > 1 and numbers <= {0.0, 0.5, 1.0}
+    if not probable and (numbers == {1.0} or halves):
+        raise Mistake(
+            f'column {column!r} has no numbers but {", ".join(f"{x:g}" for x in sorted(numbers))}: is 1 the first response '
+            "or the second? values=\"['0','1','0.5']\" for the second, \"['1','0','0.5']\" or \"['1','2']\" for the first"
+        )
     if not probable and numbers and numbers <= {1.0, 2.0} and 2.0 in numbers:
         return {key: 2.0 - number for key, number in found.items()}
     if not probable and (numbers <= {0.0, 1.0} or name == 'label' and numbers <= {0.0, 0.5, 1.0}):
@@ -106,26 +114,24 @@ def _numbers(column: str, values: Sequence[Any]) -> dict[str, float]:
 
 
 def gather(
-    said: Sequence[tuple[Hashable, bool, Mapping[str, float]]],
+    said: Sequence[tuple[Hashable, bool, Sequence[tuple[str, float]]]],
 ) -> tuple[list[int], tuple[str, ...], np.ndarray]:
     """Rows that are about the same pair as one: the first row of each pair, the raters, and their votes, (B, M).
 
     said: for each row its pair, whether its responses stand the other way round than in the first row of that pair, and
-    rater -> vote. Of a rater who has no name, '', another row of the same pair is another rater; of one who has, the first
+    (rater, vote). Of raters who have no name, '', each vote on the same pair is another rater's; of one who has, the first
     vote stands.
     """
     first: dict[Hashable, int] = {}
+    nameless: Counter[Hashable] = Counter()  # pair -> how many of them it has had
+    kind = 'unnamed' if any(rater.startswith('rater ') for *_, by in said for rater, _ in by) else 'rater'
     votes: dict[tuple[Hashable, str], float] = {}
     for i, (pair, turned, by) in enumerate(said):
         first.setdefault(pair, i)
-        for rater, vote in by.items():
-            if math.isnan(vote):
-                continue
-            name, number = rater or 'rater 1', 1
-            while not rater and (pair, name) in votes:
-                number += 1
-                name = f'rater {number}'
-            votes.setdefault((pair, name), 1 - vote if turned else vote)
+        for rater, vote in by:
+            nameless[pair] += not rater  # one who says nothing, too: a place in a list is a rater
+            if not math.isnan(vote):
+                votes.setdefault((pair, rater or f'{kind} {nameless[pair]}'), 1 - vote if turned else vote)
     raters = tuple(dict.fromkeys(name for _, name in votes))
     vote_BM = np.full((len(first), len(raters)), np.nan)
     place, column = ({key: i for i, key in enumerate(keys)} for keys in (first, raters))
@@ -134,7 +140,8 @@ def gather(
     return [*first.values()], raters, vote_BM
 
 
-def _missing(value: Any) -> bool:
+def missing(value: Any) -> bool:
+    """Whether a value is that of a column in a row that has none."""
     return value is None or value == '' or isinstance(value, float) and math.isnan(value)
 
 

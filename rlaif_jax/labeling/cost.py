@@ -93,7 +93,10 @@ def priced(price: Sequence[float] = ()) -> Iterator[None]:
 
 
 def counted(labels: Sequence[Label]) -> Cost:
-    """What labels cost that were made, by whatever run: each knows its tokens, and what share of the work it was."""
+    """What labels cost that were made, by whatever run: each knows its tokens, and what share of the work it was. A label
+    that stands for several pairs, as `label_all` has it, was made once.
+    """
+    labels = [*{id(label): label for label in labels}.values()]
     known = all(label.seconds for label in labels)  # not of labels by a version that did not count
     return Cost(
         labels=len(labels),
@@ -109,7 +112,9 @@ def predict(
 ) -> Cost:
     """Tokens that labels will read and write, seconds unknown: counted of `SAMPLE` pairs, evenly by length, for all. most:
     tokens of a prompt that the model allows; rationale: tokens of one, where some are known; else as those of exemplars.
+    Equal pairs are asked about once.
     """
+    pairs = [*{(pair.prompt.text, pair.first, pair.second): pair for pair in pairs}.values()]
     order = sorted(pairs, key=lambda pair: len(pair.prompt.text) + len(pair.first) + len(pair.second))
     step = max(1, len(order) // SAMPLE)
     sample = order[step // 2 :: step] or order
@@ -130,11 +135,12 @@ def predict(
     return Cost(len(pairs), *(len(pairs) / max(len(sample), 1) * x for x in (read, written)), math.nan, None)
 
 
-def earlier(store: Path, labeler: str, template: str) -> tuple[float | None, float | None, int]:
+def earlier(store: Path, labeler: str, template: str) -> tuple[float | None, float | None, int, set[str]]:
     """What labels in a store say of new ones by the same labeler, asked the same: tokens of a rationale, seconds a token,
-    and the devices that were at it; None where there are none. Nothing is written, as to a store that is opened.
+    and the devices that were at it; None where there are none; and their keys. Nothing is written, as to a store that is
+    opened.
     """
-    rationales, speeds, devices = [], [], 0
+    rationales, speeds, devices, keys = [], [], 0, set()
     paths = sorted(store.parent.glob(f'{store.stem}*{store.suffix}')) if store.parent.is_dir() else []
     for path in paths:
         with open(path, encoding='utf-8', errors='replace') as lines:
@@ -145,14 +151,17 @@ def earlier(store: Path, labeler: str, template: str) -> tuple[float | None, flo
                     row = json.loads(line)
                 except ValueError:
                     continue
-                if row.get('labeler') != labeler or row.get('template') != template or row.get('status') != 'ok':
+                if row.get('labeler') != labeler or row.get('template') != template:
+                    continue
+                keys.add(row.get('key'))
+                if row.get('status') != 'ok':
                     continue
                 if row.get('rationales') and row.get('written'):
                     rationales.append(row['written'] / len(row['rationales']))
                 if row.get('seconds') and row.get('tokens'):
                     speeds.append(row['seconds'] / (row['tokens'] + row.get('written', 0)))
                     devices = row.get('devices', 0)
-    return mean(rationales) if rationales else None, median(speeds) if speeds else None, devices
+    return mean(rationales) if rationales else None, median(speeds) if speeds else None, devices, keys
 
 
 # In words

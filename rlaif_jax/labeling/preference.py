@@ -369,13 +369,12 @@ def label_all(
     `load` is for whoever labels in turns and keeps the model. Long pairs come first: what does not fit the memory shows at
     once, pairs of like length share a batch, and the time left is no promise too fair.
 
+    Equal pairs are asked about once, and have one and the same label, which `cost.counted` counts once.
+
     Raises `Mistake` where more than `cfg.most_unscorable` of the labels are unscorable; those made until then are kept.
     """
-    asked = ask(labelers.tokenizer(name), cfg)
-    limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
-    who = labelers.fingerprint(name), labelers.products(name, dtype)
-    provenance = *who, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
-    keys = [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
+    asked, who = ask(labelers.tokenizer(name), cfg), labelers.fingerprint(name)
+    keys = keys_of(name, cfg, asked, pairs, dtype)
     load = load or partial(labelers.load, dtype=dtype, mesh=mesh)
 
     @cache
@@ -393,7 +392,7 @@ def label_all(
         ask_all, began = labeler(), time.monotonic()  # reading a model is no labelling
         labels = ask_all([pairs[i] for i in indices])
         spent = {'seconds': (time.monotonic() - began) / len(indices), 'devices': devices}
-        return [replace(label, labeler=provenance[0], template=asked.digest, **spent).record() for label in labels]
+        return [replace(label, labeler=who, template=asked.digest, **spent).record() for label in labels]
 
     def advise(bad: list[int]) -> str:
         """What the labeler says in the place of an answer, and what would make it answer, tried on examples."""
@@ -417,7 +416,16 @@ def label_all(
         batch=at_once(cfg.batch, len({*keys}), axes.shares(mesh) if mesh else 1), title=title, note=note,
         most_unscorable=cfg.most_unscorable, advise=lambda bad: advise([order[i] for i in bad]),
     )  # fmt: skip
-    return [Label.of(store.get(key)) for key in keys]
+    made = {key: Label.of(store.get(key)) for key in keys}
+    return [made[key] for key in keys]
+
+
+def keys_of(name: str | Path, cfg: Config, asked: Asked, pairs: Sequence[Pair], dtype: str) -> list[str]:
+    """What the labels of pairs are called in a store, by all that they depend on; asked: of `ask`."""
+    limits = f'{cfg.max_length} {cfg.max_rationale if asked.rationale else 0} {cfg.least_mass}'
+    who = labelers.fingerprint(name), labelers.products(name, dtype)
+    provenance = *who, asked.digest, cfg.task, cfg.technique, cfg.sampling, limits
+    return [key(*provenance, pair.prompt.text, pair.first, pair.second) for pair in pairs]
 
 
 def at_once(batch: int, count: int, parts: int = 1) -> int:

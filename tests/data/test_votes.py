@@ -38,6 +38,10 @@ def test_where_nobody_can_tell_whoever_asks_says_what_is_what():
     assert [vote(value) for value in values] == [0.5, 1, 0]
     vote = reader('label', values, ['0', '1', '2'])  # Auto-J's
     assert [vote(value) for value in values] == [1, 0, 0.5]
+    for column, values in (('winner', [0, 0.5, 1]), ('votes', [0.5, 1]), ('human', ['0', '0.5']), ('label', [1, None])):
+        with pytest.raises(Mistake, match=f"'{column}'.*values="):  # a tie, or which side comes, never turns the others
+            reader(column, values)
+    assert reader('winner', [0, 1, 0.5], ['0', '1', '0.5'])(1) == 0 and reader('winner', [0.5])(0.5) == 0.5
     for wrong in (3, 'model_c', True, 1.5, [1]):
         with pytest.raises(Mistake, match="'winner'"):
             reader('winner', ['A', wrong])
@@ -58,9 +62,12 @@ def test_a_column_may_lie_in_another():
 
 def test_rows_of_a_pair_are_raters_of_it_whichever_response_stands_first():
     rows = [
-        ('p', False, {'ann': 1.0}), ('q', False, {'': 0.0}), ('p', True, {'bob': 1.0}), ('q', False, {'': 0.5}),
-        ('p', False, {'ann': 0.0, 'eve': NAN}), ('q', True, {'': 0.0}),
+        ('p', False, [('ann', 1.0)]), ('q', False, [('', 0.0)]), ('p', True, [('bob', 1.0)]), ('q', False, [('', 0.5)]),
+        ('p', False, [('ann', 0.0), ('eve', NAN)]), ('q', True, [('', 0.0)]),
     ]  # fmt: skip
     first, raters, vote_BM = gather(rows)
     assert first == [0, 1] and raters == ('ann', 'rater 1', 'bob', 'rater 2', 'rater 3')
     np.testing.assert_array_equal(vote_BM, [[1, NAN, 0, NAN, NAN], [NAN, 0, NAN, 0.5, 1]])
+    _, raters, vote_BM = gather([('p', False, [('', 1.0), ('', NAN)]), ('p', False, [('', 0.0), ('rater 1', 0.5)])])
+    assert len(raters) == len({*raters}) == 3  # whatever somebody is called, and no vote is lost
+    np.testing.assert_array_equal(vote_BM, [[1, 0, 0.5]])

@@ -289,6 +289,13 @@ def test_what_was_said_can_be_taken_back_changed_skipped_and_carried_elsewhere(b
     browser.run("localStorage.clear(); Storage.prototype.setItem = () => { throw new Error('full'); }")
     browser.write('#load', str(file))
     assert f', {len(rows)} done' in browser.text('#count') and 'save the file' in browser.text('#count')
+    # What was said later stands, whether the browser or the file has it.
+    for at, comment, kept in (('2001', 'mid', 'mid'), ('2002', 'new', 'new'), ('2000', 'old', 'new')):
+        text = ''.join(json.dumps(row | {'at': at, 'comment': comment}) + '\n' for row in rows)
+        file.write_text(text, encoding='utf-8')
+        browser.open(path)
+        browser.write('#load', str(file))
+        assert {json.loads(line)['comment'] for line in saved(browser, 'eve').splitlines()} == {kept}
     other = tmp_path / 'other.jsonl'
     other.write_text('{"prompt_id": "of another run", "rater": "max", "ranking": ["a", "b"]}\n', encoding='utf-8')
     browser.open(path)

@@ -76,6 +76,39 @@ def test_votes_are_the_same_in_columns_in_lists_and_in_rows(votes, tmp_path):
     np.testing.assert_allclose(read.orders['p'][0], p_B)
 
 
+def test_rows_of_a_pair_show_the_same_responses_in_one_order_or_the_other(tmp_path):
+    rows = [
+        {'q': 1, 'response_1': a, 'response_2': b, 'prompt': 'p', 'winner': 'A'} for a, b in ('xy', 'yx', ('x ', 'y'))
+    ]
+    path = str(tmp_path / 'in.jsonl')
+    files.write_rows(path, rows)
+    np.testing.assert_array_equal(Recorded(input=path, pair=('q',)).read().vote_BM, [[1, 0, 1]])
+    files.write_rows(path, [*rows, rows[0] | {'response_2': 'z'}])  # another pair of responses to the question
+    with pytest.raises(Mistake, match="rows 1 and 4.*'q'.*pair="):
+        Recorded(input=path, pair=('q',)).read()
+    assert Recorded(input=path).read().vote_BM.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ('said', 'more', 'votes'),
+    [
+        ([('A', None), ('B', 'ann'), ('B', None)], {'rater': 'judge'}, [0, 0, 1]),
+        ([([1, 0], None), ([0, 1], None)], {}, [0, 0, 1, 1]),
+    ],
+)
+def test_no_vote_is_lost_of_raters_without_a_name(said, more, votes, tmp_path):
+    pair = {'prompt': 'p', 'response_1': 'x', 'response_2': 'y'}
+    files.write_rows(tmp_path / 'in.jsonl', [pair | {'votes': vote, 'judge': who} for vote, who in said])
+    read = Recorded(input=str(tmp_path / 'in.jsonl'), **more).read()
+    assert sorted(read.vote_BM[0]) == votes
+
+
+def test_a_verdict_and_the_one_of_the_other_order_are_read_alike(tmp_path):
+    files.write_rows(tmp_path / 'in.jsonl', [{'label': 0, 'a': 2, 'b': 1}, {'label': 1, 'a': 1, 'b': 1}])
+    read = Recorded(input=str(tmp_path / 'in.jsonl'), verdicts=('a',), swapped=('b',)).read()
+    np.testing.assert_array_equal(read.orders['a'], [[0, 1], [1, 1]])
+
+
 @pytest.mark.parametrize(
     ('more', 'told'),
     [

@@ -350,7 +350,11 @@ def test_what_labels_cost_is_said_before_and_behind_in_the_result_and_on_the_pag
     assert spent['money'] == pytest.approx(4 * spent['chip-hours']) and spent['labels'] == 9
     assert spent['per 1000']['tokens read'] == pytest.approx(spent['tokens read'] * 1000 / 9)
     assert 'What the labels cost' in (tmp_path / 'run' / 'report.html').read_text(encoding='utf-8')
-    assert run(*command, '--dry_run') == 0 and 'earlier labels' in said()[2]
+    assert run(*command, '--dry_run') == 0 and 'all 9 labels are there' in capsys.readouterr().out
+    more = [ROWS[0] | {'prompt': f'POST: my bus leaves {"again " * n}.\n\nTL;DR:'} for n in range(9)]
+    files.write_rows(tmp_path / 'in.jsonl', [*rows[:4], *more])
+    assert run(*command, '--dry_run') == 0  # only what is missing
+    assert re.search('beside 4 that are there.*earlier labels', said()[2])
 
 
 def test_labels_of_a_server_and_of_a_model_that_is_not_here_are_foretold_in_tokens(tmp_path):

@@ -111,12 +111,23 @@ def test_what_a_run_took_is_known_to_whoever_finds_its_labels(labelled):
     assert spent.seconds > 0 and spent.devices == 1 and spent.labels == 5
     again = label_all(name, PLAIN, PAIRS, Store(store))
     assert counted(again) == spent and again == labels
-    digest = preference.ask(hf.load(name).tokenizer, PLAIN).digest
+    asked = preference.ask(hf.load(name).tokenizer, PLAIN)
+    digest = asked.digest
     before = store.read_bytes()
-    rationale, speed, devices = earlier(store, hf.fingerprint(name), digest)
+    rationale, speed, devices, keys = earlier(store, hf.fingerprint(name), digest)
     assert rationale is None and devices == 1 and speed * spent.read == pytest.approx(spent.seconds, rel=2)
-    assert earlier(store, 'another', digest) == earlier(store.with_name('none.jsonl'), 'x', 'y') == (None, None, 0)
+    assert keys == {*preference.keys_of(name, PLAIN, asked, PAIRS, 'float32')}
+    assert (
+        earlier(store, 'another', digest) == earlier(store.with_name('none.jsonl'), 'x', 'y') == (None, None, 0, set())
+    )
     assert store.read_bytes() == before and not store.with_name('none.jsonl').exists()
+
+
+def test_a_pair_that_stands_there_twice_is_paid_for_once(labelled, micro_tokenizer):
+    store, name, labels = labelled
+    twice = [*PAIRS, *(dataclasses.replace(pair, prompt=Prompt(pair.prompt.text, 'again')) for pair in PAIRS[:3])]
+    assert counted(label_all(name, PLAIN, twice, Store(store))) == counted(labels)
+    assert predict(micro_tokenizer, PLAIN, twice).read == predict(micro_tokenizer, PLAIN, PAIRS).read
 
 
 def test_a_label_of_an_earlier_version_is_read(labelled):

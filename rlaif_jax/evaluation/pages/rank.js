@@ -69,7 +69,7 @@ function ranking() {
 }
 
 function answer(more) {
-  const row = said[name(queue[at])] = {...more, seconds: Math.round((Date.now() - began) / 1000)};
+  const row = said[name(queue[at])] = {...more, seconds: Math.round((Date.now() - began) / 1000), at: new Date().toISOString()};
   if (byId('comment').value.trim()) row.comment = byId('comment').value.trim();
   keep();
   show(at + 1);
@@ -136,11 +136,14 @@ function show(next) {
   byId('asked').scrollIntoView({block: 'nearest'});
 }
 
-// With the rows of a saved file, of which this browser may know more: what it keeps is the later.
+// With the rows of a saved file; of two answers the later one is kept, and of those of one time this browser's.
 function start(rows) {
   queue = asked();
   try { said = JSON.parse(localStorage.getItem(store()) || '{}'); } catch { said = {}; }
-  for (const {prompt_id, rater: _, repeat, ...row} of rows) said[prompt_id + (repeat ? '\nagain' : '')] ??= row;
+  for (const {prompt_id, rater: _, repeat, ...row} of rows) {
+    const key = prompt_id + (repeat ? '\nagain' : ''), here = said[key];
+    if (!here || String(row.at || '') > String(here.at || '')) said[key] = row;
+  }
   keep();
   byId('begin').hidden = true;
   byId('work').hidden = false;
