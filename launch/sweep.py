@@ -19,6 +19,7 @@ import difflib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import re
@@ -97,7 +98,9 @@ def main(arguments: list[str] | None = None, runner: Path = RUN) -> int:
         flags = launcher.read_flags(parser(), arguments)
         launcher.check_here()
         if flags.backend == 'print':
-            print('\n'.join(shell(point, runner) for point in plan(flags)[1]))
+            with contextlib.redirect_stdout(io.StringIO()):  # commands alone: what there is to say each of them says
+                points = plan(flags)[1]
+            print('\n'.join(shell(point, runner) for point in points))
             return 0
         if flags.backend in submit.CLUSTERS:
             return hand_over(flags, arguments)

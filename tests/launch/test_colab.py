@@ -62,7 +62,7 @@ def commands() -> list[tuple[str, str]]:
     return [
         (name, line)
         for name, text in texts.items()
-        for line in re.findall(r"(?<!')python (launch/\w+\.py --[^\n`|]*)", text)
+        for line in re.findall(r"(?<!['/])python (launch/\w+\.py --[^\n`|]*)", text)
     ]
 
 
