@@ -10,6 +10,7 @@ import peers
 import pytest
 import turns
 
+from rlaif_jax.models.presets import PRESETS
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.training import reinforce, sft
 
@@ -87,11 +88,18 @@ def test_a_device_is_busy_where_some_lane_is():
     assert accelerator.busy_share(named + steps + busy + besides) == pytest.approx(0.5)
 
 
-def test_every_case_has_a_floor_and_two_sides():
-    for name in peers.SHAPES:
+def test_every_case_has_a_floor_and_an_optimizer_that_both_sides_have():
+    for name, shape in peers.SHAPES.items():
+        sides = object.__new__(peers.Sides)  # without the processes
+        sides.shape, sides.cfg = shape, PRESETS[shape.model]
+        sides.rates = {'XLA': {'flops': 1e11, 'copied': 1e10, 'read': 2e10}}
+        floor = {case: sides.floor(case) for case in peers.CASES}
+        assert all(0 < seconds < math.inf for seconds in floor.values()), name
+        # A prompt that more responses share is read once; a value network costs.
+        assert floor['rollouts4'] < floor['rollouts'] and floor['rloo4'] < floor['rloo'] < floor['value']
         for case in peers.CASES:
             if not case.startswith('rollouts'):
-                cfg = peers.settings(peers.SHAPES[name], case)
+                cfg = peers.settings(shape, case)
                 assert getattr(cfg, 'optimizer', getattr(cfg, 'policy_optimizer', None)).name == 'adamw'
     assert len(peers.spread(8, 128, 512)) == 8 and {128, 512} <= {*peers.spread(8, 128, 512)}
 

@@ -5,8 +5,8 @@
 Both sides have the same random weights, a Llama that `hf.save` wrote, and inputs of as many tokens; they are processes
 that take turns, a step each, on all cores. The first step of each, which compiles, is not counted. A figure is the median
 of `--repeats` steps. Ours has the settings of its stages and one device a core, as its scales have; `--devices` says
-otherwise. The others run in float32, without recomputation, with as many threads as cores, each in
-the fastest of its settings, which are tried beforehand and printed.
+otherwise. The others run in float32, without recomputation, with as many threads as cores, each in the fastest of its
+settings, which are tried beforehand and printed.
 
 rollouts      responses of full length, `generation.sample` beside `transformers.generate`; no token ends them
 rollouts4     the same with four responses to a prompt
