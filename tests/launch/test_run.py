@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import filecmp
 import json
 import os
 import random
@@ -95,7 +96,7 @@ def lines(path: Path) -> list[dict]:
 def same(one: Path, other: Path) -> None:
     """Two runs ended alike, bit for bit: both policies, every metric, every sample, the result."""
     for a, b in ((one, other), (stage(one), stage(other))):
-        assert (a / 'export/model.safetensors').read_bytes() == (b / 'export/model.safetensors').read_bytes()
+        assert filecmp.cmp(a / 'export/model.safetensors', b / 'export/model.safetensors', shallow=False)
         assert lines(a / 'metrics.jsonl') == lines(b / 'metrics.jsonl')
     assert [row['step'] for row in lines(one / 'metrics.jsonl')] == list(range(-1, RL_STEPS))
     for name in ('samples.jsonl', 'test_samples.jsonl', 'responses.jsonl', 'result.json'):

@@ -1,5 +1,6 @@
 """Laws of adapters: they begin as nothing, they alone are trained, merged they say the same, and PEFT reads them."""
 
+import filecmp
 import json
 import math
 import re
@@ -222,7 +223,7 @@ def test_reinforce_goes_on_bit_for_bit(spelling, tmp_path, monkeypatch):  # noqa
         run('b', power_cut)
     run('b')
     for file in ('model.safetensors', 'adapter/adapter_model.safetensors'):
-        assert (tmp_path / 'a/export' / file).read_bytes() == (tmp_path / 'b/export' / file).read_bytes()
+        assert filecmp.cmp(tmp_path / 'a/export' / file, tmp_path / 'b/export' / file, shallow=False)
     jax.tree.map(np.testing.assert_array_equal, hf.load(tmp_path / 'a/export').params, trained.params)
     changed = {name for name, x in spelling.params.items() if not np.array_equal(x, trained.params[name])}
     assert changed == {'query_LDNH', 'key_LDKH', 'value_LDKH', 'out_LNHD'}
@@ -259,7 +260,7 @@ def test_sft_trains_adapters_only_and_goes_on_bit_for_bit(tiny_labeler, batch_at
         replace(cfg, log_every=1, save_every=3), tmp_path / 'b', lm, batch_at, axes.make_mesh()
     )  # which only observe
     for file in ('model.safetensors', 'adapter/adapter_model.safetensors', 'adapter/adapter_config.json'):
-        assert (tmp_path / 'a/export' / file).read_bytes() == (tmp_path / 'b/export' / file).read_bytes()
+        assert filecmp.cmp(tmp_path / 'a/export' / file, tmp_path / 'b/export' / file, shallow=False)
 
     for name, x in before.items():
         np.testing.assert_array_equal(lm.params[name], x)
