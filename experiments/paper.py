@@ -105,7 +105,7 @@ class Run:
     config: Any
     folder: Path
     serves: str  # the tables that need it
-    cost: str  # minutes, in words
+    minutes: float | None  # of two cores, an estimate; None at scales that nobody has timed
 
     @property
     def title(self) -> str:
@@ -176,9 +176,9 @@ class Paper:
                 serves = [str(table.key) for table in self.chosen() if part.experiment in needs(table)]
                 if serves and (part.seeds or seed == self.seeds[0]):
                     there = folder / 'parts' / f'{part.experiment}-s{seed}'
-                    cost = f'{part.minutes[self.quick]:g}' if self.of == 'micro' else '?'
+                    minutes = part.minutes[self.quick] if self.of == 'micro' else None
                     config = self.config(part, seed)
-                    found.append(Run(part.experiment, seed, config, there, ', '.join(serves), cost))
+                    found.append(Run(part.experiment, seed, config, there, ', '.join(serves), minutes))
         return found
 
     def lines(self, folder: Path) -> list[Line]:

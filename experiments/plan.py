@@ -171,8 +171,12 @@ def runs(config: Any, folder: Path) -> Sequence[Any]:
 
 def show_runs(several: Sequence[Any]) -> None:
     """Print the plan of an experiment that is made of runs."""
-    rows = [[one.name, one.seed, one.serves, one.cost, standing(one.folder)] for one in several]
+    minutes = ['?' if one.minutes is None else f'{one.minutes:g}' for one in several]
+    rows = [[one.name, one.seed, one.serves, told, standing(one.folder)] for one, told in zip(several, minutes)]
     log.figures_table('plan', ['run', 'seed', 'for', 'minutes', 'state'], rows)
+    left = [one.minutes for one in several if finished(one.folder) is None]
+    if None not in left:
+        log.say(f'{len(left)} of {len(several)} runs are to do: about {sum(left):.0f} minutes on two cores')
     lacking = dict.fromkeys(what for one in several for what in absent(one.config, one.folder))
     if lacking:
         log.say('\n'.join(['not on this machine; a run would fetch', *lacking]))

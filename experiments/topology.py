@@ -275,10 +275,11 @@ def _tell(name: str, config: Any, target: Target, found: Sequence[Stage], price:
     ] or ['all stages fit']
     seconds = sum(stage.seconds for stage in found)
     if seconds:
-        low, high = (seconds / use / 3600 for use in USE)
-        chip_hours = [hours * target.chips for hours in (low, high)]
-        text = f'in all {low:.3g} to {high:.3g} h at {USE[0]:.0%} to {USE[1]:.0%} of the bound, '
-        text += f'{chip_hours[0]:.3g} to {chip_hours[1]:.3g} chip-hours'
+        hours = [seconds / use / 3600 for use in USE]
+        chip_hours = [each * target.chips for each in hours]
+        size, unit = (1, 'h') if hours[1] >= 1 else (60, 'minutes')
+        text = f'in all {size * hours[0]:.3g} to {size * hours[1]:.3g} {unit} at {USE[0]:.0%} to {USE[1]:.0%} of the '
+        text += f'bound, {chip_hours[0]:.3g} to {chip_hours[1]:.3g} chip-hours'
         if price:
             low, high = (
                 f'{hours * price:,.0f}' if hours * price >= 10 else f'{hours * price:.2g}' for hours in chip_hours

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # `python launch/submit.py` puts launch/, not the
 from experiments import chips, plan  # noqa: E402
 from launch import run as launcher  # noqa: E402
 from rlaif_jax import log, paths  # noqa: E402
-from rlaif_jax.config import MOST, Mistake, bind, check_within, literal, nearest, parse_binding, same  # noqa: E402
+from rlaif_jax.config import FILE, MOST, Mistake, bind, check_within, literal, nearest, parse_binding, same  # noqa: E402
 from rlaif_jax.folder import open_folder  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
@@ -429,6 +429,9 @@ def hand_over(jobs: Jobs, kind: str, flags: argparse.Namespace) -> int:
     paths.put(partial, file)
     log.say(text, whole=True)
     log.say(f'written to {file}')
+    for name, value in elsewhere(jobs.tasks[-1].config).items():
+        if not (kind == 'sky' and Path(value).is_absolute()):  # in the bucket
+            log.say(f'{name}={value} is not here; the job needs it where it runs')
     now = lines if kind == 'slurm' else lines[:1]  # SkyPilot has no jobs that wait for others
     status = 0
     if flags.go:
@@ -446,6 +449,14 @@ def hand_over(jobs: Jobs, kind: str, flags: argparse.Namespace) -> int:
     if jobs.then and status == 0:
         log.say(jobs.then, whole=True)
     return status
+
+
+def elsewhere(config: Any) -> dict[str, str]:
+    """The files that a config names and that are not on this machine, by field."""
+    # `label` keeps labels by the row, so that its file may grow: it is not marked.
+    names = [one.name for one in fields(config) if FILE.items() <= one.metadata.items() or one.name == 'input']
+    named = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in named.items() if value and not paths.typed(value).exists()}
 
 
 def say_lines(lines: Iterable[str]) -> None:

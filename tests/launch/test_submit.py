@@ -151,6 +151,13 @@ def test_skypilot_takes_it(case):
         jsonschema.validate(mount, schemas.get_storage_schema())
 
 
+def test_a_file_that_is_not_here_is_told_and_the_job_is_written(here, capsys):
+    typed = ['--to=slurm', '--experiment=label', '--workdir=runs/one', 'input=pairs.jsonl']
+    assert submit.main(typed) == 0 and 'input=pairs.jsonl is not here' in capsys.readouterr().out
+    (here / 'pairs.jsonl').touch()
+    assert submit.main(typed) == 0 and 'is not here' not in capsys.readouterr().out
+
+
 def test_a_run_of_the_same_folder_is_not_refused(here, capsys):
     """The job lies beside it, and is rewritten only where nobody has changed it."""
     line = ['--to=slurm', '--experiment=tldr_direct', '--workdir=runs/one', 'mesh.data=-1']
