@@ -12,8 +12,9 @@ import numpy as np
 
 from experiments import arms, stages
 from experiments.label import Asking, generation, toy
+from experiments.own import described
 from experiments.programs import Line
-from experiments.scales import Data, Dtype, Mesh, Scale, described
+from experiments.scales import Data, Dtype, Mesh, Scale
 from experiments.stages import Rewarded
 from rlaif_jax import axes, log
 from rlaif_jax.batching import padded

@@ -237,7 +237,8 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     over files, later files over earlier. What else they say of `flags` is noted there.
     """
     import experiments
-    from experiments.scales import ROLES, real, scale, suited
+    from experiments.own import ROLES, real, suited
+    from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.models.presets import downloading_nothing, downloads
@@ -285,7 +286,7 @@ def tell_numbers(models: Iterable[str], ours: str, micro: str, given: Set[str]) 
     """Says which numbers checkpoints get that are not those of the packaged models, where no scale was named. Those that
     were `given`, by path, everybody knows.
     """
-    from experiments.scales import described
+    from experiments.own import described
     from rlaif_jax import log
 
     before, models = set(micro.splitlines()), dict.fromkeys(models)

@@ -8,7 +8,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from experiments.scales import real, scale
+from experiments.own import real
+from experiments.scales import scale
 from launch import run as launcher
 from rlaif_jax.config import Mistake, parse
 from rlaif_jax.data import files
