@@ -26,7 +26,7 @@ LANES = 128
 BLOCKS = (512, 384, 256, 128)
 
 
-class Keys(NamedTuple):
+class Seen(NamedTuple):
     """What queries may see: their own text, or a prefix, one row for all."""
 
     k_BKSH: jax.Array
@@ -74,10 +74,10 @@ def flash(
         more[axis] = (0, -x.shape[axis] % block)
         return jnp.pad(x, more)
 
-    def keys(k_BSKH: jax.Array, v_BSKH: jax.Array, until_BS: jax.Array, at_BS: jax.Array | None) -> Keys:
+    def keys(k_BSKH: jax.Array, v_BSKH: jax.Array, until_BS: jax.Array, at_BS: jax.Array | None) -> Seen:
         k_BKSH, v_BKSH = (filled(x.transpose(0, 2, 1, 3), 2) for x in (k_BSKH, v_BSKH))
         until_BS, at_BS = (x if x is None else filled(x.astype(jnp.int32), 1)[:, None] for x in (until_BS, at_BS))
-        return Keys(k_BKSH, v_BKSH, until_BS, at_BS)
+        return Seen(k_BKSH, v_BKSH, until_BS, at_BS)
 
     seen = [keys(k_BTKH, v_BTKH, until_BT, at_BT)]
     if prefix is not None:
@@ -99,11 +99,11 @@ def merge(outs: list[jax.Array], lses: list[jax.Array]) -> tuple[jax.Array, jax.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flash(how: _How, q_BNTH: jax.Array, size_1: jax.Array | None, seen: tuple[Keys, ...]) -> jax.Array:
+def _flash(how: _How, q_BNTH: jax.Array, size_1: jax.Array | None, seen: tuple[Seen, ...]) -> jax.Array:
     return _flash_forward(how, q_BNTH, size_1, seen)[0]
 
 
-def _flash_forward(how: _How, q_BNTH: jax.Array, size_1: jax.Array | None, seen: tuple[Keys, ...]) -> Any:
+def _flash_forward(how: _How, q_BNTH: jax.Array, size_1: jax.Array | None, seen: tuple[Seen, ...]) -> Any:
     dtype = q_BNTH.dtype if len(seen) == 1 else jnp.float32
     at_B1T = seen[0].position_B1S
     parts = [_forward(how, q_BNTH, at_B1T, size_1, keys, dtype, own=i == 0) for i, keys in enumerate(seen)]
@@ -126,7 +126,7 @@ def _flash_backward(how: _How, kept: Any, da_BNTH: jax.Array) -> Any:
         dk_BKSH, dv_BKSH = _backward_keys(*given, keys, own=i == 0)
         if i:
             dk_BKSH, dv_BKSH = (x.sum(0, keepdims=True) for x in (dk_BKSH, dv_BKSH))
-        dseen.append(Keys(dk_BKSH.astype(keys.k_BKSH.dtype), dv_BKSH.astype(keys.v_BKSH.dtype), None, None))
+        dseen.append(Seen(dk_BKSH.astype(keys.k_BKSH.dtype), dv_BKSH.astype(keys.v_BKSH.dtype), None, None))
     return dq_BNTH.astype(q_BNTH.dtype), None, tuple(dseen)
 
 
@@ -138,7 +138,7 @@ _flash.defvjp(_flash_forward, _flash_backward)
 
 
 def _forward(
-    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, keys: Keys, dtype: Any, *, own: bool
+    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, keys: Seen, dtype: Any, *, own: bool
 ) -> tuple[jax.Array, jax.Array]:
     """What comes of these keys, and the logarithms of their sums, lse_BN1T."""
     B, N, T, H = q_BNTH.shape
@@ -187,7 +187,7 @@ def _forward(
 
 
 def _backward_queries(
-    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, da_BNTH: Any, lse_BN1T: Any, mean_BN1T: Any, keys: Keys,
+    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, da_BNTH: Any, lse_BN1T: Any, mean_BN1T: Any, keys: Seen,
     *, own: bool,
 ) -> jax.Array:  # fmt: skip
     """dq_BNTH, float32."""
@@ -237,7 +237,7 @@ def _backward_queries(
 
 
 def _backward_keys(
-    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, da_BNTH: Any, lse_BN1T: Any, mean_BN1T: Any, keys: Keys,
+    how: _How, q_BNTH: jax.Array, at_B1T: Any, size_1: Any, da_BNTH: Any, lse_BN1T: Any, mean_BN1T: Any, keys: Seen,
     *, own: bool,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """dk_BKSH and dv_BKSH, float32, of each row. Here scores stand the other way round, a key a line."""
@@ -341,7 +341,7 @@ def _blocks(T: int, block: int) -> int:
     return -(-T // block)
 
 
-def _prefetched(how: _How, keys: Keys, size_1: Any) -> tuple[jax.Array, jax.Array | None]:
+def _prefetched(how: _How, keys: Seen, size_1: Any) -> tuple[jax.Array, jax.Array | None]:
     """What is known before a block is fetched: for each block of keys, where the last of them ends; the window."""
     return keys.until_B1S.reshape(-1, how.block).max(axis=1), size_1
 
