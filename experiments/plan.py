@@ -24,7 +24,6 @@ from rlaif_jax.models.presets import GATED, PRESETS, Absent, resolve, sizes_of
 C = TypeVar('C')
 # What the interpreter and compiled programs take besides, on a CPU, GiB.
 BESIDES = 0.7
-TRIES = 5  # settings that are looked at for a stage that does not fit
 
 
 def check(config: Any, folder: Path, mesh: AnyMesh | None = None) -> None:
@@ -222,28 +221,32 @@ def fitting(config: Any, folder: Path, line: Line, usable: float, mesh: AnyMesh)
 
 
 def settings(config: Any, line: Line, devices: int) -> Iterator[dict[str, Any]]:
-    """What may make a stage smaller, the cheapest first, as bindings, `TRIES` at most: what only saves memory, then another
-    mesh, then adapters, which train something else.
+    """What may make a stage smaller, the cheapest first, as bindings: what only saves memory, more and more of it, then
+    another mesh, then adapters, which train something else.
     """
-    values, tried = parse(dump(config)), 0
+    values = parse(dump(config))
     path = line.name.replace(' ', '_')
-    batch, parts, remat = (values.get(f'{path}.{name}') for name in ('batch', 'parts', 'remat'))
     spread = {'mesh.data': 1, 'mesh.fsdp': -1, 'mesh.tensor': 1}
     meshes = [spread] * (devices > 1 and config.mesh.fsdp != -1)
     meshes += [{**spread, 'mesh.tensor': n} for n in (4, 8) if devices % n == 0 and config.mesh.tensor < n <= devices]
-    if line.training and parts:
-        rows = batch // values.get(f'{path}.samples', 1)
-        more = [{f'{path}.parts': n} for n in (2 * parts, 4 * parts) if rows % n == 0 and rows // n >= devices]
-        found = [{f'{path}.remat': True}] * (not remat) + more
-        found += [one | mesh for mesh in meshes[:1] for one in (more[-1:] or [{}])] + meshes[1:2]
-        found += [{f'{path}.lora.rank': 16} | one for one in (more[-1:] or [{}])] * (not values[f'{path}.lora.rank'])
+    if line.training and values.get(f'{path}.parts'):
+        rows = values[f'{path}.batch'] // values.get(f'{path}.samples', 1)
+        found = [{f'{path}.remat': True}]
+        found += [found[0] | {f'{path}.parts': n} for n in doubled(values[f'{path}.parts'], rows, devices)]
+        adapted = [{f'{path}.lora.rank': 16}] * (not values[f'{path}.lora.rank'])
+        found += [found[-1] | one for one in meshes + adapted]
+        found = [{name: x for name, x in changes.items() if x != values[name]} for changes in found]
     else:
         field = {'labels': 'label.batch', 'label': 'label.batch', 'evaluation': 'evaluation.batch'}.get(line.name, '')
         rows = values.get(field, 0)
-        found = [{field: rows // n} for n in (2, 4) if rows and rows // n >= devices] + meshes
-    for changes in found:
-        if (tried := tried + 1) <= TRIES:
-            yield changes
+        found = [{field: rows // n} for n in doubled(1, rows, devices)] + meshes
+    yield from filter(None, found)
+
+
+def doubled(parts: int, rows: int, devices: int) -> Iterator[int]:
+    """2, 4, 8, … times `parts`, into which rows fall so that each device has one at least."""
+    while (parts := 2 * parts) * devices <= rows and rows % parts == 0:
+        yield parts
 
 
 def spelled(changes: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from rlaif_jax import axes, log
 from rlaif_jax.config import Mistake, bind, dump, parse
 
 USE = (0.6, 0.3)  # of the bound: what good programs and plain ones reach
+TRIES = 6  # programs that are compiled in the place of one that does not fit
 LOCAL = 'local'
 
 
@@ -157,7 +158,8 @@ def compile_line(
 
 
 def instead(config: Any, folder: Path, line: Line, target: Target, pool: ThreadPoolExecutor) -> str:
-    """The first of `others` with which a stage fits, in words."""
+    """The first of `others` with which a stage fits, in words; `TRIES` are compiled at most."""
+    tried = 0
     for words, changed, on in others(config, line, target):
         try:
             mesh = on.mesh(changed)
@@ -169,6 +171,8 @@ def instead(config: Any, folder: Path, line: Line, target: Target, pool: ThreadP
         estimate = plan.largest_of(same, plan.sizes_in(same, changed), mesh)
         if not estimate or estimate.need > 1.25 * on.usable * GIB:
             continue  # not worth a compilation
+        if (tried := tried + 1) > TRIES:
+            break
         stage = Stage(same, tuple(call() for call in compile_line(same, changed, mesh, on, pool)))
         if stage.largest and stage.fits(on.usable):
             return f'{words} fits ({stage.largest.need / GIB:.3g} GiB)'

@@ -105,11 +105,24 @@ def test_the_next_slice_is_tried_last(estimated, monkeypatch, tmp_path):
     assert 'smaller model' in lost.instead
 
 
-def test_no_more_than_six_settings_are_tried():
-    config = find('tldr_rlaif')(SCALES['gemma2'])
+def test_no_more_than_six_settings_are_compiled(estimated, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(topology, 'compile_line', lambda *given: asked.append(given) or [])
+    config, target = bind(find('tldr_sft')(SCALES['smollm2']), {'sft.parts': 1}), Target.of('v5e-1')
     with downloading_nothing():
-        for line in config.lines(topology.Path('run')):
-            assert len(list(plan.settings(config, line, 16))) <= plan.TRIES
+        assert 'smaller model' in topology.instead(config, tmp_path, config.lines(tmp_path)[0], target, None)
+    assert len(asked) == 6 == topology.TRIES
+
+
+def test_settings_save_more_and_more_and_change_something():
+    config = bind(find('tldr_sft')(SCALES['smollm2']), {'sft.parts': 1, 'sft.remat': False})
+    with downloading_nothing():
+        line = config.lines(topology.Path('run'))[0]
+    first, *more = list(plan.settings(config, line, 1))
+    assert first == {'sft.remat': True} and more[-1] == {'sft.remat': True, 'sft.parts': 128, 'sft.lora.rank': 16}
+    assert [one['sft.parts'] for one in more[:-1]] == [2, 4, 8, 16, 32, 64, 128]
+    config = bind(config, {'sft.remat': True, 'sft.parts': 128})
+    assert list(plan.settings(config, line, 1)) == [{'sft.lora.rank': 16}]
 
 
 @pytest.mark.parametrize('devices', [4, 16, 64])
