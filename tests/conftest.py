@@ -23,6 +23,12 @@ SHARED = (
 )  # real files that no one on this project wrote; tests that read them skip without
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker('nightly') and 'RLAIF_NIGHTLY' not in os.environ:
+            item.add_marker(pytest.mark.skip(reason='takes long: .ci/nightly runs it'))
+
+
 @pytest.fixture(autouse=True)
 def no_rank_promotion():
     """A (B,) array added to a (B, T) one is a mistake until proven otherwise."""

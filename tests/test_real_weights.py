@@ -2,7 +2,7 @@
 trained of it leaves for transformers. Skips where the package index is out of reach, or `gguf` is not installed.
 
 `tests/golden/smollm2.json` holds what transformers on torch made of the same files; with `RLAIF_REGENERATE_GOLDEN=1` and
-torch it is made anew. `slow` are more cells of the same laws, for `.ci/nightly`.
+torch it is made anew. `nightly` are more cells of the same laws, for `.ci/nightly`.
 """
 
 import json
@@ -120,7 +120,7 @@ def test_its_logits_are_those_of_its_reference(lm, golden):
         np.testing.assert_allclose(logit_TV[n - 1, :16], row['last'], rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.nightly)])
 def test_it_goes_on_as_its_reference_does(weights, lm, golden, dtype):
     lm = lm if dtype == 'float32' else rlaif_jax.load(weights, dtype=dtype, frozen=True)
     ours = rlaif_jax.generate(lm, [DIALOGUE, golden['rows'][0]['text']], max_new_tokens=24, temperature=0.0)
@@ -163,7 +163,7 @@ def test_its_verdicts_are_those_of_its_logits(lm, task, technique):
     assert ours == pytest.approx(shown, abs=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(('task', 'technique'), MORE)
 def test_so_are_those_of_every_task_and_technique(lm, task, technique):
     ours, shown = check_labels(lm, task, technique)
@@ -255,7 +255,7 @@ def test_two_steps_of_a_stage_leave_for_transformers(weights, how, dtype, lora, 
     check_training(weights, how, dtype, lora, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('how', ['sft', 'reward model', 'REINFORCE'])
 @pytest.mark.parametrize(
     ('dtype', 'lora'), [('float32', True), ('bfloat16', False), ('bfloat16', True), ('float32', False)]

@@ -144,18 +144,19 @@ SHORT = (
     'sft.steps=1 sft.batch=8 reinforce.steps=1 reinforce.batch=8 reinforce.eval_every=1 reinforce.eval_prompts=8 '
     'evaluation.prompts=16 data.train=64 mesh.data=1'
 ).split()
+ASCII, LATIN = 'ASCII, no home, a user that nobody knows, no width', 'Latin-1, a cache that cannot be written'
 PLACES = {
-    'ASCII, no home, a user that nobody knows, no width': {
+    ASCII: {
         'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0', 'COLUMNS': '0', 'HOME': None, 'XDG_CACHE_HOME': None,
     },
-    'Latin-1, a cache that cannot be written': {
+    LATIN: {
         'PYTHONIOENCODING': 'latin-1', 'XDG_CACHE_HOME': '/dev/null/cache', 'MPLCONFIGDIR': '/dev/null/matplotlib',
     },
 }  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('place', [ASCII, pytest.param(LATIN, marks=pytest.mark.nightly)])
 def test_the_main_job_ends_well_anywhere(place, tmp_path):
     for name, text in STUBS.items():
         (tmp_path / name).write_text(text, encoding='utf-8')

@@ -1,7 +1,6 @@
 """Laws of the pages in a browser: what they promise works by clicks and by keys, and no text of anybody does anything."""
 
 import json
-import os
 import re
 
 import numpy as np
@@ -11,7 +10,6 @@ from browser import BACKSPACE, ENTER, Browser, missing
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.evaluation import page, rankings, versus
 
-NIGHTLY = pytest.mark.skipif('RLAIF_NIGHTLY' not in os.environ, reason='takes long: .ci/nightly runs it')
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 HOSTILE = [
@@ -309,7 +307,7 @@ def test_what_was_said_can_be_taken_back_changed_skipped_and_carried_elsewhere(b
 # What takes longer
 
 
-@NIGHTLY
+@pytest.mark.nightly
 @pytest.mark.parametrize('width', [1200, 360])
 @pytest.mark.parametrize('dark', [False, True])
 def test_pages_are_as_wide_as_a_screen_and_can_be_read_on_it(report, to_rank, width, dark, tmp_path):
@@ -323,7 +321,7 @@ def test_pages_are_as_wide_as_a_screen_and_can_be_read_on_it(report, to_rank, wi
             assert abs(ink - back) > 150
 
 
-@NIGHTLY
+@pytest.mark.nightly
 def test_a_large_report_opens_soon(browser, tmp_path):
     """1,024 prompts by five policies."""
     rng = np.random.default_rng(0)

@@ -53,7 +53,7 @@ def test_votes_averaged_over_raters_who_agree():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('resamples', [0, 200])
+@pytest.mark.parametrize('resamples', [0, pytest.param(200, marks=pytest.mark.nightly)])
 def test_the_win_rate_at_equal_length(resamples):
     rng = np.random.default_rng(2)
     truths, intervals = rng.uniform(0.2, 0.8, SETS), []

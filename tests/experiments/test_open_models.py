@@ -201,7 +201,7 @@ def talkers(shared, random_params, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_dialogues_pass_every_stage(talkers, shared, tmp_path, monkeypatch):
     """Anthropic's file of test dialogues, a part of it as the training file: labels, reward models of labels and of
     people's choices, RL from both, judged against where they started, and how harmless they all are.

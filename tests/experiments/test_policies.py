@@ -41,7 +41,7 @@ def small(cfg: Policies, models: Path, **more) -> Policies:
     return bind(cfg, changes | more)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_people_and_a_labeler_together(models, tmp_path, capsys):
     """SFT, votes, a reward model, RL; its responses labelled, a second reward model on both, RL; every pair judged; the
     policies compared once more by themselves; nothing made twice.

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 
 CHAIN = [
     'launch/run.py', '--experiment=tldr_rlaif', 'sft.steps=4', 'sft.batch=8', 'sft.save_every=2', 'data.pairs=64',
-    'data.held_out=16', 'label.max_rationale=4', 'label.batch=16', 'label.least_mass=0.0', 'reward_model.steps=4',
+    'data.held_out=16', 'label.max_rationale=4', 'label.batch=8', 'label.least_mass=0.0', 'reward_model.steps=4',
     'reward_model.batch=8', 'reward_model.eval_every=2', 'reward_model.score_batch=8', 'reinforce.steps=3',
     'reinforce.batch=8', 'reinforce.eval_every=3', 'reinforce.eval_prompts=8', 'reinforce.save_every=1',
-    'reinforce.max_new_tokens=8', 'reward_model.max_response=8', 'evaluation.prompts=32', 'evaluation.batch=16',
+    'reinforce.max_new_tokens=8', 'reward_model.max_response=8', 'evaluation.prompts=32', 'evaluation.batch=8',
     'evaluation.resamples=0',
 ]  # fmt: skip
 TWO = 'mesh.data=1', 'mesh.tensor=2'  # devices; `data` by itself would be as many as all processes have cores

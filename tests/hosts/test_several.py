@@ -83,7 +83,7 @@ def test_python_trains_on_several_processes_as_on_one(models, tmp_path):
     assert len(metrics(tmp_path / '2/policy')) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ratings_adapters_and_candidates_of_two_processes_are_those_of_one(models, tmp_path):
     """Direct RLAIF with parameters in shares. A language model chooses a candidate, which leaves with its adapter."""
     lms = [f'policy={models / "policy"}', f'same_size_labeler={models / "labeler"}']

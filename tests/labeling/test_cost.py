@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 
 import pytest
 
@@ -15,7 +14,6 @@ from rlaif_jax.labeling.scoring import Answerer
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
-NIGHTLY = pytest.mark.skipif('RLAIF_NIGHTLY' not in os.environ, reason='takes long: .ci/nightly runs it')
 PLAIN = Config(technique='base_1shot', templates='micro', least_mass=0.0, batch=8, max_rationale=8)
 PAIRS = [Pair(Prompt(f'I lost {"my keys " * n}. TL;DR:', str(n)), f' {n} keys', ' no keys at all') for n in range(5)]
 
@@ -63,7 +61,7 @@ def test_a_file_of_many_pairs_is_predicted_by_a_look_at_some(micro_tokenizer, mo
     assert every.labels == some.labels == 600 and every.read != some.read == pytest.approx(every.read, rel=0.02)
 
 
-@NIGHTLY
+@pytest.mark.nightly
 @pytest.mark.parametrize('technique', ['detailed_0shot', 'detailed_cot_0shot', 'detailed_cot_1shot'])
 @pytest.mark.parametrize('task', ['summarization', 'helpful', 'harmless'])
 def test_a_labelling_run_of_the_micro_world_costs_what_was_predicted(task, technique):

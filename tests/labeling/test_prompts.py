@@ -493,6 +493,6 @@ def test_real_dialogues_go_through_every_technique(shared, micro_tokenizer):
     through('harmless', samples[::8][:300], micro_tokenizer)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_real_dialogues_go_through_every_technique(shared, micro_tokenizer):
     through('harmless', dialogues(shared), micro_tokenizer)

@@ -210,7 +210,7 @@ def test_experiments_with_the_same_sft_config_share_the_sft_policy(finished, com
     assert 'done, reused' in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_stages_on_eight_devices_are_those_on_one(finished, command, tmp_path):
     """All of fine-tuning; of REINFORCE the first step, behind which rounding may choose another token."""
     mesh = ('mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2', 'evaluation.prompts=8', 'evaluation.batch=8')
@@ -296,7 +296,7 @@ def count(path: Path) -> int:
     return len(path.read_text(encoding='utf-8').splitlines()) if path.exists() else 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_at_any_step_goes_on_bit_for_bit(finished, command, tmp_path):
     """Asked to end before its first step, then killed with SIGKILL while it fine-tunes, then while it reinforces."""
     folder, out, rng = tmp_path / 'run', tmp_path / 'out.txt', random.Random(0)
