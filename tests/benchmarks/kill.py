@@ -85,9 +85,9 @@ def kill_9(process: subprocess.Popen[str]) -> bool:
 
 
 def labels(folder: Path) -> list[dict]:
-    """The whole lines of the store; one cut short by a kill is not a label."""
+    """The whole lines of the store, without the time that each took; one cut short by a kill is not a label."""
     lines = (folder / STORE).read_text(encoding='utf-8').split('\n')[:-1]
-    return [json.loads(line) for line in lines]
+    return [{name: x for name, x in json.loads(line).items() if name != 'seconds'} for line in lines]
 
 
 if __name__ == '__main__':
