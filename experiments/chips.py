@@ -154,13 +154,13 @@ def find(name: str, flag: str = '--topology') -> Slice:
     kind, _, count = typed.partition('-')
     if kind in CHIPS and not CHIPS[kind].shapes and re.fullmatch('[1-9][0-9]{0,4}', count or '1'):
         return slice_of(CHIPS[kind], count or '1')
+    gpus = [f'{one}-8' for one, chip in CHIPS.items() if not chip.shapes]
     own = [one for one in known if one.startswith(f'{kind}-')]
     if own and re.fullmatch(r'\d+', count):
         near = sorted(own, key=lambda one: abs(math.log(int(one.partition('-')[2]) / max(int(count), 1))))[:2]
     else:
-        near = own or ([f'{kind}-8'] if kind in CHIPS else difflib.get_close_matches(typed, known, 3, 0.0))
-    gpus = ', '.join(f'{one}-8' for one, chip in CHIPS.items() if not chip.shapes)
-    raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}? GPUs: {gpus}')
+        near = own or ([f'{kind}-8'] if kind in CHIPS else difflib.get_close_matches(typed, [*known, *gpus], 3, 0.0))
+    raise Mistake(f'{flag}={name}: no such slice; did you mean {" or ".join(near)}? GPUs: {", ".join(gpus)}')
 
 
 def of_device(device: jax.Device) -> Chip | None:

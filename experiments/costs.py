@@ -64,7 +64,7 @@ def foretell(config: Any, one: Asking, folder: Path) -> str:
         told += ', at the speed of earlier labels of it'
     elif known:
         seconds = bound(config, one, tokenizer, pairs, spent, folder, mesh) / USE
-        told += ', an estimate by what these devices multiply'
+        told += ', an estimate by what these devices multiply, without compiling'
     else:
         return f'{one.title}: {cost.told(spent)}{told}; nobody knows yet how long it takes'
     return f'{one.title}: {cost.told(replace(spent, seconds=seconds))}{told}'

@@ -240,7 +240,7 @@ def show(name: str, config: Any, folder: Path, named: str, price: float | None, 
         for needed in plan.needed(fitted, folder):
             log.say(needed)
         out.mkdir(parents=True, exist_ok=True)
-        file = out / f'{name}-{target.name}'
+        file = out / f'{folder.name}-{target.name}'  # as a run's folder, of this config alone
         log.write_whole(file.with_suffix('.json'), log.to_json(_record(name, fitted, target, found, price)) + '\n')
         log.write_whole(file.with_suffix('.md'), written)
         log.say(f'kept in {file}.json and .md')

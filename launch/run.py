@@ -363,7 +363,7 @@ def _explain(flags: argparse.Namespace, asked: str) -> None:
                     log.entry('    ', line)
             return
         paths += [row[0] for row in rows]
-    raise config.Mistake(f'--explain={asked}: no such field; did you mean {config.nearest(asked, paths)}?')
+    raise config.Mistake(f'--explain={asked}: no such field; did you mean {config.nearest(asked, [*paths, *known])}?')
 
 
 def start_jax() -> None:
@@ -387,8 +387,11 @@ def dry_run(name: str, config: Any, text: str, folder: Path, shard: Shard | None
     from experiments import costs, plan
     from experiments.label import store_of
     from rlaif_jax import log
+    from rlaif_jax.config import same
+    from rlaif_jax.folder import check_folder
     from rlaif_jax.models.presets import downloading_nothing
 
+    check_folder(folder, text, same(config))
     log.say(text, whole=True)
     with downloading_nothing():
         plan.check(config, folder)

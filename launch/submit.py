@@ -28,7 +28,7 @@ from experiments import chips, plan  # noqa: E402
 from launch import run as launcher  # noqa: E402
 from rlaif_jax import log, paths  # noqa: E402
 from rlaif_jax.config import FILE, MOST, Mistake, bind, check_within, literal, nearest, parse_binding, same  # noqa: E402
-from rlaif_jax.folder import open_folder  # noqa: E402
+from rlaif_jax.folder import check_folder  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
 RUNTIMES = {  # of a TPU's chip: what its machines are started with
@@ -341,8 +341,7 @@ def jobs_of(flags: argparse.Namespace, arguments: list[str] | None) -> Jobs:
     run = launcher.read_flags(launcher.parser(), words)
     name, config, text = launcher.read_config(run)
     folder = launcher.default_folder(run, name, config, text) if flags.workdir is None else paths.typed(flags.workdir)
-    if (folder / 'config.gin').exists():
-        open_folder(folder, text, same(config))
+    check_folder(folder, text, same(config))
     whole = Task(tuple(words), folder, launcher.stages_of(flags, folder), config)
     typed = command('submit.py', sys.argv[1:] if arguments is None else arguments)
     if flags.shards is None:

@@ -42,7 +42,7 @@ from launch import submit, sweep_table  # noqa: E402
 from launch.sweep_table import SEED, Row  # noqa: E402
 from rlaif_jax import hosts, log, paths, stopping  # noqa: E402
 from rlaif_jax.config import Bindings, Mistake, help_text, over, parse, parse_binding, product, same, zipped  # noqa: E402
-from rlaif_jax.folder import finished, lock, open_folder, sharing  # noqa: E402
+from rlaif_jax.folder import check_folder, finished, lock, sharing  # noqa: E402
 
 RUN = ROOT / 'launch' / 'run.py'
 OUTPUT = 'output.log'  # in a point's folder: everything that its runs printed
@@ -166,7 +166,8 @@ def plan(flags: argparse.Namespace) -> tuple[Path, list[Point]]:
     sweeps = [named(experiment, flags.sweep, scale or 'micro')] if flags.sweep else []
     sweeps += [over(path, values) for path, values in lists]
     if not sweeps:
-        raise Mistake('nothing is swept; give --sweep=NAME, or a list such as --seed=[0,1,2]')
+        seeds = flags.seed if flags.seed and ',' in flags.seed else '0,1,2'
+        raise Mistake(f'nothing is swept; give --sweep=NAME, or a list such as --seed=[{seeds}]')
     sweep = (zipped if flags.zip else product)(*sweeps)
     if not sweep:
         raise Mistake(f'the sweep is empty: {flags.sweep or ", ".join(path for path, values in lists if not values)}')
@@ -246,7 +247,7 @@ def points(sweep: list[Bindings], always: Sequence[str], folder: Path, stages: P
         if here in found:
             raise Mistake(f'{here.name}: this point is there twice')
         if (here / 'config.gin').exists():
-            open_folder(here, text, same(config))
+            check_folder(here, text, same(config))
         found[here] = Point(bindings, (*always, *changes), here, config, text, stages)
     return list(found.values())
 

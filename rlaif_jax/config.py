@@ -135,7 +135,8 @@ def parse_binding(text: str, where: str = COMMAND_LINE) -> tuple[str, Any]:
     """Reads one `path=literal`, as on a command line: ('a.b', 'adamw') for 'a.b=adamw'. Raises Mistake for bad syntax."""
     match = _BINDING.fullmatch(text)
     if not match:
-        raise Mistake(f'{where}: {text.strip()!r} is not a binding; write path.to.field = value')
+        how = 'path.to.field=value, without spaces or in quotes' if where == COMMAND_LINE else 'path.to.field = value'
+        raise Mistake(f'{where}: {text.strip()!r} is not a binding; write {how}')
     path, literal = match[1], match[2].strip()
     try:
         return path, ast.literal_eval(_NamedFloats().visit(ast.parse(literal, mode='eval')))

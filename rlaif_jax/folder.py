@@ -83,13 +83,28 @@ def open_folder(
 
 
 def _open(folder: Path, config_text: str, same: Set[str], hope: str) -> None:
+    found = check_folder(folder, config_text, same, hope)
+    if found == []:
+        return
+    if found:
+        say(f'{folder}: goes on with {"; ".join(found)}')
     folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / 'config.gin', config_text)
+
+
+def check_folder(
+    folder: Path, config_text: str, same: Set[str] = frozenset(), hope: str = 'give another --workdir'
+) -> list[str] | None:
+    """How the config of the run that began there differs, in what may; None where none began. Raises `Mistake` as
+    `open_folder` does, and writes nothing.
+    """
     path = folder / 'config.gin'
+    if folder.exists() and not folder.is_dir():
+        raise Mistake(f'{folder} is a file, and a run leaves a folder; {hope}')
     if not path.exists():
         if found := [name for name in WRITTEN if os.path.lexists(folder / name)]:
             raise Mistake(f'{folder} holds {found[0]}, which no run wrote: there is no config.gin beside it; {hope}')
-        write_whole(path, config_text)
-        return
+        return None
     try:
         text = path.read_text(encoding='utf-8')
     except UnicodeDecodeError:
@@ -97,19 +112,19 @@ def _open(folder: Path, config_text: str, same: Set[str], hope: str) -> None:
     before, now = (dict(re.findall(f'^{CONTENT}(.*): (.*)$', said, re.MULTILINE)) for said in (text, config_text))
     if other := [name for name in now if before.get(name, now[name]) != now[name]]:
         raise Mistake(f'{folder} was made of other data: {other[0]} has changed since; {hope}, or delete it')
-    found = differences(text, config_text)
-    others = differences(anywhere(text), anywhere(config_text))
+    try:
+        found, others = differences(text, config_text), differences(anywhere(text), anywhere(config_text))
+    except Mistake as mistake:
+        raise Mistake(f'{path} is no config of a run ({mistake}); {hope}') from None
     if changed := [line for line in others if line.partition(':')[0] not in same]:
         shown = changed[:8] + [f'and {len(changed) - 8} more'] * (len(changed) > 8)
         lines = '\n  '.join([f'{folder} belongs to another config:', *shown])
         raise Mistake(f'{lines}\n{hope}, or delete it')
-    if found:
-        say(f'{folder}: goes on with {"; ".join(found)}')
-        write_whole(path, config_text)
     if finished(folder) is None:  # which would train first, and only then find that there is no place for the model
         for name in ('export', 'value'):
             if not (folder / name).is_symlink():  # to a stage, which looks for itself
                 paths.check_replaceable(folder / name)
+    return found
 
 
 def link(stage: Path, folder: Path) -> None:

@@ -162,7 +162,7 @@ def test_bad_syntax_names_file_and_line(text, words):
 
 
 def test_bad_syntax_on_the_command_line_says_so():
-    assert re.match("command line: 'reinforce.beta' .*path.to.field = value", message(parse_binding, 'reinforce.beta'))
+    assert re.match("command line: 'reinforce.beta' .*path.to.field=value", message(parse_binding, 'reinforce.beta'))
 
 
 # Bind

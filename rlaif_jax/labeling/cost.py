@@ -138,9 +138,9 @@ def predict(
 def earlier(store: Path, labeler: str, template: str) -> tuple[float | None, float | None, int, set[str]]:
     """What labels in a store say of new ones by the same labeler, asked the same: tokens of a rationale, seconds a token,
     and the devices that were at it; None where there are none; and their keys. Nothing is written, as to a store that is
-    opened.
+    opened. One or two batches, which have compiled, are no measure of speed.
     """
-    rationales, speeds, devices, keys = [], [], 0, set()
+    rationales, speeds, batches, devices, keys = [], [], set(), 0, set()
     paths = sorted(store.parent.glob(f'{store.stem}*{store.suffix}')) if store.parent.is_dir() else []
     for path in paths:
         with open(path, encoding='utf-8', errors='replace') as lines:
@@ -160,8 +160,9 @@ def earlier(store: Path, labeler: str, template: str) -> tuple[float | None, flo
                     rationales.append(row['written'] / len(row['rationales']))
                 if row.get('seconds') and row.get('tokens'):
                     speeds.append(row['seconds'] / (row['tokens'] + row.get('written', 0)))
+                    batches.add(row['seconds'])  # an equal share of its batch for each label
                     devices = row.get('devices', 0)
-    return mean(rationales) if rationales else None, median(speeds) if speeds else None, devices, keys
+    return mean(rationales) if rationales else None, median(speeds) if len(batches) > 2 else None, devices, keys
 
 
 # In words

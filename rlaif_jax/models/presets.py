@@ -156,7 +156,8 @@ def _downloaded(hub_id: str, wanted: Sequence[str]) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
     except errors.HFValidationError as error:
-        raise Mistake(f'{hub_id}: that is no name of a model on the hub ({error})') from None
+        server = f'; a server is http://{hub_id}' if re.match(r'[\w.-]+:\d+\b', hub_id) else ''
+        raise Mistake(f'{hub_id}: that is no name of a model on the hub ({error}){server}') from None
     except errors.LocalEntryNotFoundError:
         raise Absent(f'{hub_id}: not on this machine; a run downloads it') from None
     index = folder / 'model.safetensors.index.json'

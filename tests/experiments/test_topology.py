@@ -48,7 +48,7 @@ def test_a_plan_for_the_devices_at_hand_compiles_every_program(capsys, tmp_path)
     arguments = '--experiment=tldr_direct', '--topology=local', 'mesh.fsdp=2', *SMALL
     status, said, _ = show(capsys, tmp_path, *arguments)
     assert status == 0 and 'all stages fit' in said
-    kept = record(tmp_path, 'tldr_direct-micro-local')
+    kept = record(tmp_path, 'run-local')
     assert {(stage['stage'], one['program']) for stage in kept['stages'] for one in stage['programs']} == {
         ('sft', 'update'), ('reinforce by ratings', 'update'), ('reinforce by ratings', 'policy writes'),
         ('reinforce by ratings', 'labeler answers'), ('evaluation', 'policy writes'),
@@ -57,7 +57,7 @@ def test_a_plan_for_the_devices_at_hand_compiles_every_program(capsys, tmp_path)
         for one in stage['programs']:
             assert one['bytes'] > 2**20 and one['sent'].get('all-gather', 0) > 0, one['program']
     assert not (tmp_path / 'run' / 'config.gin').exists()
-    table = (tmp_path / 'run' / 'plans' / 'tldr_direct-micro-local.md').read_text(encoding='utf-8')
+    table = (tmp_path / 'run' / 'plans' / 'run-local.md').read_text(encoding='utf-8')
     assert table.count('\n|') >= 6 and 'reinforce by ratings' in table
 
 
@@ -65,7 +65,7 @@ def test_several_slices_side_by_side_and_what_a_run_costs(capsys, tmp_path):
     arguments = '--experiment=tldr_rlaif', '--scale=gemma2', '--topology=h100-8,a100-16', '--price=2'
     status, said, _ = show(capsys, tmp_path, *arguments)
     assert status == 0 and 'arithmetic' in said and 'h100-8: 8 chips' in said and 'a100-16: 16 chips, 2 hosts' in said
-    fast, slow = (record(tmp_path, f'tldr_rlaif-gemma2-{name}') for name in ('h100-8', 'a100-16'))
+    fast, slow = (record(tmp_path, f'run-{name}') for name in ('h100-8', 'a100-16'))
     assert 0 < fast['hours_bound'] and slow['chips'] == 16
     hours = fast['hours_bound']
     assert f'{hours / 0.6 * 8:.3g} to {hours / 0.3 * 8:.3g} chip-hours' in said
@@ -161,7 +161,7 @@ def test_a_program_is_compiled_for_a_tpu_that_is_not_here(capsys, tmp_path):
         capsys, tmp_path, *arguments, 'max_new_tokens=8', 'evaluation.prompts=8', 'evaluation.batch=8'
     )
     assert status == 0 and 'v5e-4: 4 chips, 2 x 2, 1 host' in said and 'libtpu' in said
-    kept = record(tmp_path, 'tldr_sft-micro-v5e-4')
+    kept = record(tmp_path, 'run-v5e-4')
     assert kept['usable_gib'] == 15.75
     for stage in kept['stages']:
         for one in stage['programs']:

@@ -14,7 +14,7 @@ from rlaif_jax.labeling.scoring import Answerer
 from rlaif_jax.labeling.store import Store
 from rlaif_jax.models import hf
 
-PLAIN = Config(technique='base_1shot', templates='micro', least_mass=0.0, batch=8, max_rationale=8)
+PLAIN = Config(technique='base_1shot', templates='micro', least_mass=0.0, batch=2, max_rationale=8)
 PAIRS = [Pair(Prompt(f'I lost {"my keys " * n}. TL;DR:', str(n)), f' {n} keys', ' no keys at all') for n in range(5)]
 
 
@@ -114,6 +114,10 @@ def test_what_a_run_took_is_known_to_whoever_finds_its_labels(labelled):
     before = store.read_bytes()
     rationale, speed, devices, keys = earlier(store, hf.fingerprint(name), digest)
     assert rationale is None and devices == 1 and speed * spent.read == pytest.approx(spent.seconds, rel=2)
+    rows = store.with_name('one').joinpath('labels.jsonl')
+    rows.parent.mkdir()
+    rows.write_text(''.join(store.read_text(encoding='utf-8').splitlines(keepends=True)[:2]), encoding='utf-8')
+    assert earlier(rows, hf.fingerprint(name), digest)[1] is None  # a batch or two have compiled
     assert keys == {*preference.keys_of(name, PLAIN, asked, PAIRS, 'float32')}
     assert (
         earlier(store, 'another', digest) == earlier(store.with_name('none.jsonl'), 'x', 'y') == (None, None, 0, set())

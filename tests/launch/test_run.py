@@ -612,6 +612,11 @@ def test_a_dry_run_says_everything_and_writes_nothing(command, tmp_path, capsys,
     ):  # fmt: skip
         assert said in printed, said
     assert not list(tmp_path.iterdir())
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.gin').write_text('hi', encoding='utf-8')
+    for folder, said in ((tmp_path / 'run', 'no config of a run'), (tmp_path / 'run' / 'config.gin', 'is a file')):
+        assert launcher.main([*command(folder), '--dry_run']) == 2
+        assert said in capsys.readouterr().err.replace('\n', ' ')
 
 
 @pytest.mark.parametrize('name, scale', EVERY)
