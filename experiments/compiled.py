@@ -56,7 +56,7 @@ class Found:
     sent: dict[str, float]  # bytes a call, by kind of collective, from or to each device
     seconds: float  # that compiling took
     fits: bool = True  # False: the compiler found no way
-    gathered: tuple[str, ...] = ()  # arrays that ought to be split, and are whole on a device at some time
+    whole: tuple[str, ...] = ()  # arrays that ought to be split, and are whole on a device at some time
 
     @classmethod
     def estimated(cls, program: Program) -> Found:
@@ -73,7 +73,7 @@ def compile(program: Program, kind: str) -> Found:
     if file and file.exists():
         try:
             kept = json.loads(file.read_text(encoding='utf-8'))
-            return Found(**kept | {'gathered': tuple(kept.get('gathered', ()))})
+            return Found(**kept | {'whole': tuple(kept.get('whole', ()))})
         except (ValueError, TypeError):
             pass  # of another version, or cut off: it is found again
     began = time.perf_counter()
@@ -98,8 +98,8 @@ def compile(program: Program, kind: str) -> Found:
         text = _text(compiled)
         if not text:
             log.say_once(f'{program.name}: its compiled text cannot be read here, so what devices send is not counted')
-        sent, large = collectives(text), gathered(text, program.split)
-        found = Found(of.argument_size_in_bytes + made, sent, time.perf_counter() - began, gathered=large)
+        seconds, whole = time.perf_counter() - began, gathered(text, program.split)
+        found = Found(of.argument_size_in_bytes + made, collectives(text), seconds, whole=whole)
     if file and paths.writable(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(log.to_json(asdict(found)), encoding='utf-8')
@@ -151,10 +151,13 @@ def collectives(text: str) -> dict[str, float]:
     return {kind: amount for kind, amount in sorted(out.items()) if amount}
 
 
-def gathered(text: str, split: Mapping[str, int]) -> tuple[str, ...]:
-    """Of arrays by name, with how many numbers each has in all, those that are whole somewhere in a compiled program."""
-    sizes = {math.prod(int(n) for n in shape.split(',')) for _, shape in set(_ARRAY.findall(text)) if shape}
-    return tuple(name for name, size in split.items() if size in sizes)
+def gathered(text: str, split: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Of arrays by name, with their shapes, those that are whole somewhere in a compiled program: as many numbers, with an
+    axis as long as the first one, that of layers. Other axes come in any order, and together.
+    """
+    shapes = {tuple(map(int, shape.split(','))) for _, shape in set(_ARRAY.findall(text)) if shape}
+    there = {(math.prod(shape), n) for shape in shapes for n in (*shape, 1)}
+    return tuple(name for name, shape in split.items() if (math.prod(shape), shape[0]) in there)
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -79,9 +79,7 @@ class Program:
     flops: float  # of its products in a call
     traffic: float  # bytes that a call moves between memory and chip, at least
     lower: Callable[[], jax.stages.Lowered]
-    split: Mapping[
-        str, int
-    ]  # arrays that are too large to be whole on a device of several, and how many numbers each has
+    split: Mapping[str, tuple[int, ...]]  # shapes of arrays that are too large to be whole on a device of several
 
     @property
     def need(self) -> int:
@@ -313,13 +311,13 @@ class _Stage:
         """The same with as many experts chosen as a token passes (`models.experts`)."""
         return cfg if self.platform == 'tpu' else replace(cfg, chosen=cfg.experts)
 
-    def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, int]:
-        """Matrices of all layers, where the mesh splits them, and the logits of every token of these rows."""
+    def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, tuple[int, ...]]:
+        """Matrices of all layers, where the mesh splits them, and the logits of every token of these rows: their shapes."""
         shapes, found = _shapes(cfg), {}
         for name, where in axes.shardings(shapes, self.mesh).items():
             if name in transformer.MATRICES and where.shard_shape(shapes[name].shape) != shapes[name].shape:
-                found[name] = shapes[name].size
-        return found | ({'logits_BTV': rows * length * cfg.vocab} if length and self.mesh.size > 1 else {})
+                found[name] = shapes[name].shape
+        return found | ({'logits_BTV': (1, rows, length, cfg.vocab)} if length and self.mesh.size > 1 else {})
 
     def _sizes(self, read: Read) -> transformer.Config:
         cfg = self.sizes[read.role]

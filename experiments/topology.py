@@ -298,7 +298,7 @@ def _tell(name: str, config: Any, target: Target, found: Sequence[Stage], price:
     if most:
         sent = ', '.join(f'{kind} {plan.gib(amount)}' for kind, amount in sorted(most.items(), key=lambda one: -one[1]))
         sentences.append(f'sent to each device, a step of every stage together: {sent}')
-    whole = {name: call.program.name for stage in found for call in stage.calls for name in call.found.gathered}
+    whole = {name: call.program.name for stage in found for call in stage.calls for name in call.found.whole}
     sentences += [
         f'{name} is whole on each device in {where}, where it ought to be split' for name, where in whole.items()
     ]
@@ -341,7 +341,7 @@ def _record(name: str, config: Any, target: Target, found: Sequence[Stage], pric
                     {
                         'program': call.program.name, 'calls': call.program.calls, 'bytes': call.need,
                         'bytes_estimated': call.program.need, 'fits': call.found.fits,
-                        'gathered': call.found.gathered, 'flops': call.program.flops,
+                        'whole': call.found.whole, 'flops': call.program.flops,
                         'traffic': call.program.traffic, 'sent': call.found.sent, 'seconds_bound': call.bounds,
                     }
                     for call in stage.calls

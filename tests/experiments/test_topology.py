@@ -166,7 +166,7 @@ def test_a_program_is_compiled_for_a_tpu_that_is_not_here(capsys, tmp_path):
     for stage in kept['stages']:
         for one in stage['programs']:
             assert (
-                one['gathered'] == []
+                one['whole'] == []
                 and one['fits']
                 and 2**20 < one['bytes'] < 2**29
                 and one['seconds_bound']['links'] > 0
