@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -84,9 +85,10 @@ class Slice:
     def devices(self) -> list[Any]:
         """JAX's devices of such a slice, for programs that are compiled and not run. No TPU is asked: none need be here.
 
-        None of GPUs, whose programs are compiled where there is one. Raises `Mistake` where libtpu is not installed.
+        None of GPUs, whose programs are compiled where there is one, and where libtpu is not installed. Raises `Mistake`
+        where that fails.
         """
-        if not self.chip.shapes:
+        if not self.chip.shapes or not find_spec('libtpu'):
             return []
         from jax.experimental import topologies
 
@@ -102,8 +104,8 @@ class Slice:
         except (ImportError, RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
             reason = str(error).partition('\n')[0][:200]
             raise Mistake(
-                f'--topology={self.name}: libtpu, which compiles for TPUs, is not here or fails ({reason}); '
-                "pip install 'rlaif_jax[tpu]' brings it, also where there is no TPU"
+                f'--topology={self.name}: libtpu, which compiles for TPUs, fails ({reason}); '
+                "pip install 'rlaif_jax[tpu]' brings one that goes with jax"
             ) from None
         return list(found.devices)
 

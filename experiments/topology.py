@@ -227,7 +227,10 @@ def show(name: str, config: Any, folder: Path, named: str, price: float | None, 
         fitted, changes = dividing(spread(config, target.count), target.count)
         plan.check(fitted, folder, target.mesh(fitted))
         if not target.devices:
-            log.say('programs for a GPU are compiled where there is one (--topology=local): this is arithmetic alone')
+            how = 'programs for a GPU are compiled where there is one (--topology=local)'
+            if target.chip and target.chip.shapes:
+                how = "pip install 'rlaif_jax[tpu]' brings the compiler for TPUs, also where there is none"
+            log.say(f'{how}; this is arithmetic alone')
         if changes:
             log.say(f'so that the mesh divides batches: {plan.spelled(changes)}')
         found, count = [], len(fitted.lines(folder))

@@ -72,6 +72,12 @@ def test_several_slices_side_by_side_and_what_a_run_costs(capsys, tmp_path):
     assert f'{hours / 0.6 * 16:,.0f} to {hours / 0.3 * 16:,.0f} at 2 a chip-hour' in said
 
 
+def test_a_slice_without_its_compiler_is_planned_by_arithmetic(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(topology.chips, 'find_spec', lambda name: None)
+    status, said, _ = show(capsys, tmp_path, '--experiment=tldr_direct', '--topology=v5e-4', 'mesh.fsdp=2', *SMALL)
+    assert status == 0 and 'brings the compiler' in said and 'chip-hours' in said
+
+
 def test_what_does_not_fit_is_said_with_a_setting_that_does(estimated, tmp_path):
     config = find('tldr_direct')(replace(SCALES['gemma2'], mesh=SCALES['gemma2'].mesh))
     config = bind(config, {'reinforce.parts': 1, 'reinforce.remat': False})
