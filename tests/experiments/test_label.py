@@ -336,7 +336,8 @@ def test_what_labels_cost_is_said_before_and_behind_in_the_result_and_on_the_pag
     files.write_rows(tmp_path / 'in.jsonl', rows)
     command = [
         '--experiment=label', f'--workdir={tmp_path / "run"}', f'labeler={labeler}', f'input={tmp_path / "in.jsonl"}',
-        f'output={tmp_path / "out.jsonl"}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=8', '--price=4',
+        f'output={tmp_path / "out.jsonl"}', 'technique=base_0shot', 'label.least_mass=0.0', 'label.batch=2',
+        'mesh.data=1', '--price=4',
     ]  # fmt: skip
     said = lambda: re.search(r'9 labels: (.+?) tokens read(.*)', capsys.readouterr().out)  # noqa: E731
     assert run(*command, '--dry_run') == 0 and not (tmp_path / 'run').exists()
