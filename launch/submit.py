@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -454,8 +455,14 @@ def elsewhere(config: Any) -> dict[str, str]:
     """The files that a config names and that are not on this machine, by field."""
     # `label` keeps labels by the row, so that its file may grow: it is not marked.
     names = [one.name for one in fields(config) if FILE.items() <= one.metadata.items() or one.name == 'input']
-    named = {name: getattr(config, name) for name in names}
-    return {name: value for name, value in named.items() if value and not paths.typed(value).exists()}
+    found = {}
+    for name in names:
+        if value := getattr(config, name):
+            with suppress(Mistake):  # such as a variable that is set where it runs
+                if paths.typed(value).exists():
+                    continue
+            found[name] = value
+    return found
 
 
 def say_lines(lines: Iterable[str]) -> None:

@@ -154,6 +154,8 @@ def test_skypilot_takes_it(case):
 def test_a_file_that_is_not_here_is_told_and_the_job_is_written(here, capsys):
     typed = ['--to=slurm', '--experiment=label', '--workdir=runs/one', 'input=pairs.jsonl']
     assert submit.main(typed) == 0 and 'input=pairs.jsonl is not here' in capsys.readouterr().out
+    assert submit.main([*typed[:2], '--workdir=runs/two', 'input="$ELSEWHERE/in.jsonl"']) == 0
+    assert 'in.jsonl is not here' in capsys.readouterr().out
     (here / 'pairs.jsonl').touch()
     assert submit.main(typed) == 0 and 'is not here' not in capsys.readouterr().out
 
