@@ -23,6 +23,9 @@ SHARED = (
 )  # real files that no one on this project wrote; tests that read them skip without
 
 
+pytest.register_assert_rewrite('chain')  # which asserts for tests of several hosts
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker('nightly') and 'RLAIF_NIGHTLY' not in os.environ:

@@ -26,15 +26,6 @@ ODD = [  # what one type of Parquet cannot hold
 ]
 
 
-def user(*contents):
-    """Turns of a dialogue, user and assistant in turn."""
-    return [{'role': ('user', 'assistant')[i % 2], 'content': content} for i, content in enumerate(contents)]
-
-
-def same(pair, **row):
-    assert trl.pair_of({**row, 'id': 'x'}, 'helpful', 'here') == pair
-
-
 def mistake(path, content, call=files.read_rows):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(Mistake) as caught:
