@@ -8,6 +8,7 @@ It is asked once: what it said is kept in the user's cache, by the text of the p
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -46,6 +47,7 @@ _CALLED = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(')
 _ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\]')
+READING = 2  # of a text; another number where another thing is read off it
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Found:
 def compile(program: Program, kind: str) -> Found:
     """Compile a program, or look up what was found before. `kind` tells devices apart that a program's text does not."""
     lowered = program.lower()
-    what = f'{jax.__version__} {compiler()} {kind} '.encode() + lowered.as_text().encode()
+    what = f'{READING} {jax.__version__} {compiler()} {kind} '.encode() + lowered.as_text().encode()
     cache = paths.cache()
     file = cache and cache / 'rlaif_jax' / 'compiled' / f'{hashlib.sha256(what).hexdigest()[:24]}.json'
     if file and file.exists():
@@ -152,12 +154,35 @@ def collectives(text: str) -> dict[str, float]:
 
 
 def gathered(text: str, split: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """Of arrays by name, with their shapes, those that are whole somewhere in a compiled program: as many numbers, with an
-    axis as long as the first one, that of layers. Other axes come in any order, and together.
+    """Of arrays by name, with their shapes, those that are whole somewhere in a compiled program: an array that has their
+    first axis, that of layers, and the others in any order, some of them together. As many numbers alone say nothing: a
+    layer of one matrix may have those of all layers of another, and so may a cache.
     """
-    shapes = {tuple(map(int, shape.split(','))) for _, shape in set(_ARRAY.findall(text)) if shape}
-    there = {(math.prod(shape), n) for shape in shapes for n in (*shape, 1)}
-    return tuple(name for name, shape in split.items() if (math.prod(shape), shape[0]) in there)
+    shapes = {tuple(int(n) for n in shape.split(',') if n != '1') for _, shape in set(_ARRAY.findall(text)) if shape}
+
+    def there(first: int, *others: int) -> bool:
+        wanted = math.prod(others)
+        found = (shape for shape in shapes if math.prod(shape) == first * wanted and (first in shape or first == 1))
+        return any(_made_of(_without(shape, first), others) for shape in found)
+
+    return tuple(name for name, shape in split.items() if there(*shape))
+
+
+def _made_of(shape: tuple[int, ...], axes: tuple[int, ...]) -> bool:
+    """Each axis of a shape is the product of some of `axes`, of which none is used twice."""
+    if not shape:
+        return True
+    some = (each for count in range(1, len(axes) + 1) for each in itertools.combinations(range(len(axes)), count))
+    return any(
+        _made_of(shape[1:], tuple(n for i, n in enumerate(axes) if i not in each))
+        for each in some
+        if math.prod(axes[i] for i in each) == shape[0]
+    )
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    at = shape.index(axis) if axis in shape else len(shape)
+    return shape[:at] + shape[at + 1 :]
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

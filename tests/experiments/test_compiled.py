@@ -94,9 +94,11 @@ def test_a_text_that_cannot_be_read_costs_no_compilation(tmp_path, monkeypatch, 
     assert 'not counted' in capsys.readouterr().out
 
 
-def test_an_array_that_is_whole_somewhere_is_named_and_no_layer_with_as_many_numbers():
+def test_an_array_that_is_whole_somewhere_is_named_and_no_other_with_as_many_numbers():
     split = {'a_LDF': (16, 8, 8), 'b_LDF': (15, 8, 8), 'c_LDF': (4, 16, 16), 'logits_BTV': (1, 2, 4, 16)}
     assert compiled.gathered(TEXT, split) == ('a_LDF', 'logits_BTV')
     split = {'key_LDKH': (16, 2048, 8, 64)}
     assert compiled.gathered('%up = f32[2048,8192]{1,0} all-gather(%x)', split) == ()
+    assert compiled.gathered('%cache = bf16[16,2,8,1024,64]{4,3,2,1,0} parameter(0)', split) == ()
     assert compiled.gathered('%key = bf16[2048,16,512]{2,1,0} all-gather(%x)', split) == ('key_LDKH',)
+    assert compiled.gathered('%key = bf16[16,64,1,16384]{3,2,1,0} all-gather(%x)', split) == ('key_LDKH',)
