@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlaif_jax import axes
 from rlaif_jax.axes import TABLE, constrain
 from rlaif_jax.models import experts
 from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Text, Window, attention, look_back
@@ -36,6 +37,9 @@ FAN_IN = {
     'down_LFD': 'F',
 }  # fmt: skip
 MATRICES = FAN_IN | experts.FAN_IN  # all of them
+# On a CPU as many layers stand one behind the other in a program: nothing is copied into a loop and out of it, which is a
+# fifth of a training step of two layers, and compiles no slower.
+UNROLLED = 8
 PRODUCTS = {*MATRICES, 'embed_VD', 'unembed_DV'}  # what enters products; all else is float32 always
 
 
@@ -241,7 +245,7 @@ def forward(
     read_BW: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """`Transformer(cfg)` as the pure function that every stage calls: `(hidden_BTD, cache)`. Layers that lie one by one
-    (`apart`) are computed one by one, without a scan.
+    (`apart`), and few on a CPU, are computed one by one, without a scan.
     """
     dtype, length = jnp.dtype(cfg.dtype), token_BT.shape[1]
     # Every device looks up its share of D for the rows of all; then rows change places. The table stays where it is.
@@ -271,13 +275,14 @@ def forward(
     def numbered(i: Any) -> tuple[Any, Params]:
         return i, {name: x[i] if isinstance(x, tuple) else jnp.asarray(x)[i] for name, x in layer.items()}
 
-    carry = x_BTD, cache
-    if isinstance(layer['query_LDNH'], tuple):
+    carry, few = (x_BTD, cache), cfg.layers <= UNROLLED and axes.platform() == 'cpu'
+    if isinstance(layer['query_LDNH'], tuple) or (few and read_BW is not None):
         for i in range(cfg.layers):
             carry, _ = body(carry, numbered(i), read_BW if i == cfg.layers - 1 else None)
     elif read_BW is None:
         body = jax.checkpoint(body) if cfg.remat else body
-        carry, _ = jax.lax.scan(body, carry, (jnp.arange(cfg.layers), jax.tree.map(jnp.asarray, layer)))
+        scanned = jnp.arange(cfg.layers), jax.tree.map(jnp.asarray, layer)
+        carry, _ = jax.lax.scan(body, carry, scanned, unroll=cfg.layers if few else 1)
     else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
         carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(cfg.layers - 1))
         carry, _ = body(carry, numbered(cfg.layers - 1), read_BW)
