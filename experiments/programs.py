@@ -246,10 +246,11 @@ class _Stage:
             given = self._place(state['policy']), self._place(self._start()), batch
         else:
             _, step = _step(how, cfg, self.mesh)
+            Q = reward_model.EACH if how.pack else 1
             batch = {
                 'token_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T), 'position_BT': row(jnp.int32, T),
-                'last_BC': row(jnp.int32, 2), 'preference_B': row(jnp.float32), 'weight_B': row(jnp.float32),
-                'full_B': row(bool),
+                'last_BQC': row(jnp.int32, Q, 2), 'preference_BQ': row(jnp.float32, Q),
+                'weight_BQ': row(jnp.float32, Q), 'full_BQ': row(bool, Q),
             }  # fmt: skip
             start = jax.eval_shape(partial(_scored, cfg=cfg), self._start())
             given = self._place(state['policy']), self._place(start), batch

@@ -25,6 +25,7 @@ ALPHABET: Mapping[str, str] = {
     'G': 'query heads per key-value head', 'H': 'head dim', 'F': 'ffn', 'V': 'vocab', 'C': 'candidate', 'O': 'order shown',
     'R': 'rating', 'J': 'sampled rationale', 'A': 'way to write an answer', 'M': 'token of a way',
     'W': 'node that ways share', 'P': 'slot of a shared prefix', 'X': 'rank of an adapter', 'E': 'expert',
+    'Q': 'pair in a row',
 }  # fmt: skip
 
 MESH_AXES = ('data', 'fsdp', 'tensor')

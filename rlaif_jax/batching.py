@@ -20,6 +20,25 @@ def padded(lengths: Sequence[int], bucket: int = BUCKET) -> int:
     return -(-max(lengths) // bucket) * bucket
 
 
+def together(lengths: Sequence[int], room: int, most: int, splits: int = 1, each: int | None = None) -> list[list[int]]:
+    """Which texts stand in which row: each where there is room for it, the longest first, `each` in a row at most. As many
+    rows as that takes, in whole units, so that there are few shapes to compile: an eighth of `most`, which is where each
+    text is alone, or what falls into `splits` equal parts.
+    """
+    unit = -(-most // 8 // splits) * splits
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = (row for row, free in enumerate(left) if free >= lengths[i] and (not each or len(rows[row]) < each))
+        row = next(fits, len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(room)
+        rows[row].append(i)
+        left[row] -= lengths[i]
+    return rows + [[]] * (min(-(-len(rows) // unit) * unit, most) - len(rows))
+
+
 def in_batches(
     lengths: Sequence[int], batch: int, mesh: Mesh, call: Callable[[list[int], int], Sequence[Any]]
 ) -> list[Any]:

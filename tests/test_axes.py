@@ -31,7 +31,7 @@ def test_a_name_ends_in_the_letters_of_its_axes():
     assert axes.letters('query_LDNH') == 'LDNH'
     assert axes.letters('key_bias_LKH') == 'LKH'
     assert axes.letters('BTV') == 'BTV'
-    for scalar in ('skipped', 'head_bias', '', 'x_DQ', 'D_x', 'logp_Bt'):
+    for scalar in ('skipped', 'head_bias', '', 'x_DU', 'D_x', 'logp_Bt'):
         assert axes.letters(scalar) == ''
 
 

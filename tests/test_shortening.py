@@ -178,7 +178,9 @@ def test_policy_reward_model_and_labeler_keep_the_same_of_a_prompt(tokenizer, ta
     responses = tokenizer.responses([text] * 2, ['so what', 'no'])
     batch = reward_model.make_batch(tokenizer, [Pair(Prompt(text, 'p'), 'so what', 'no', 1.0)], cfg)
     assert batch['token_BT'][0, : len(row) + 1 + len(responses[0])].tolist()[:-1] == row + responses[0]
-    assert (batch['until_BT'][0] == batch['until_BT'][0, 0])[: len(row) + 1].sum() == len(row) and batch['full_B'].all()
+    assert (batch['until_BT'][0] == batch['until_BT'][0, 0])[: len(row) + 1].sum() == len(row) and batch[
+        'full_BQ'
+    ].all()
 
     model = transformer.Config(vocab=1154, layers=1, width=8, heads=1, kv_heads=1, head_dim=8, ffn=8, max_length=512)
     seen = []

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, hosts, log
-from rlaif_jax.batching import in_batches, padded
+from rlaif_jax.batching import in_batches, padded, together
 from rlaif_jax.config import MOST, SAME, Mistake, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Pair
@@ -37,6 +37,7 @@ from rlaif_jax.text import Tokenizer, pad_right
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
+EACH = 4  # pairs that share a row at most: a row has a place for so many, filled or not
 Scorer = Callable[..., np.ndarray]  # (prompts, responses, ended_B=None) -> score_B; None: all responses are whole
 
 
@@ -49,6 +50,7 @@ class Config:
     parts: int = field(default=1, metadata=SAME)  # the batch goes through the device in this many parts
     # The backward pass computes each layer again: a third more time, far less memory.
     remat: bool = field(default=False, metadata=SAME)
+    pack: bool = field(default=True, metadata=SAME)  # short pairs share rows: less padding, the same step
     window: int = 1  # batches in a row that share out their pairs by length, to pad less; 1: pairs stay where they fall
     optimizer: training.Optimizer = field(default_factory=training.Optimizer)
     lora: lora.Config = field(default_factory=lora.Config)
@@ -101,8 +103,8 @@ def loss(score_C: jax.Array, preference: jax.Array) -> jax.Array:
 
 
 def scores(model: transformer.Config, params: dict[str, transformer.Params], batch: training.Batch) -> jax.Array:
-    """score_BC of both responses of each pair, in one forward: the prompt is computed once, the responses are branches
-    behind it, each at the positions it would have alone.
+    """score_BQC of both responses of each pair of each row, in one forward: the prompt is computed once, the responses are
+    branches behind it, each at the positions it would have alone.
 
     batch: what `make_batch` makes. Equal to two forwards of prompt and response up to rounding, at 1 / 1.8 of the cost
     where the prompt is 1024 tokens and a response 128.
@@ -111,10 +113,11 @@ def scores(model: transformer.Config, params: dict[str, transformer.Params], bat
     hidden_BTD, _ = transformer.forward(model, params['trunk'], batch['token_BT'], batch['position_BT'], sees)
     # Its gradient is split as it is: else along D, like the head, and the compiler replicates it in between.
     hidden_BTD = axes.constrain(hidden_BTD, 'BTD')
-    hidden_BCD = jnp.take_along_axis(hidden_BTD, batch['last_BC'][..., None], axis=1)
+    last_BQC = batch['last_BQC']
+    hidden_BWD = jnp.take_along_axis(hidden_BTD, last_BQC.reshape(len(last_BQC), -1)[..., None], axis=1)
     # A margin does not see the bias. What rounding leaves of its gradient, Adafactor would scale up to whole steps.
     head = params['head'] | {'head_bias': jax.lax.stop_gradient(params['head']['head_bias'])}
-    return heads.scalar(head, hidden_BCD)
+    return heads.scalar(head, hidden_BWD).reshape(last_BQC.shape)
 
 
 def batch_loss(
@@ -124,14 +127,14 @@ def batch_loss(
 
     A margin counts towards the response that the label prefers; a tie, of scores or of labels, is half a hit.
     """
-    score_BC, preference_B, weight_B = scores(model, params, batch), batch['preference_B'], batch['weight_B']
-    margin_B, side_B = score_BC[:, 0] - score_BC[:, 1], jnp.sign(preference_B - 0.5)
+    score_BQC, preference_BQ, weight_BQ = scores(model, params, batch), batch['preference_BQ'], batch['weight_BQ']
+    margin_BQ, side_BQ = score_BQC[..., 0] - score_BQC[..., 1], jnp.sign(preference_BQ - 0.5)
     sums = {
-        'count': weight_B.sum(),
-        'rewards/accuracies': jnp.sum(weight_B * (1 + jnp.sign(margin_B) * side_B) / 2),
-        'rewards/margins': jnp.sum(weight_B * margin_B * side_B),
+        'count': weight_BQ.sum(),
+        'rewards/accuracies': jnp.sum(weight_BQ * (1 + jnp.sign(margin_BQ) * side_BQ) / 2),
+        'rewards/margins': jnp.sum(weight_BQ * margin_BQ * side_BQ),
     }
-    return jnp.sum(weight_B * jax.vmap(loss)(score_BC, preference_B)), sums
+    return jnp.sum(weight_BQ * jax.vmap(jax.vmap(loss))(score_BQC, preference_BQ)), sums
 
 
 # The batch
@@ -204,37 +207,44 @@ def encode(
     return rows, *responses, shortened
 
 
-def make_batch(tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config) -> dict[str, np.ndarray]:
-    """Pairs as one batch, a row a pair: prompt, first response, second response, padding.
+def make_batch(
+    tokenizer: Tokenizer, pairs: Sequence[Pair], cfg: Config, splits: int | None = None
+) -> dict[str, np.ndarray]:
+    """Pairs as one batch: each is its prompt, the first response and the second, one behind the other, alone in its row
+    (splits None), or up to `EACH` in a row and as many rows as fall into `splits` equal parts.
 
-    token_BT, position_BT and until_BT (`attention.Sees`: two branches behind a stem); last_BC, the column of each
-    response's true last token, known from lengths and never looked for among tokens; preference_B and weight_B; full_B,
-    where a prompt was shortened or a response fills its room and so was cut, most likely.
+    token_BT, position_BT and until_BT (`attention.Sees`: two branches behind each stem); last_BQC, the column of each
+    response's true last token, known from lengths and never looked for among tokens; preference_BQ and weight_BQ, 0 too
+    where a row has no further pair; full_BQ, where a prompt was shortened or a response fills its room and so was cut, most
+    likely.
     """
-    prompts, firsts, seconds, shortened = encode(tokenizer, pairs, cfg)
-    tokens, until, position, last = [], [], [], []
-    for prompt, first, second in zip(prompts, firsts, seconds):
-        start, middle, end = len(prompt), len(prompt + first), len(prompt + first + second)
-        tokens.append(prompt + first + second)
-        until.append([end] * len(prompt) + [middle] * len(first) + [end] * len(second))
-        position.append([*range(middle), *range(start, start + len(second))])
-        last.append((middle - 1, end - 1))
-    length = padded([len(row) for row in tokens])
-    preference_B, weight_B = targets(pairs, cfg.soft)
+    encoded = [*zip(*encode(tokenizer, pairs, cfg), *targets(pairs, cfg.soft))]
+    sizes = [len(prompt) + len(first) + len(second) for prompt, first, second, *_ in encoded]
+    length = padded(sizes)
+    alone = splits is None
+    rows = [[i] for i in range(len(pairs))] if alone else together(sizes, length, len(pairs), splits, EACH)
+    B, Q = len(rows), 1 if alone else EACH
+    token_BT = np.full((B, length), tokenizer.pad, np.int32)
+    position_BT, until_BT = (np.zeros((B, length), np.int32) for _ in range(2))
+    last_BQC, full_BQ = np.zeros((B, Q, 2), np.int32), np.zeros((B, Q), bool)
+    preference_BQ, weight_BQ = np.full((B, Q), 0.5, np.float32), np.zeros((B, Q), np.float32)
+    for b, row in enumerate(rows):
+        end = 0
+        for q, i in enumerate(row):
+            prompt, first, second, shortened, preference, weight = encoded[i]
+            start, end = end, end + sizes[i]
+            behind, middle = start + len(prompt), end - len(second)
+            token_BT[b, start:end] = prompt + first + second
+            position_BT[b, start:end] = [*range(middle - start), *range(len(prompt), len(prompt) + len(second))]
+            until_BT[b, start:end] = end
+            until_BT[b, behind:middle] = middle
+            last_BQC[b, q] = middle - 1, end - 1
+            preference_BQ[b, q], weight_BQ[b, q] = preference, weight
+            full_BQ[b, q] = shortened or max(len(first), len(second)) == cfg.max_response
     return {
-        'token_BT': pad_right(tokens, length, tokenizer.pad)[0],
-        'position_BT': pad_right(position, length, 0)[0],
-        'until_BT': pad_right(until, length, 0)[0],
-        'last_BC': np.array(last, np.int32),
-        'preference_B': preference_B,
-        'weight_B': weight_B,
-        'full_B': np.array(
-            [
-                cut or max(len(first), len(second)) == cfg.max_response
-                for first, second, cut in zip(firsts, seconds, shortened)
-            ]
-        ),
-    }
+        'token_BT': token_BT, 'position_BT': position_BT, 'until_BT': until_BT, 'last_BQC': last_BQC,
+        'preference_BQ': preference_BQ, 'weight_BQ': weight_BQ, 'full_BQ': full_BQ,
+    }  # fmt: skip
 
 
 # Scoring and evaluation
@@ -370,6 +380,7 @@ def run(
     _with_pad(tokenizer)  # raises now what `save` would raise behind the first evaluation
     init, step = make_step(cfg, model, mesh)
     lengths = lambda pairs: [sum(map(len, row)) for row in zip(*encode(tokenizer, pairs, cfg)[:3])]  # noqa: E731
+    splits = cfg.parts * axes.shares(mesh) if cfg.pack else None
     pairs_at = loader.batches(pairs, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='reward_model.batch')
 
     usable = int(targets(pairs, cfg.soft)[1].sum())
@@ -403,9 +414,9 @@ def run(
     state = {'training': init(fresh.params), 'best': best}
     told = {'save_every': cfg.save_every, 'log_every': cfg.log_every, 'note': note}
     with jax.set_mesh(mesh), loop.opened('reward_model', folder, cfg.steps, state, **told) as steps:
-        for i, batch in steps.steps_left(lambda i: make_batch(tokenizer, pairs_at(i), cfg)):
+        for i, batch in steps.steps_left(lambda i: make_batch(tokenizer, pairs_at(i), cfg, splits)):
             state, numbers = step(steps.state['training'], fresh.params, hosts.to_mesh(batch, axes.rows(mesh)))
-            numbers |= {'without_label': np.sum(batch['weight_B'] == 0), 'full': np.sum(batch['full_B'])}
+            numbers |= {'without_label': cfg.batch - batch['weight_BQ'].sum(), 'full': batch['full_BQ'].sum()}
             done, best, shown = i + 1, steps.state['best'], {}
             if done % cfg.eval_every == 0 or done == cfg.steps:
                 trained = replace(fresh, config=model, params=training.whole(fresh.params, state['params']))

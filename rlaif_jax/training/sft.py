@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlaif_jax import axes, hosts
-from rlaif_jax.batching import padded
+from rlaif_jax.batching import padded, together
 from rlaif_jax.config import MOST, SAME, check_within
 from rlaif_jax.data import loader
 from rlaif_jax.data.records import Prompt
@@ -115,8 +115,7 @@ def batches(
     cfg: Config, tokenizer: Tokenizer, prompts: Sequence[Prompt], max_new_tokens: int, mesh: Mesh
 ) -> Callable[[int], training.Batch]:
     """`batch_at(step)` of prompts with their references, for `run`. Rows are padded to the next multiple of 32 tokens.
-    Packed rows come in whole units, an eighth of the batch or what the mesh divides, so that few shapes are compiled. A
-    reference of more than `max_new_tokens`, its end token among them, is cut and ends all the same.
+    A reference of more than `max_new_tokens`, its end token among them, is cut and ends all the same.
 
     Raises `Mistake` where there is not even one batch of them.
     """
@@ -131,14 +130,13 @@ def batches(
 
     packed = packs(cfg, mesh.devices.flat[0].platform)
     splits = cfg.parts * axes.shares(mesh)
-    unit = -(-cfg.batch // 8 // splits) * splits
     rows_at = loader.batches(prompts, cfg.batch, cfg.seed, window=cfg.window, lengths=lengths, name='sft.batch')
 
     def batch_at(step: int) -> training.Batch:
         before, after = encode(rows_at(step))
         sizes = [len(a) + len(b) - 1 for a, b in zip(before, after)]  # the last token is only foretold
         length = padded(sizes)
-        rows = together(sizes, length, unit, cfg.batch) if packed else None
+        rows = together(sizes, length, cfg.batch, splits) if packed else None
         return example_batch(before, after, length, tokenizer.pad, rows)
 
     return batch_at
@@ -147,22 +145,6 @@ def batches(
 def packs(cfg: Config, platform: str) -> bool:
     """Whether examples share rows on such devices."""
     return cfg.pack and platform != 'gpu'
-
-
-def together(lengths: Sequence[int], room: int, unit: int, most: int) -> list[list[int]]:
-    """Which texts stand in which row: each where there is room for it, the longest first. As many rows as that takes, in
-    whole `unit`s, so that there are few shapes to compile; `most`, where each is alone, at most.
-    """
-    rows: list[list[int]] = []
-    left: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, free in enumerate(left) if free >= lengths[i]), len(rows))
-        if row == len(rows):
-            rows.append([])
-            left.append(room)
-        rows[row].append(i)
-        left[row] -= lengths[i]
-    return rows + [[]] * (min(-(-len(rows) // unit) * unit, most) - len(rows))
 
 
 def example_batch(

@@ -382,7 +382,7 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
     import numpy as np
 
     from rlaif_jax import axes, generation, hosts
-    from rlaif_jax.batching import padded
+    from rlaif_jax.batching import padded, together
     from rlaif_jax.data.records import Pair, Prompt
     from rlaif_jax.text import Tokenizer
     from rlaif_jax.training import reinforce, reward_model, sft
@@ -411,9 +411,9 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
         before = [row[:n] for row, n in zip(plan['sft_rows'], plan['sft_before'])]
         after = [row[n:] for row, n in zip(plan['sft_rows'], plan['sft_before'])]
         sizes = [len(row) - 1 for row in plan['sft_rows']]
-        length, unit = padded(sizes), axes.shares(mesh)
-        together = sft.together(sizes, length, unit, len(sizes)) if sft.packs(how, axes.platform()) else None
-        batch = sft.example_batch(before, after, length, lm.tokenizer.pad, together)
+        length = padded(sizes)
+        shared = together(sizes, length, len(sizes), axes.shares(mesh)) if sft.packs(how, axes.platform()) else None
+        batch = sft.example_batch(before, after, length, lm.tokenizer.pad, shared)
         init, step = sft.make_step(how, lm.config, mesh)
         return training(init, step, lm.params, hosts.to_mesh(batch, axes.rows(mesh)), state)
 
@@ -423,7 +423,7 @@ def ours(plan: dict[str, Any], case: str, lm: Any, mesh: Any) -> Callable[[], An
             for i, (prompt, *responses) in enumerate(plan['pair_texts'])
         ]
         start = reward_model.from_lm(lm)
-        batch = reward_model.make_batch(lm.tokenizer, pairs, how)
+        batch = reward_model.make_batch(lm.tokenizer, pairs, how, axes.shares(mesh))
         init, step = reward_model.make_step(how, start.config, mesh)
         return training(init, step, start.params, hosts.to_mesh(batch, axes.rows(mesh)), state)
 

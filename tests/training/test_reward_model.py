@@ -77,7 +77,7 @@ def letters(params):
     return RewardModel(MODEL, params, Letters(), 'letters')
 
 
-score_batch = jax.jit(partial(reward_model.scores, MODEL))
+score_batch = jax.jit(lambda params, batch: reward_model.scores(MODEL, params, batch)[:, 0])  # of a pair a row
 gradients = jax.jit(partial(training.gradients, partial(reward_model.batch_loss, MODEL)))
 
 
@@ -135,13 +135,29 @@ def test_a_pair_without_a_preference_adds_nothing_whatever_it_says(params):
     grads = []
     for nothing in (Pair(Prompt('zz', ''), 'xxxx', '', None), Pair(Prompt('aa', ''), 'E', 'bE', math.nan)):
         batch = batch_of([nothing, *PAIRS[1:4], nothing, *PAIRS[5:]])
-        assert batch['weight_B'].tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
+        assert batch['weight_BQ'][:, 0].tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
         grads.append(gradients(params, batch))
     jax.tree.map(np.testing.assert_array_equal, *grads)
-    alone = [reward_model.loss(s, p) for s, p in zip(score_batch(params, batch_of()), batch_of()['preference_B'])]
+    alone = [
+        reward_model.loss(s, p) for s, p in zip(score_batch(params, batch_of()), batch_of()['preference_BQ'][:, 0])
+    ]
     assert grads[0][1]['loss'] == pytest.approx(np.mean([float(alone[b]) for b in (1, 2, 3, 5, 6, 7)]), rel=1e-5)
     none, metrics = gradients(params, batch_of([nothing] * 8))
     assert metrics['loss'] == 0 and all(np.all(g == 0) for g in jax.tree.leaves(none))
+
+
+@pytest.mark.parametrize('splits', [1, 2, 4])
+def test_pairs_that_share_rows_are_the_same_batch(params, splits):
+    """No pair sees another: gradient and figures are those of a row each, in fewer rows."""
+    pairs = [*PAIRS[:4], replace(PAIRS[4], preference=None), *PAIRS[5:]]
+    alone, shared = (make_batch(Letters(), pairs, CFG, parts) for parts in (None, splits))
+    rows, places = shared['weight_BQ'].shape
+    assert rows % splits == 0 and rows < len(pairs) and places == reward_model.EACH
+    held = [(batch['weight_BQ'].sum(), batch['full_BQ'].sum()) for batch in (alone, shared)]
+    assert held[0] == held[1] == (7, 3)
+    one, two = gradients(params, alone), gradients(params, shared)
+    assert one[1]['loss'] > 0.1
+    close(two, one, 2e-5)
 
 
 def test_labels_are_kept_or_rounded():
@@ -189,7 +205,7 @@ def test_texts_that_are_too_long_keep_what_matters():
     rows = reward_model.encode_responses(tokenizer, ['p'] * 5, ['abc', ' abc\n', 'abcd', 'abcde', ''], 6)
     assert rows[0] == rows[1] == [*tokenizer.encode([' abc'])[0], EOS]
     assert [len(row) for row in rows] == [5, 5, 6, 6, 1] and [row[-1] == EOS for row in rows] == [1, 1, 1, 0, 1]
-    assert batch_of()['full_B'].tolist() == [False, False, True, True, False, True, False, False]
+    assert batch_of()['full_BQ'][:, 0].tolist() == [False, False, True, True, False, True, False, False]
 
 
 def test_a_response_that_has_not_ended_has_no_end_token_however_short_its_text(micro_tokenizer):
@@ -221,7 +237,8 @@ def test_a_dialogue_is_read_in_its_chat_template_up_to_the_end_of_its_turn(micro
     )
     row = [*asked, turn, *first, turn, *second, turn]
     assert batch['token_BT'][0, : len(row)].tolist() == row
-    assert batch['token_BT'][0, batch['last_BC'][0]].tolist() == [turn, turn] and batch['last_BC'][0, 1] == len(row) - 1
+    last_C = batch['last_BQC'][0, 0]
+    assert batch['token_BT'][0, last_C].tolist() == [turn, turn] and last_C[1] == len(row) - 1
     (cut,), _ = reward_model.encode_prompts(chats, [text], 3)
     assert len(cut) == 3 and cut[1:] == [asked[-1], turn]
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from rlaif_jax import axes
+from rlaif_jax.batching import together
 from rlaif_jax.config import Mistake
 from rlaif_jax.models.transformer import Config
 from rlaif_jax.training import sft, state
@@ -217,7 +218,7 @@ def test_only_weighted_targets_are_learned(params, batch):
 def test_texts_that_share_rows_are_the_same_batch(params, batch):
     """Packed as tightly as it goes, no text sees another; gradient and loss are those of a row each."""
     sizes = [min(len(a) + len(b) - 1, LENGTH) for a, b in zip(PROMPTS, RESPONSES)]
-    rows = sft.together(sizes, LENGTH, 1, 8)
+    rows = together(sizes, LENGTH, 8)
     assert sorted(sum(rows, [])) == list(range(8)) and max(sum(sizes[i] for i in row) for row in rows) <= LENGTH
     assert -(-sum(sizes) // LENGTH) <= len(rows) < 8
     loss = jax.jit(jax.value_and_grad(partial(sft.loss, MODEL), has_aux=True))
@@ -225,7 +226,7 @@ def test_texts_that_share_rows_are_the_same_batch(params, batch):
     (found, counts), others = loss(params, sft.example_batch(PROMPTS, RESPONSES, LENGTH, PAD, rows))
     assert counts == sums and float(found) == pytest.approx(float(total), rel=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-4), others, grads)
-    assert [len(sft.together(sizes, LENGTH, unit, 8)) % unit for unit in (1, 2, 4, 8)] == [0] * 4
+    assert [len(together(sizes, LENGTH, 8, splits)) % splits for splits in (1, 2, 4, 8)] == [0] * 4
 
 
 def test_a_longer_batch_has_the_same_loss(params):
