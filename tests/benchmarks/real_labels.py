@@ -18,9 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-import real_weights
+sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import real_weights  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3] / 'shared/data'
 THRESHOLDS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
