@@ -240,6 +240,7 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
     from experiments.own import ROLES, real, suited
     from experiments.scales import scale
     from rlaif_jax.config import Mistake, bind, digest, dump, parse, parse_binding, refusal
+    from rlaif_jax.data.files import nearest_file
     from rlaif_jax.labeling.store import Shard
     from rlaif_jax.models.presets import downloading_nothing, downloads
     from rlaif_jax.paths import typed
@@ -252,7 +253,8 @@ def read_config(flags: argparse.Namespace) -> tuple[str, Any, str]:
         try:
             in_files |= parse(typed(file).read_text(encoding='utf-8-sig'), file)
         except OSError as error:
-            raise refusal(error, f'--bindings={file}: {error.strerror or error}') from None
+            near = nearest_file(typed(file), ['.gin']) if isinstance(error, FileNotFoundError) else ''
+            raise refusal(error, f'--bindings={file}: {error.strerror or error}{near}') from None
         except UnicodeDecodeError:
             raise Mistake(f'--bindings={file}: not a text file') from None
     typed = dict(parse_binding(text) for text in flags.binding)

@@ -479,7 +479,10 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
 
     csv = sweep_table.as_csv(rows)
     log.write_whole(folder / 'sweep.csv', csv)
-    chosen = sweep_table.choose(rows, figures)
+    try:
+        wrong, chosen = '', sweep_table.choose(rows, figures)
+    except Mistake as mistake:  # the points have cost hours: a wrong name costs no table
+        wrong, chosen = str(mistake), sweep_table.choose(rows)
     columns, cells = sweep_table.table(rows, chosen)
     about = ''.join(f': {word}' for word in sweep_table.common(chosen))
     simulated = any(numbers.get('simulated') for numbers in results.values())
@@ -493,7 +496,9 @@ def report(folder: Path, points: list[Point], failed: dict[str, list[str]], figu
     log.say(f'all figures, a line a point: {folder / "sweep.csv"}; to look at: {folder / pages.PAGE}')
     for name, lines in failed.items():
         log.error('\n  '.join([f'{name}: {lines[0]}; the end of {folder / name / OUTPUT}:', *lines[1:]]))
-    return 1 if failed else 0
+    if wrong:
+        log.error(wrong)
+    return 1 if failed else 2 if wrong else 0
 
 
 if __name__ == '__main__':

@@ -92,9 +92,9 @@ def read(path: Path | str) -> Rows:
     """
     path = typed(path)
     if not path.exists():
-        raise Mistake(f'{path}: no such file{_nearest_file(path)}')
+        raise Mistake(f'{path}: no such file{nearest_file(path)}')
     if path.is_dir():
-        raise Mistake(f'{path} is a folder{_nearest_file(path / path.name)}')
+        raise Mistake(f'{path} is a folder{nearest_file(path / path.name)}')
     suffix = _suffix(path, READABLE)
     if not path.is_file():  # what is in it can be read once only
         raise Mistake(f'{path} is a pipe or a device; save what comes out of it in a file')
@@ -288,12 +288,15 @@ def _suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
     return found[0]
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
+    """What an error says behind the name of a file that is not there: the most like it in its folder, else the first with
+    such a suffix, else nothing.
+    """
     folder = path.parent
     if not folder.is_dir():
         return f' (nor a folder {folder})'
     names = sorted(other.name for other in folder.iterdir() if other.is_file() and other.name[0] != '.')
-    near = difflib.get_close_matches(path.name, names, 1, 0.4) or [n for n in names if n.endswith(SUFFIXES)]
+    near = difflib.get_close_matches(path.name, names, 1, 0.4) or [n for n in names if n.endswith(tuple(suffixes))]
     return f'; did you mean {folder / near[0]}?' if near else ''
 
 

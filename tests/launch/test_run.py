@@ -416,6 +416,7 @@ def test_bad_input_is_named_with_the_nearest_right_thing_and_nothing_is_written(
         (['--experiment=tldr_sft', 'tldr_direct'], r"'tldr_direct' .*path\.to\.field=value"),
         (['--experiment=tldr_sft', '--bindings=/nowhere.gin'], '--bindings=/nowhere.gin: No such file'),
         (['--experiment=tldr_sft', '--bindings=.'], '--bindings=.: Is a directory'),
+        ([f'--bindings={GOLDEN}/tldr_sft-mikro.gin'], r'tldr_sft-micro\.gin\?'),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
