@@ -64,6 +64,7 @@ class Line:
     reads: tuple[Read, ...] = ()
     of: str = ''  # whose feedback it learns from, where stages of one name differ in it
     there: int | None = None  # rows to train on, of prompts a row each response; None where nobody counted
+    read: int = 0  # tokens of a row of SFT behind which the vocabulary is looked at; 0: all
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,11 @@ class _Stage:
         how = self.line.training
         if isinstance(how, reinforce.Config):
             return how.samples * how.max_new_tokens
-        return self.line.length if isinstance(how, sft.Config) else 0
+        return self._read_of_sft() if isinstance(how, sft.Config) else 0
+
+    def _read_of_sft(self) -> int:
+        line = self.line
+        return min(padded([line.read], sft.READ), line.length) if line.read else line.length
 
     def _lower_update(self) -> jax.stages.Lowered:
         how, T, cfg = self.line.training, self.line.length, self._model()
@@ -243,6 +248,7 @@ class _Stage:
             }  # fmt: skip
             packed = {'position_BT': row(jnp.int32, T), 'until_BT': row(jnp.int32, T)}
             batch |= packed if sft.packs(how, self.platform) else {'valid_BT': row(bool, T)}
+            batch |= {'read_BW': row(jnp.int32, self._read_of_sft())} if self.line.read else {}
             given = self._place(state['policy']), self._place(self._start()), batch
         else:
             _, step = _step(how, cfg, self.mesh)
@@ -266,7 +272,9 @@ class _Stage:
         weights = count(cfg) * word / self.tensor
         kept = 2 * cfg.layers * max(cfg.kv_heads // self.tensor, 1) * cfg.head_dim * word  # bytes of a slot
         T = read.prompt + read.tail * read.branches
-        layers = 2 * _layer_bytes(cfg) * word // self.tensor
+        # Layers that are not scanned are cut out of the stack, some of them ahead.
+        cut = 2 + (cfg.layers <= transformer.UNROLLED and self.platform in ('cpu', ''))
+        layers = cut * _layer_bytes(cfg) * word // self.tensor
         if read.does == 'writes':
             slots = read.prompt + read.tail
             logits = 3 * rows * cfg.vocab // self.tensor * WORD

@@ -80,7 +80,8 @@ class Supervised:
         if there is None and loader.find(self.source).task != 'summarization':
             raise Mistake(f'{self.source}: dialogues have no references for SFT to imitate; sft=None starts without')
         length = self.max_prompt + self.max_new_tokens
-        return [Line('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, there=there)]
+        told = {'there': there, 'read': self.max_new_tokens}
+        return [Line('sft', self.folder(root), self.sft.steps, {'policy': self.policy}, self.sft, length, **told)]
 
     def folder(self, root: Path) -> Path:
         return stage_folder(root, 'sft', self, loader.contents(self))

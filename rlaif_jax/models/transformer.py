@@ -282,7 +282,8 @@ def forward(
     elif read_BW is None:
         body = jax.checkpoint(body) if cfg.remat else body
         scanned = jnp.arange(cfg.layers), jax.tree.map(jnp.asarray, layer)
-        carry, _ = jax.lax.scan(body, carry, scanned, unroll=cfg.layers if few else 1)
+        # Outside of a loop the compiler keeps what was to be computed again.
+        carry, _ = jax.lax.scan(body, carry, scanned, unroll=cfg.layers if few and not cfg.remat else 1)
     else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
         carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(cfg.layers - 1))
         carry, _ = body(carry, numbered(cfg.layers - 1), read_BW)

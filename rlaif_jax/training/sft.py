@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,6 +29,8 @@ from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
+
+READ = 64  # slots whose logits exist at a time (`heads.token_logprob`): whole ones are read, so that shapes are few
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,19 @@ def loss(
 
     batch: token_BT, target_BT, weight_BT, and either valid_BT (a text a row) or position_BT and until_BT (`attention.Sees`:
     several texts in a row, or branches that share a stem). target_BT is what follows token_BT: that is not always the next
-    column.
+    column. Where `read_BW` says which slots have weight, the vocabulary is looked at behind no others; T stands for none.
     """
     several = 'until_BT' in batch
     seen = (batch['position_BT'], Sees(batch['until_BT'])) if several else transformer.causal(batch['valid_BT'])
     hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], *seen)
-    logp_BT, _ = token_logprob(model, params, hidden_BTD, batch['target_BT'])
-    weight_BT = batch['weight_BT']
-    return -(weight_BT * logp_BT).sum(), {'count': weight_BT.sum()}
+    target, weight = batch['target_BT'], batch['weight_BT']
+    hidden = axes.constrain(hidden_BTD, 'BTD')  # so its gradient is split as it is
+    if 'read_BW' in batch:
+        at = partial(jnp.take_along_axis, indices=batch['read_BW'], axis=1, mode='clip')
+        weight = jnp.where(batch['read_BW'] < weight.shape[1], at(weight), 0)
+        hidden, target = jnp.take_along_axis(hidden, batch['read_BW'][..., None], axis=1, mode='clip'), at(target)
+    logp, _ = token_logprob(model, params, hidden, target)
+    return -(weight * logp).sum(), {'count': weight.sum()}
 
 
 def make_step(cfg: Config, model: transformer.Config, mesh: Mesh) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -147,6 +155,13 @@ def packs(cfg: Config, platform: str) -> bool:
     return cfg.pack and platform != 'gpu'
 
 
+def slots(weight_BT: np.ndarray) -> np.ndarray:
+    """read_BW: at which slots of each row there is weight, in whole `READ`s if T has so many; behind them T, for none."""
+    T, some_BT = weight_BT.shape[1], weight_BT > 0
+    W = min(padded([int(some_BT.sum(axis=1).max(initial=1))], READ), T)
+    return np.sort(np.where(some_BT, np.arange(T, dtype=np.int32), np.int32(T)), axis=1)[:, :W]
+
+
 def example_batch(
     prompts: Sequence[list[int]],
     responses: Sequence[list[int]],
@@ -172,5 +187,5 @@ def example_batch(
             weight_BT[b, start + max(len(prompt) - 1, 0) : end] = 1.0
             position_BT[b, start:end], until_BT[b, start:end] = np.arange(end - start), end
             start = end
-    batch = {'token_BT': token_BT, 'target_BT': target_BT, 'weight_BT': weight_BT}
+    batch = {'token_BT': token_BT, 'target_BT': target_BT, 'weight_BT': weight_BT, 'read_BW': slots(weight_BT)}
     return batch | ({'valid_BT': until_BT > 0} if alone else {'position_BT': position_BT, 'until_BT': until_BT})

@@ -21,7 +21,7 @@ MODEL = replace(PRESETS['micro_xs'], layers=4)
 PROMPT, NEW = 96, 32
 COMMON = {'batch': 16, 'parts': 2}
 LINES = {
-    'sft': Line('sft', Path(), 10, {'policy': 'm'}, sft.Config(remat=True, **COMMON), PROMPT + NEW),
+    'sft': Line('sft', Path(), 10, {'policy': 'm'}, sft.Config(remat=True, **COMMON), PROMPT + NEW, read=NEW),
     'reward model': Line(
         'reward model', Path(), 10, {'policy': 'm'},
         reward_model.Config(max_prompt=PROMPT, max_response=NEW, **COMMON), PROMPT + 2 * NEW,
@@ -75,6 +75,7 @@ def test_a_program_is_the_one_that_a_run_calls():
     batch = {name: jnp.zeros((16, PROMPT + NEW), kind) for name, kind in (
         ('token_BT', jnp.int32), ('target_BT', jnp.int32), ('weight_BT', jnp.float32), ('position_BT', jnp.int32),
         ('until_BT', jnp.int32))}  # fmt: skip
+    batch['read_BW'] = jnp.zeros((16, min(sft.READ, PROMPT + NEW)), jnp.int32)
     batch = jax.device_put(batch, axes.rows(mesh))
     with jax.set_mesh(mesh):
         assert step.lower(init(params), params, batch).as_text() == program.lower().as_text()

@@ -196,7 +196,7 @@ def test_targets_are_what_follows(batch):
         assert weighted == row[max(len(prompt), 1) :]  # nothing predicts a first token
         assert batch['valid_BT'][b].sum() == n
     assert set(np.unique(batch['weight_BT'])) == {0.0, 1.0}
-    assert {x.shape for x in batch.values()} == {(len(PROMPTS), LENGTH)}
+    assert {x.shape for name, x in batch.items() if name != 'read_BW'} == {(len(PROMPTS), LENGTH)}
 
 
 def test_only_weighted_targets_are_learned(params, batch):
@@ -227,6 +227,21 @@ def test_texts_that_share_rows_are_the_same_batch(params, batch):
     assert counts == sums and float(found) == pytest.approx(float(total), rel=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-4), others, grads)
     assert [len(together(sizes, LENGTH, 8, splits)) % splits for splits in (1, 2, 4, 8)] == [0] * 4
+
+
+@pytest.mark.parametrize('rows', [None, [[0, 1], [2], [3, 4], [5, 6, 7]]], ids=['alone', 'shared'])
+def test_slots_without_weight_are_not_read_and_nothing_else_is_left_out(params, rows, monkeypatch):
+    monkeypatch.setattr(sft, 'READ', 4)
+    whole = sft.example_batch([row[:3] for row in PROMPTS], [row[:4] for row in RESPONSES], 24, PAD, rows)
+    read_BW = whole.pop('read_BW')
+    assert read_BW.shape[1] % 4 == 0 and read_BW.shape[1] < 24
+    for b, row_W in enumerate(read_BW):
+        assert row_W[row_W < 24].tolist() == np.flatnonzero(whole['weight_BT'][b]).tolist()
+    loss = jax.jit(jax.value_and_grad(partial(sft.loss, MODEL), has_aux=True))
+    (total, sums), grads = loss(params, whole)
+    (found, counts), others = loss(params, whole | {'read_BW': read_BW})
+    assert counts == sums and float(found) == pytest.approx(float(total), rel=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), others, grads)
 
 
 def test_a_longer_batch_has_the_same_loss(params):
