@@ -31,6 +31,8 @@ def main() -> int:
     )
     parser.add_argument('--pairs', type=int, default=64)
     parser.add_argument('--tolerance', type=float, default=2e-3)
+    asks = 'base_0shot', 'detailed_cot_0shot', 'ratings'
+    parser.add_argument('--ask', nargs='+', choices=asks, default=asks, help='what is asked (all)')
     flags = parser.parse_args()
 
     import numpy as np
@@ -53,8 +55,8 @@ def main() -> int:
     }
     rows, worst = [], 0.0
     with wire.counted():
-        for name, ask in asked.items():
-            found, seconds = [], []
+        for name in flags.ask:
+            ask, found, seconds = asked[name], [], []
             for lm in (here, there):
                 begun = time.monotonic()
                 found.append(ask(lm))
@@ -66,6 +68,7 @@ def main() -> int:
             ]
             worst = worst if 'cot' in name else float(np.max([worst, *apart]))
             rows.append([name, *(f'{x:.1e}' for x in apart), *(f'{flags.pairs / s:.3g}' for s in seconds)])
+            log.say(f'{name}: at most {apart[0]:.1e} apart')
     log.figures_table(flags.address, ['', 'apart', 'mass apart', 'here, a second', 'there, a second'], rows)
     return int(not worst <= flags.tolerance)  # for NaN too
 
