@@ -31,7 +31,6 @@ from rlaif_jax.training import reinforce, reward_model, sft
 from rlaif_jax.training import state as training
 
 WORD = 4  # bytes of a float32
-CHUNK = 64  # positions whose logits exist at a time (`heads.token_logprob`)
 AnyMesh = Mesh | AbstractMesh
 Sizes = Mapping[str, transformer.Config]  # of the models of a line, by role
 Training = sft.Config | reward_model.Config | reinforce.Config
@@ -186,7 +185,7 @@ class _Stage:
         saved = networks * cfg.layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
         layer = _layer_work(cfg, rows, T, self.tensor) * (1.4 if how.remat else 1)
         samples = getattr(how, 'samples', 1)
-        logits = 3 * rows * samples * min(read // samples, CHUNK) * cfg.vocab // self.tensor * WORD
+        logits = 3 * rows * samples * min(read // samples, heads.CHUNK) * cfg.vocab // self.tensor * WORD
         state = self.state()
         trained = self.bytes_of({name: one['params'] for name, one in state.items()})
         gradients = trained * (1 + (how.parts > 1))

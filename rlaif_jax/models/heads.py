@@ -12,6 +12,7 @@ from rlaif_jax.axes import HEAD, constrain
 from rlaif_jax.models.attention import Sees, soft_cap
 from rlaif_jax.models.transformer import Config, Params, forward
 
+CHUNK = 64  # positions whose logits exist at a time
 NEVER = -1e30  # the logit of a token that cannot be: finite, so that gradients and 0 · logit stay finite
 
 
@@ -35,7 +36,7 @@ def token_logprob(
     *,
     allowed_V: jax.Array | None = None,
     temperature: jax.Array | float = 1.0,
-    chunk: int = 64,
+    chunk: int = CHUNK,
 ) -> tuple[jax.Array, jax.Array]:
     """`(logp_BT, entropy_BT)` in nats: the log-probability of each target and the entropy of its distribution.
 

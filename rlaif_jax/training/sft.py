@@ -24,13 +24,13 @@ from rlaif_jax.data import loader
 from rlaif_jax.data.records import Prompt
 from rlaif_jax.models import hf, lora, transformer
 from rlaif_jax.models.attention import Sees
-from rlaif_jax.models.heads import token_logprob
+from rlaif_jax.models.heads import CHUNK, token_logprob
 from rlaif_jax.models.hf import LM
 from rlaif_jax.text import Tokenizer
 from rlaif_jax.training import loop
 from rlaif_jax.training import state as training
 
-READ = 64  # slots whose logits exist at a time (`heads.token_logprob`): whole ones are read, so that shapes are few
+READ = CHUNK  # slots are read in so many, which exist at a time anyway: few shapes
 
 
 @dataclass(frozen=True)

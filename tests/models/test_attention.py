@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlaif_jax import axes
 from rlaif_jax.models.attention import ALWAYS, Keys, Prefix, Sees, Window, attention, look_back
 
 
@@ -72,7 +73,8 @@ def test_of_a_whole_text_what_stands_later_is_left_out(T):
 @pytest.mark.parametrize('T', [1, 3])
 @pytest.mark.parametrize('how', [{}, {'scale': 0.7, 'cap': 1.5}], ids=['plain', 'capped'])
 @pytest.mark.parametrize('windowed', [False, True])
-def test_looking_back_is_its_formula(windowed, how, T):
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_looking_back_is_its_formula(platform, windowed, how, T, monkeypatch):
     """New tokens before what one row has for all, what a row has for two each, some of it padding, and their own."""
     rng = np.random.default_rng(3)
     B, P, S, R = 4, 3, 5, 6
@@ -85,7 +87,8 @@ def test_looking_back_is_its_formula(windowed, how, T):
     at = {'all': np.arange(P)[None], 'pair': P + np.cumsum(valid, 1) - 1}
     at['own'] = np.repeat(P + valid.sum(1), 2)[:, None] + np.arange(R)
     position = np.take_along_axis(at['own'], np.repeat(slot, B, 0), axis=1)
-    out = jax.jit(look_back)(
+    monkeypatch.setattr(axes, 'platform', lambda: platform)  # where the products are written otherwise
+    out = jax.jit(lambda *given, **how: look_back(*given, **how))(
         q,
         [
             Keys(k['all'], v['all'], None, at['all']),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlaif_jax import axes
-from rlaif_jax.models import heads
+from rlaif_jax.models import heads, transformer
 from rlaif_jax.models.attention import ALWAYS, Sees
 from rlaif_jax.models.transformer import Config, Rope, causal, forward, init, make_cache, rope
 
@@ -197,6 +197,25 @@ def test_rotary_positions_are_relative(params):
     """Hidden states depend on how far apart tokens are, not on where they stand."""
     position_BT, sees = causal(jnp.ones((B, T), bool))
     close(run(CFG, params, jnp.asarray(TOKEN), position_BT + 31, sees)[0], plain(CFG, params, TOKEN), 1e-4)
+
+
+@BOTH
+def test_layers_one_by_one_are_the_scan(random_params, cfg, monkeypatch):
+    """Which accelerators and deep models have: for hidden states, for some of them, and for gradients."""
+    params, token_BT, read_BW = random_params(cfg), jnp.asarray(TOKEN), jnp.full((B, 2), T - 2)
+    seen, found = causal(jnp.ones((B, T), bool)), []
+
+    def some(params):
+        return forward(cfg, params, token_BT, *seen, read_BW=read_BW)[0]
+
+    def loss(params):
+        return jnp.sum(jnp.sin(forward(cfg, params, token_BT, *seen)[0]))
+
+    for most in (transformer.UNROLLED, 0):
+        monkeypatch.setattr(transformer, 'UNROLLED', most)
+        assert ('scan[' in str(jax.make_jaxpr(lambda params: some(params))(params))) == (most == 0)
+        found.append((some(params), *jax.value_and_grad(loss)(params)))
+    jax.tree.map(lambda a, b: close(a, b, 1e-4), *found)
 
 
 def test_remat_keeps_only_what_enters_a_layer(params):
