@@ -182,7 +182,8 @@ class _Stage:
         rows = -(-all_rows // how.parts // self.shares)
         word = _word(cfg)
         read = self._read_of_update()  # positions behind which the vocabulary is looked at
-        saved = networks * cfg.layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
+        layers = self._layers(cfg, T, 2 if isinstance(how, reward_model.Config) else read)
+        saved = networks * layers * rows * T * (cfg.width if how.remat else _kept(cfg)) * word
         layer = _layer_work(cfg, rows, T, self.tensor) * (1.4 if how.remat else 1)
         samples = getattr(how, 'samples', 1)
         logits = 3 * rows * samples * min(read // samples, heads.CHUNK) * cfg.vocab // self.tensor * WORD
@@ -192,7 +193,7 @@ class _Stage:
         cast = trained // 2 if word == 2 and not how.lora.rank else 0
         working = int(saved + max(layer, logits) + gradients + cast + 2 * _layer_bytes(cfg) * word // self.tensor)
 
-        one = _forward(self._passed(cfg), T, T * T / 2, read) * all_rows
+        one = _forward(self._passed(cfg), T, T * T / 2, read, layers) * all_rows
         passes = (4 if how.remat else 3) * networks + (1 if isinstance(how, reinforce.Config) else 0)
         weights = count(cfg) * word / self.tensor
         moved = weights * how.parts * passes + 3 * resident['state']
@@ -272,7 +273,7 @@ class _Stage:
         kept = 2 * cfg.layers * max(cfg.kv_heads // self.tensor, 1) * cfg.head_dim * word  # bytes of a slot
         T = read.prompt + read.tail * read.branches
         # Layers that are not scanned are cut out of the stack, some of them ahead.
-        cut = 2 + (cfg.layers <= transformer.UNROLLED and self.platform in ('cpu', ''))
+        cut = 2 + transformer.unrolled(cfg, self.platform or 'cpu')
         layers = cut * _layer_bytes(cfg) * word // self.tensor
         if read.does == 'writes':
             slots = read.prompt + read.tail
@@ -318,6 +319,13 @@ class _Stage:
     def _passed(self, cfg: transformer.Config) -> transformer.Config:
         """The same with as many experts chosen as a token passes (`models.experts`)."""
         return cfg if self.platform == 'tpu' else replace(cfg, chosen=cfg.experts)
+
+    def _layers(self, cfg: transformer.Config, length: int, read: int) -> float:
+        """Layers that a token of an update passes. Of few, the last has keys and values of all, else what is read."""
+        if not transformer.unrolled(cfg, self.platform or 'cpu'):
+            return cfg.layers
+        keys = 2 * cfg.width * cfg.kv_heads * cfg.head_dim / _layer_bytes(cfg)
+        return cfg.layers - (1 - keys) * (1 - min(read, length) / length)
 
     def _split(self, cfg: transformer.Config, rows: int, length: int) -> dict[str, tuple[int, ...]]:
         """Matrices of all layers, where the mesh splits them, and the logits of every token of these rows: their shapes."""
@@ -458,9 +466,13 @@ def _layer_work(cfg: transformer.Config, rows: int, length: int, tensor: int, tr
     return rows * length * _kept(cfg, trained) * _word(cfg) + scores
 
 
-def _forward(cfg: transformer.Config, tokens: float, seen: float, logits: float) -> float:
-    """Operations of a forward over a row: `tokens` pass the layers, of their experts those chosen, queries see `seen` keys
-    in all, and `logits` positions get logits. A product of two matrices counts two for each number that it multiplies.
+def _forward(cfg: transformer.Config, tokens: float, seen: float, logits: float, layers: float | None = None) -> float:
+    """Operations of a forward over a row: `tokens` pass the `layers` (None: all), of their experts those chosen, queries
+    see `seen` keys in all, and `logits` positions get logits. A product of two matrices counts two for each number that
+    it multiplies.
     """
-    layers = cfg.layers * _layer_bytes(cfg) - (count(cfg) - touched(cfg))
-    return 2 * layers * tokens + 4 * cfg.layers * cfg.heads * cfg.head_dim * seen + 2 * cfg.vocab * cfg.width * logits
+    passed = (cfg.layers if layers is None else layers) / cfg.layers
+    params = cfg.layers * _layer_bytes(cfg) - (count(cfg) - touched(cfg))
+    return passed * (2 * params * tokens + 4 * cfg.layers * cfg.heads * cfg.head_dim * seen) + (
+        2 * cfg.vocab * cfg.width * logits
+    )

@@ -47,9 +47,10 @@ def test_a_value_network_costs_three_passes_more_and_padding_nothing():
         for name in ('leave_one_out', 'value')
     )
     assert beside / alone == pytest.approx(7 / 4)  # a pass of the reference, three of each network
-    lengths = (16, 48, 32)
-    each = [floors.update(CFG, sft.Config(batch=1), length)[0] for length in lengths]
-    assert floors.ragged(CFG, sft.Config(batch=64), lengths)[0] == pytest.approx(sum(each))
+    rows = (64, 0), (192, 64), (128, 128)
+    each = [floors.update(CFG, sft.Config(batch=1), *row)[0] for row in rows]
+    assert floors.ragged(CFG, sft.Config(batch=64), rows)[0] == pytest.approx(sum(each))
+    assert floors.update(CFG, sft.Config(batch=1), 192)[0] > each[1]  # all of them learned
 
 
 def test_zero_arguments_run_every_step_of_a_program():

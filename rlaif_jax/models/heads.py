@@ -87,5 +87,5 @@ def score(
     last_B: jax.Array,
 ) -> jax.Array:
     """The reward model, `{'trunk': …, 'head': …}`: score_B read at index `last_B`, the response's true last token."""
-    value_BT = value(cfg, params, token_BT, position_BT, sees)
-    return jnp.take_along_axis(value_BT, last_B[:, None], axis=1)[:, 0]
+    hidden_B1D, _ = forward(cfg, params['trunk'], token_BT, position_BT, sees, read_BW=last_B[:, None])
+    return scalar(params['head'], hidden_B1D[:, 0])

@@ -275,15 +275,14 @@ def forward(
     def numbered(i: Any) -> tuple[Any, Params]:
         return i, {name: x[i] if isinstance(x, tuple) else jnp.asarray(x)[i] for name, x in layer.items()}
 
-    carry, few = (x_BTD, cache), cfg.layers <= UNROLLED and axes.platform() == 'cpu'
-    if isinstance(layer['query_LDNH'], tuple) or (few and read_BW is not None):
+    carry = x_BTD, cache
+    if isinstance(layer['query_LDNH'], tuple) or (unrolled(cfg, axes.platform()) and read_BW is not None):
         for i in range(cfg.layers):
             carry, _ = body(carry, numbered(i), read_BW if i == cfg.layers - 1 else None)
     elif read_BW is None:
         body = jax.checkpoint(body) if cfg.remat else body
         scanned = jnp.arange(cfg.layers), jax.tree.map(jnp.asarray, layer)
-        # Outside of a loop the compiler keeps what was to be computed again.
-        carry, _ = jax.lax.scan(body, carry, scanned, unroll=cfg.layers if few and not cfg.remat else 1)
+        carry, _ = jax.lax.scan(body, carry, scanned, unroll=cfg.layers if unrolled(cfg, axes.platform()) else 1)
     else:  # no gradient comes this way: one through `numbered` would be as large as all layers, once a layer
         carry, _ = jax.lax.scan(lambda carry, i: body(carry, numbered(i)), carry, jnp.arange(cfg.layers - 1))
         carry, _ = body(carry, numbered(cfg.layers - 1), read_BW)
@@ -291,6 +290,27 @@ def forward(
     if cache is not None:
         cache = cache | {'length': cache['length'] + length}
     return norm(cfg, params, 'final_norm_D', x_BTD), cache
+
+
+def forward_at(
+    cfg: Config, params: Params, token_BT: jax.Array, position_BT: jax.Array, sees: Sees, read_BW: jax.Array
+) -> jax.Array:
+    """hidden_BWD of `forward` at the slots `read_BW`, through which gradients pass. A slot of T reads any.
+
+    Of few layers the last computes no others: of two layers with a token read of each text that is nearly a half of all.
+    A gradient through a scan of all layers but one would copy the parameters, for one layer of many.
+    """
+    if unrolled(cfg, axes.platform()):
+        return forward(cfg, params, token_BT, position_BT, sees, read_BW=read_BW)[0]
+    hidden_BTD, _ = forward(cfg, params, token_BT, position_BT, sees)
+    return picked(constrain(hidden_BTD, 'BTD'), read_BW)  # so that the gradient is split as the hidden states are
+
+
+def unrolled(cfg: Config, platform: str) -> bool:
+    """Whether layers are computed one by one, without a scan. Not where the backward pass computes them again: outside of a
+    loop the compiler keeps what was to be computed again.
+    """
+    return cfg.layers <= UNROLLED and platform == 'cpu' and not cfg.remat
 
 
 class Given(NamedTuple):
@@ -363,8 +383,8 @@ def mlp(cfg: Config, p: Params, h_BTD: jax.Array) -> jax.Array:
 
 
 def picked(x_BT: jax.Array, read_BW: jax.Array | None) -> jax.Array:
-    """Of the tokens along T those at `read_BW`, where it is given."""
-    return x_BT if read_BW is None else jax.vmap(lambda x_T, at_W: x_T[at_W])(x_BT, read_BW)
+    """Of the tokens along T those at `read_BW`, where it is given; the last one for those behind it."""
+    return x_BT if read_BW is None else jax.vmap(lambda x_T, at_W: x_T.at[at_W].get(mode='clip'))(x_BT, read_BW)
 
 
 def drawn(cfg: Config, name: str) -> tuple[nn.initializers.Initializer, tuple[int, ...]]:

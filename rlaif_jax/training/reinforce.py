@@ -140,10 +140,11 @@ def response_states(model: transformer.Config, params: transformer.Params, batch
     position_RP = jnp.maximum(jnp.cumsum(batch['valid_BT'], axis=1, dtype=jnp.int32) - 1, 0)
     position_RS = jnp.concatenate([position_RP, position_RP[:, -1:] + 1 + jnp.arange(C * T)[None] % T], axis=1)
     sees = (Text if C == 1 else Sees)(jnp.concatenate(until_RS, axis=1))
-    hidden_RSD, _ = transformer.forward(model, params, token_RS, position_RS, sees)
-    last_RCTD = jnp.broadcast_to(hidden_RSD[:, None, None, P - 1], (R, C, 1, hidden_RSD.shape[-1]))
-    own_RCTD = hidden_RSD[:, P:].reshape(R, C, T, -1)
-    return jnp.concatenate([last_RCTD, own_RCTD[:, :, :-1]], axis=2).reshape(B, T, -1)
+    before_S = (
+        jnp.arange(P - 1, P - 1 + C * T).at[::T].set(P - 1)
+    )  # where each token is chosen: first behind the prompt
+    read_RS = jnp.broadcast_to(before_S, (R, C * T))
+    return transformer.forward_at(model, params, token_RS, position_RS, sees, read_RS).reshape(B, T, -1)
 
 
 def response_logp(

@@ -109,12 +109,10 @@ def scores(model: transformer.Config, params: dict[str, transformer.Params], bat
     batch: what `make_batch` makes. Equal to two forwards of prompt and response up to rounding, at 1 / 1.8 of the cost
     where the prompt is 1024 tokens and a response 128.
     """
-    sees = Sees(batch['until_BT'])
-    hidden_BTD, _ = transformer.forward(model, params['trunk'], batch['token_BT'], batch['position_BT'], sees)
-    # Its gradient is split as it is: else along D, like the head, and the compiler replicates it in between.
-    hidden_BTD = axes.constrain(hidden_BTD, 'BTD')
     last_BQC = batch['last_BQC']
-    hidden_BWD = jnp.take_along_axis(hidden_BTD, last_BQC.reshape(len(last_BQC), -1)[..., None], axis=1)
+    read_BW = last_BQC.reshape(len(last_BQC), -1)
+    trunk, given = params['trunk'], (batch['token_BT'], batch['position_BT'], Sees(batch['until_BT']))
+    hidden_BWD = transformer.forward_at(model, trunk, *given, read_BW)
     # A margin does not see the bias. What rounding leaves of its gradient, Adafactor would scale up to whole steps.
     head = params['head'] | {'head_bias': jax.lax.stop_gradient(params['head']['head_bias'])}
     return heads.scalar(head, hidden_BWD).reshape(last_BQC.shape)

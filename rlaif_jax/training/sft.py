@@ -68,13 +68,14 @@ def loss(
     """
     several = 'until_BT' in batch
     seen = (batch['position_BT'], Sees(batch['until_BT'])) if several else transformer.causal(batch['valid_BT'])
-    hidden_BTD, _ = transformer.forward(model, params, batch['token_BT'], *seen)
-    target, weight = batch['target_BT'], batch['weight_BT']
-    hidden = axes.constrain(hidden_BTD, 'BTD')  # so its gradient is split as it is
+    given, target, weight = (model, params, batch['token_BT'], *seen), batch['target_BT'], batch['weight_BT']
     if 'read_BW' in batch:
-        at = partial(jnp.take_along_axis, indices=batch['read_BW'], axis=1, mode='clip')
-        weight = jnp.where(batch['read_BW'] < weight.shape[1], at(weight), 0)
-        hidden, target = jnp.take_along_axis(hidden, batch['read_BW'][..., None], axis=1, mode='clip'), at(target)
+        read_BW = batch['read_BW']
+        hidden = transformer.forward_at(*given, read_BW)
+        at = partial(jnp.take_along_axis, indices=read_BW, axis=1, mode='clip')
+        weight, target = jnp.where(read_BW < weight.shape[1], at(weight), 0), at(target)
+    else:
+        hidden = axes.constrain(transformer.forward(*given)[0], 'BTD')  # so its gradient is split as it is
     logp, _ = token_logprob(model, params, hidden, target)
     return -(weight * logp).sum(), {'count': weight.sum()}
 

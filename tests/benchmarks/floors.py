@@ -94,15 +94,15 @@ def rollouts(
     return (once.flops, once.traffic), (whole.flops - first.flops, whole.traffic - first.traffic)
 
 
-def update(cfg: transformer.Config, training: Training, length: int) -> tuple[float, float]:
-    """`(flops, bytes)` of a step of the optimizer on rows of `length` tokens."""
-    (program,) = programs(Line('', Path(), 1, training=training, length=length), {'policy': cfg}, alone())
+def update(cfg: transformer.Config, training: Training, length: int, read: int = 0) -> tuple[float, float]:
+    """`(flops, bytes)` of a step of the optimizer on rows of `length` tokens. SFT's learn `read` of them, 0: all."""
+    (program,) = programs(Line('', Path(), 1, training=training, length=length, read=read), {'policy': cfg}, alone())
     return program.flops, program.traffic
 
 
-def ragged(cfg: transformer.Config, training: Training, lengths: Sequence[int]) -> tuple[float, float]:
-    """`update` for rows of these lengths, none of them padded."""
-    each = [update(cfg, replace(training, batch=1, parts=1), length) for length in lengths]
+def ragged(cfg: transformer.Config, training: Training, rows: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """`update` for rows of these lengths, of which so many tokens are learned, none of them padded."""
+    each = [update(cfg, replace(training, batch=1, parts=1), *row) for row in rows]
     return sum(flops for flops, _ in each), statistics.mean(moved for _, moved in each)
 
 

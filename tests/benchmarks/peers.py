@@ -258,7 +258,7 @@ class Sides:
                 best.seconds(*part) for part in floors.rollouts(cfg, s.rollouts, s.prompt, s.new, samples_of(case))
             )
         if case.startswith('sft'):
-            return best.seconds(*floors.ragged(cfg, sft.Config(), s.rows))
+            return best.seconds(*floors.ragged(cfg, sft.Config(), [(n, n - n // 2) for n in s.rows]))
         if case == 'reward_model':
             return best.seconds(*floors.update(cfg, settings(s, case), s.prompt + 2 * s.answer))
         parts = [*floors.rollouts(cfg, s.rl, s.prompt, s.new, samples_of(case))]

@@ -201,7 +201,7 @@ def test_rotary_positions_are_relative(params):
 
 @BOTH
 def test_layers_one_by_one_are_the_scan(random_params, cfg, monkeypatch):
-    """Which accelerators and deep models have: for hidden states, for some of them, and for gradients."""
+    """Which accelerators and deep models have: for hidden states, for some of them, and for gradients through both."""
     params, token_BT, read_BW = random_params(cfg), jnp.asarray(TOKEN), jnp.full((B, 2), T - 2)
     seen, found = causal(jnp.ones((B, T), bool)), []
 
@@ -211,10 +211,13 @@ def test_layers_one_by_one_are_the_scan(random_params, cfg, monkeypatch):
     def loss(params):
         return jnp.sum(jnp.sin(forward(cfg, params, token_BT, *seen)[0]))
 
+    def loss_of_some(params):
+        return jnp.sum(jnp.sin(transformer.forward_at(cfg, params, token_BT, *seen, read_BW)))
+
     for most in (transformer.UNROLLED, 0):
         monkeypatch.setattr(transformer, 'UNROLLED', most)
         assert ('scan[' in str(jax.make_jaxpr(lambda params: some(params))(params))) == (most == 0)
-        found.append((some(params), *jax.value_and_grad(loss)(params)))
+        found.append((some(params), *(jax.value_and_grad(one)(params) for one in (loss, loss_of_some))))
     jax.tree.map(lambda a, b: close(a, b, 1e-4), *found)
 
 
