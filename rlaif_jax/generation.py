@@ -169,25 +169,31 @@ def draw(logit_BV: jax.Array, key: jax.Array, temperature: jax.Array | float) ->
     is one pass over the vocabulary, where Gumbel noise is a random number for each token of it.
     """
     B, V = logit_BV.shape
-    greedy = jnp.asarray(temperature) <= 0
-    top_B1 = jnp.max(logit_BV, axis=-1, keepdims=True)
-    weight_BV = jnp.exp(logit_BV - top_B1)
-    weight_BZY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    which_2B = jax.random.uniform(key, (2, B))
 
-    def found(weight_BZ: jax.Array, where_B: jax.Array) -> jax.Array:
-        """The first whose share, added to those before it, is above `where` in [0, 1). What has no weight is left out, as
-        sums are rounded.
-        """
-        sum_BZ = jnp.where(weight_BZ > 0, jnp.cumsum(weight_BZ, axis=-1), -1.0)
-        return jnp.argmax(sum_BZ > where_B[:, None] * sum_BZ.max(axis=-1, keepdims=True), axis=-1)
+    def largest(logit_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.argmax(logit_BV, axis=-1), jnp.zeros(B)
 
-    sum_BZ = weight_BZY.sum(axis=-1)
-    block_B = found(sum_BZ, which_2B[0])
-    weight_BY = jnp.take_along_axis(weight_BZY, block_B[:, None, None], axis=1)[:, 0]
-    token_B = jnp.where(greedy, jnp.argmax(logit_BV, axis=-1), block_B * BLOCK + found(weight_BY, which_2B[1]))
-    logp_B = jnp.take_along_axis(logit_BV - top_B1, token_B[:, None], axis=-1)[:, 0] - jnp.log(sum_BZ.sum(axis=-1))
-    return token_B, jnp.where(greedy, 0.0, logp_B)
+    def drawn(logit_BV: jax.Array) -> tuple[jax.Array, jax.Array]:
+        top_B1 = jnp.max(logit_BV, axis=-1, keepdims=True)
+        weight_BV = jnp.exp(logit_BV - top_B1)
+        weight_BZY = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
+        which_2B = jax.random.uniform(key, (2, B))
+
+        def found(weight_BZ: jax.Array, where_B: jax.Array) -> jax.Array:
+            """The first whose share, added to those before it, is above `where` in [0, 1). What has no weight is left out,
+            as sums are rounded.
+            """
+            sum_BZ = jnp.where(weight_BZ > 0, jnp.cumsum(weight_BZ, axis=-1), -1.0)
+            return jnp.argmax(sum_BZ > where_B[:, None] * sum_BZ.max(axis=-1, keepdims=True), axis=-1)
+
+        sum_BZ = weight_BZY.sum(axis=-1)
+        block_B = found(sum_BZ, which_2B[0])
+        weight_BY = jnp.take_along_axis(weight_BZY, block_B[:, None, None], axis=1)[:, 0]
+        token_B = block_B * BLOCK + found(weight_BY, which_2B[1])
+        logit_B = jnp.take_along_axis(logit_BV - top_B1, token_B[:, None], axis=-1)[:, 0]
+        return token_B, logit_B - jnp.log(sum_BZ.sum(axis=-1))
+
+    return jax.lax.cond(jnp.asarray(temperature) <= 0, largest, drawn, logit_BV)
 
 
 def generate(

@@ -1,12 +1,13 @@
 """Ours beside what people use today, transformers and TRL on torch: python tests/benchmarks/peers.py
 
-    --shape micro|135m|all --case rollouts sft … --repeats 5 --devices 2 --json peers.json
+    --shape micro|135m|all --case rollouts sft … --repeats 5 --devices 2 --one_by_one --json peers.json
 
 Both sides have the same random weights, a Llama that `hf.save` wrote, and inputs of as many tokens; they are processes
 that take turns, a step each, on all cores. The first step of each, which compiles, is not counted. A figure is the median
 of `--repeats` steps. Ours has the settings of its stages and one device a core, as its scales have; `--devices` says
-otherwise. The others run in float32, without recomputation, with as many threads as cores, each in the fastest of its
-settings, which are tried beforehand and printed.
+otherwise. Where memory is too small for both, `--one_by_one` lets one side end before the other begins. The others run
+in float32, without recomputation, with as many threads as cores, each in the fastest of its settings, which are tried
+beforehand and printed.
 
 rollouts      responses of full length, `generation.sample` beside `transformers.generate`; no token ends them
 rollouts4     the same with four responses to a prompt
@@ -37,6 +38,7 @@ import sys
 import tempfile
 import venv
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,7 @@ def main() -> int:
     parser.add_argument('--case', nargs='+', choices=(*CASES, 'all'), default=['all'], help='(all)')
     parser.add_argument('--repeats', type=int, default=5, help='timed steps of each side (%(default)s)')
     parser.add_argument('--devices', type=int, default=0, help='that ours makes of the cores (as its scale has)')
+    parser.add_argument('--one_by_one', action='store_true', help='all steps of theirs, then all of ours')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all figures there')
     parser.add_argument('--work', nargs=2, help=argparse.SUPPRESS)  # a process of ours: its plan, its case
     flags = parser.parse_args()
@@ -126,7 +129,9 @@ def main() -> int:
             )
             log.say(f'products: {rate} GFLOP/s; copied and read: {moved} GB/s; the best of them make the floor')
             for case in cases:
-                found['figures'].append({'shape': name, 'case': case} | sides.compare(case, flags.repeats))
+                found['figures'].append(
+                    {'shape': name, 'case': case} | sides.compare(case, flags.repeats, flags.one_by_one)
+                )
                 if flags.json:  # whatever happens next
                     log.write_whole(flags.json, json.dumps(found, indent=1))
             show(name, [one for one in found['figures'] if one['shape'] == name], flags.repeats)
@@ -198,19 +203,22 @@ class Sides:
         with self.ours('check') as ours, self.theirs('check', '') as theirs:
             return abs(ours.ask()['nll'] - theirs.ask()['nll'])
 
-    def compare(self, case: str, repeats: int) -> dict[str, Any]:
+    def compare(self, case: str, repeats: int, one_by_one: bool = False) -> dict[str, Any]:
         arm, tried = self.fastest(case)
-        seconds: dict[str, list[float]] = {'ours': [], 'theirs': []}
-        computed: dict[str, list[float]] = {'ours': [], 'theirs': []}
-        last, first = {}, {}
-        with self.ours(case, self.samples(case)) as ours, self.theirs(case, arm) as theirs:
-            for i in range(repeats + 1):
-                for side, worker in (('ours', ours), ('theirs', theirs)):
-                    last[side] = worker.ask()
-                    first.setdefault(side, last[side]['seconds'])
-                    if i:
-                        seconds[side].append(last[side]['seconds'] * self.scale(last[side]))
-                        computed[side].append(last[side]['computed'] * self.scale(last[side]))
+        starts = {'theirs': lambda: self.theirs(case, arm), 'ours': lambda: self.ours(case, self.samples(case))}
+        answers: dict[str, list[dict[str, float]]] = {side: [] for side in starts}
+        for turn in [[side] for side in starts] if one_by_one else [list(starts)]:
+            with ExitStack() as open_:
+                workers = {side: open_.enter_context(starts[side]()) for side in turn}
+                for _ in range(repeats + 1):
+                    for side, worker in workers.items():
+                        answers[side].append(worker.ask())
+        seconds, computed = (
+            {side: [each[what] * self.scale(each) for each in found[1:]] for side, found in answers.items()}
+            for what in ('seconds', 'computed')
+        )
+        first = {side: found[0]['seconds'] for side, found in answers.items()}
+        last = {side: found[-1] for side, found in answers.items()}
         sides = {
             side: {
                 'median': statistics.median(found), 'seconds': found, 'first': first[side], 'peak': last[side]['peak'],
