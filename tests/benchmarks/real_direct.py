@@ -25,6 +25,7 @@ import real_weights  # noqa: E402
 
 SAMPLES = 4  # shown
 NEW = 48  # tokens of a response
+MOST = 256  # of a prompt
 
 
 def main() -> int:
@@ -51,7 +52,7 @@ def main() -> int:
     began = time.monotonic()
     policy = rlaif_jax.reinforce(
         lm, train, reward, validation=held_out, folder=flags.keep / 'run', steps=flags.steps, batch=flags.batch,
-        samples=2, baseline='leave_one_out', max_prompt=256, max_new_tokens=NEW, lora={'rank': 16},
+        samples=2, baseline='leave_one_out', max_prompt=MOST, max_new_tokens=NEW, lora={'rank': 16},
         policy_optimizer={'name': 'adamw', 'learning_rate': flags.learning_rate}, eval_every=10, save_every=10,
         eval_prompts=flags.held_out,
     )  # fmt: skip
@@ -86,7 +87,7 @@ def fitted(lm: object, prompts: list) -> list:
     from rlaif_jax.data import loader
     from rlaif_jax.shortening import reads
 
-    return list(loader.fitted(prompts, reads(lm.tokenizer, 256)))
+    return list(loader.fitted(prompts, reads(lm.tokenizer, MOST)))
 
 
 def transformed(export: Path, policy: object, prompts: list) -> int:

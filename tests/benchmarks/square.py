@@ -1,0 +1,102 @@
+"""What attention takes of a TPU's memory, with its kernel and without, compiled for TPUs that are not here:
+python tests/benchmarks/square.py
+
+    --topology v5e-16 v5p-16 --tokens 1152 4096 --scale smollm2
+
+Two programs of `tldr_rlaif`: the update of REINFORCE, and the labeler's answers about pairs. Prompts are so long that a row
+has the tokens that are asked for. Memory is what the compiler plans besides arguments and results. `square` are the arrays
+of the compiled text with two axes of a whole row or several: what attention by a kernel must not have. Exits with status 1
+where a program with a kernel has one. Needs libtpu, `pip install -e '.[tpu]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from launch.run import begin_again  # noqa: E402
+
+NEW = 128  # tokens of a response
+PROGRAMS = ('reinforce', 'update'), ('label', 'labeler answers')
+ARRAY = re.compile(r'\b(?:f32|bf16|pred|s32)\[([\d,]+)\]')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--topology', nargs='+', default=['v5e-16', 'v5p-16'], help='(%(default)s)')
+    parser.add_argument('--tokens', nargs='+', type=int, default=[1152, 4096], help='of a row (%(default)s)')
+    parser.add_argument('--scale', default='smollm2', help='(%(default)s)')
+    flags = parser.parse_args()
+    import jax
+
+    from rlaif_jax import log
+
+    rows, wrong = [], False
+    for topology in flags.topology:
+        for tokens in flags.tokens:
+            for kernel in (True, False):
+                os.environ['RLAIF_ATTENTION'] = '' if kernel else 'xla'
+                jax.clear_caches()  # which computation attention is was decided when a function was traced
+                for name, program, lengths in found(topology, tokens, flags.scale):
+                    began = time.monotonic()
+                    compiled = program.lower().compile()
+                    memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
+                    squares, how = square(compiled.as_text(), lengths), 'kernel' if kernel else 'XLA'
+                    rows.append([topology, f'{name}: {program.name}', tokens, how, memory, ' '.join(squares) or 'none'])
+                    log.say(f'{topology}, {program.name}, {tokens} tokens, {how}: {time.monotonic() - began:.0f} s')
+                    wrong |= kernel and bool(squares)
+    columns = ['slice', 'program', 'tokens', 'attention', 'GiB', 'square']
+    log.figures_table(f'{flags.scale}: memory between arguments and results, a chip', columns, rows)
+    return int(wrong)
+
+
+def found(topology: str, tokens: int, scale: str) -> Iterator[tuple[str, Any, set[int]]]:
+    """The programs, as their plan has them, with the stage that calls each and the lengths of its rows."""
+    from experiments import plan, programs
+    from experiments.topology import Target, dividing, spread
+    from launch import run
+    from rlaif_jax.models.presets import downloading_nothing
+
+    sizes = [
+        f'reinforce.max_prompt={tokens - NEW}',
+        f'label.max_length={tokens}',
+        '--dry_run',
+        f'--topology={topology}',
+    ]
+    flags = run.read_flags(run.parser(), ['--experiment=tldr_rlaif', f'--scale={scale}', *sizes])
+    _, config, _ = run.read_config(flags)
+    target = Target.of(topology)
+    config, _ = dividing(spread(config, target.count), target.count)
+    mesh = target.mesh(config)
+    with downloading_nothing():
+        for line in config.lines(Path('none')):
+            models = plan.sizes_in(line, config)
+            if not models or None in models.values():
+                continue
+            lengths = {tokens} | {
+                read.prompt + read.tail * read.branches for read in line.reads if read.does == 'answers'
+            }
+            for program in programs.programs(line, models, mesh):
+                for stage, name in PROGRAMS:
+                    if name in program.name and (stage == line.name or stage == 'label'):
+                        yield line.name, program, lengths
+
+
+def square(text: str, lengths: set[int]) -> list[str]:
+    """Shapes in a program's text that have two axes of a row's length, or of several rows'."""
+    shapes = {tuple(map(int, one.split(','))) for one in ARRAY.findall(text)}
+    long = lambda n: any(n >= length and n % length == 0 for length in lengths)  # noqa: E731
+    return sorted(str(list(shape)).replace(' ', '') for shape in shapes if sum(map(long, shape)) > 1)
+
+
+if __name__ == '__main__':
+    begin_again()
+    sys.exit(main())
