@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from launch.run import begin_again  # noqa: E402
 
 NEW = 128  # tokens of a response
-PROGRAMS = ('reinforce', 'update'), ('label', 'labeler answers')
 ARRAY = re.compile(r'\b(?:f32|bf16|pred|s32)\[([\d,]+)\]')
 
 
@@ -65,29 +64,25 @@ def found(topology: str, tokens: int, scale: str) -> Iterator[tuple[str, Any, se
     from launch import run
     from rlaif_jax.models.presets import downloading_nothing
 
-    sizes = [
-        f'reinforce.max_prompt={tokens - NEW}',
-        f'label.max_length={tokens}',
-        '--dry_run',
-        f'--topology={topology}',
-    ]
-    flags = run.read_flags(run.parser(), ['--experiment=tldr_rlaif', f'--scale={scale}', *sizes])
-    _, config, _ = run.read_config(flags)
+    asked = ['--experiment=tldr_rlaif', f'--scale={scale}', '--dry_run', f'--topology={topology}']
+    prompts = [f'{stage}.max_prompt={tokens - NEW}' for stage in ('reward_model', 'reinforce')]
+    asked += [*prompts, f'label.max_length={tokens}']
+    _, config, _ = run.read_config(run.read_flags(run.parser(), asked))
     target = Target.of(topology)
     config, _ = dividing(spread(config, target.count), target.count)
-    mesh = target.mesh(config)
+    mesh, seen = target.mesh(config), set()
     with downloading_nothing():
         for line in config.lines(Path('none')):
             models = plan.sizes_in(line, config)
             if not models or None in models.values():
                 continue
-            lengths = {tokens} | {
-                read.prompt + read.tail * read.branches for read in line.reads if read.does == 'answers'
-            }
+            answers = [read for read in line.reads if read.does == 'answers']
+            lengths = {tokens} | {read.prompt + read.tail * read.branches for read in answers}
             for program in programs.programs(line, models, mesh):
-                for stage, name in PROGRAMS:
-                    if name in program.name and (stage == line.name or stage == 'label'):
-                        yield line.name, program, lengths
+                wanted = program.name == 'update' if line.name == 'reinforce' else program.name == 'labeler answers'
+                if wanted and program.name not in seen:  # several stages ask a labeler
+                    seen.add(program.name)
+                    yield line.name, program, lengths
 
 
 def square(text: str, lengths: set[int]) -> list[str]:
