@@ -120,7 +120,7 @@ def test_a_score_is_read_at_the_true_last_token(params):
 
     token_BT = rng.integers(0, CFG.vocab, (B, T))
     expected_B, value_BT = read(token_BT)
-    np.testing.assert_array_equal(expected_B, value_BT[np.arange(B), length_B - 1])
+    np.testing.assert_allclose(expected_B, value_BT[np.arange(B), length_B - 1], rtol=1e-6)  # another program
     np.testing.assert_array_equal(read(np.where(valid_BT, token_BT, 1))[0], expected_B)
     changed_BT = np.where(np.arange(T) == length_B[:, None] - 1, (token_BT + 1) % CFG.vocab, token_BT)
     assert np.all(np.abs(read(changed_BT)[0] - expected_B) > 1e-3)
