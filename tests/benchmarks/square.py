@@ -50,7 +50,8 @@ def main() -> int:
                     memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
                     squares, how = square(compiled.as_text(), lengths), 'kernel' if kernel else 'XLA'
                     rows.append([topology, f'{name}: {program.name}', tokens, how, memory, ' '.join(squares) or 'none'])
-                    log.say(f'{topology}, {program.name}, {tokens} tokens, {how}: {time.monotonic() - began:.0f} s')
+                    took = f'{time.monotonic() - began:.0f} s to compile'
+                    log.say(f'{topology}, {program.name}, {tokens} tokens, {how}: {memory:.2f} GiB, {took}')
                     wrong |= kernel and bool(squares)
     columns = ['slice', 'program', 'tokens', 'attention', 'GiB', 'square']
     log.figures_table(f'{flags.scale}: memory between arguments and results, a chip', columns, rows)
