@@ -140,9 +140,8 @@ def response_states(model: transformer.Config, params: transformer.Params, batch
     position_RP = jnp.maximum(jnp.cumsum(batch['valid_BT'], axis=1, dtype=jnp.int32) - 1, 0)
     position_RS = jnp.concatenate([position_RP, position_RP[:, -1:] + 1 + jnp.arange(C * T)[None] % T], axis=1)
     sees = (Text if C == 1 else Sees)(jnp.concatenate(until_RS, axis=1))
-    before_S = (
-        jnp.arange(P - 1, P - 1 + C * T).at[::T].set(P - 1)
-    )  # where each token is chosen: first behind the prompt
+    # A token is chosen where the one before it stands: the first of each response at the end of the prompt.
+    before_S = jnp.arange(P - 1, P - 1 + C * T).at[::T].set(P - 1)
     read_RS = jnp.broadcast_to(before_S, (R, C * T))
     return transformer.forward_at(model, params, token_RS, position_RS, sees, read_RS).reshape(B, T, -1)
 
