@@ -87,10 +87,11 @@ def found(topology: str, tokens: int, scale: str) -> Iterator[tuple[str, Any, se
 
 
 def square(text: str, lengths: set[int]) -> list[str]:
-    """Shapes in a program's text that have two axes of a row's length, or of several rows'."""
+    """Shapes in a program's text that have two axes of one row's length, or of several such rows'."""
     shapes = {tuple(map(int, one.split(','))) for one in ARRAY.findall(text)}
-    long = lambda n: any(n >= length and n % length == 0 for length in lengths)  # noqa: E731
-    return sorted(str(list(shape)).replace(' ', '') for shape in shapes if sum(map(long, shape)) > 1)
+    twice = lambda shape, length: sum(n >= length and n % length == 0 for n in shape) > 1  # noqa: E731
+    found = [shape for shape in shapes if any(twice(shape, length) for length in lengths)]
+    return sorted(str(list(shape)).replace(' ', '') for shape in found)
 
 
 if __name__ == '__main__':
